@@ -1,0 +1,424 @@
+"""StreamBroker: the hot path of a message's life in Redis: publish, delay, promote, read, and every way to settle.
+
+It knows keys, scripts and commands; it knows neither Celery nor what a task is. Inspection, replay and purge stand in
+``inspect``. Each method is one round trip and one atomic step unless its docstring says otherwise; none of them
+retries. Settling (ack, retry, reject, requeue, release) first checks that the entry is still pending for the
+consumer, so it is safe to send twice and never touches what another worker runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import keys, scripts
+from .connection import BlockingConnection, RedisClient
+from .exceptions import BrokerError, MessageError, QueueFull
+from .message import Message, encode_history, pack
+
+__all__ = ("Delivery", "Promotion", "Recovery", "StreamBroker", "StreamRef")
+
+#: Greatest pause in ms between re-deliveries of a message whose processes keep dying.
+MAX_BACKOFF_MS = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRef:
+    """One task stream: its queue, the index of its priority step, and its key."""
+
+    queue: str
+    step: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An entry that was handed to a consumer and is pending for it until it is settled."""
+
+    stream: StreamRef
+    entry_id: bytes
+    #: None when the entry is not a message (then ``fields`` and ``error`` say what it is).
+    message: Message | None
+    fields: tuple[bytes, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """What one look at the delayed sets did."""
+
+    moved: int
+    #: Members whose message was gone (deleted by someone else).
+    missing: int
+    #: Milliseconds until the next message is due; None when nothing is delayed.
+    next_due_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What one look for entries of dead consumers did."""
+
+    moved: int
+    #: Pending entries that had been deleted or trimmed by someone else.
+    vanished: int
+    #: Entries over the delivery limit, now pending for the caller, with the consumer that had them last.
+    exhausted: tuple[tuple[Delivery, str], ...]
+
+
+class StreamBroker:
+    """The streams of one Redis database under one key prefix."""
+
+    def __init__(
+        self, client: RedisClient, *, prefix: str = keys.DEFAULT_PREFIX, steps: tuple[int, ...] = keys.DEFAULT_STEPS
+    ) -> None:
+        self.client = client
+        self.prefix = prefix
+        self.steps = steps
+        self._known_queues: set[str] = set()
+
+    # -- names
+
+    def queue_keys(self, queue: str) -> keys.QueueKeys:
+        """Return the Redis keys of ``queue``."""
+        return keys.queue_keys(self.prefix, queue, self.steps)
+
+    def streams(self, queues: Iterable[str]) -> list[StreamRef]:
+        """Return the task streams of ``queues`` by priority first: all queues' step 0, then all queues' step 1 ..."""
+        names = list(queues)
+        return [
+            StreamRef(queue, step, self.queue_keys(queue).streams[step])
+            for step in range(len(self.steps))
+            for queue in names
+        ]
+
+    # -- publish
+
+    def publish(self, queue: str, message: Message, *, max_length: int | None = None) -> bytes:
+        """Append ``message`` to the stream of its priority step and return the entry id.
+
+        Raises:
+            QueueFull: the queue already holds ``max_length`` messages (waiting, pending and delayed together).
+        """
+        if queue not in self._known_queues:
+            self._introduce(queue)
+        names = self.queue_keys(queue)
+        key = names.streams[message.step]
+        if max_length is None:
+            entry_id = self.client.call("XADD", key, "*", *message.as_fields())
+        else:
+            entry_id = self.client.run(
+                scripts.PUBLISH,
+                [key, names.delayed, *names.streams],
+                [max_length, message.headers, message.properties, message.body],
+            )
+            if not entry_id:
+                raise QueueFull(f"Queue {queue!r} holds {max_length} messages (streams_max_length); nothing was stored.")
+        return bytes(entry_id)
+
+    def delay(self, queue: str, message: Message, *, due_ms: int, member: str, max_length: int | None = None) -> None:
+        """Store ``message`` until ``due_ms`` (milliseconds since the epoch, compared with Redis' clock).
+
+        The same ``member`` again replaces the message, which makes the publish of a retry idempotent.
+
+        Raises:
+            QueueFull: as in :meth:`publish`.
+        """
+        if queue not in self._known_queues:
+            self._introduce(queue)
+        names = self.queue_keys(queue)
+        stored = self.client.run(
+            scripts.DELAY,
+            [names.delayed, names.delayed_messages, names.wake, *(names.streams if max_length else ())],
+            [due_ms, member, pack(message), max_length or 0],
+        )
+        if not stored:
+            raise QueueFull(f"Queue {queue!r} holds {max_length} messages (streams_max_length); nothing was stored.")
+
+    def _introduce(self, queue: str) -> None:
+        self.client.call("SADD", keys.queues(self.prefix), queue)
+        self._known_queues.add(queue)
+
+    # -- consumer groups
+
+    def ensure_groups(self, queues: Iterable[str]) -> int:
+        """Create missing streams and groups (from the beginning, so that no waiting message is skipped).
+
+        Returns the number of groups created. One round trip; each group is created atomically.
+
+        Raises:
+            BrokerError: a key holds another type, or the command is not permitted.
+        """
+        names = list(queues)
+        commands: list[tuple[Any, ...]] = [
+            ("XGROUP", "CREATE", ref.key, keys.GROUP, "0", "MKSTREAM") for ref in self.streams(names)
+        ]
+        commands += [("SADD", keys.queues(self.prefix), queue) for queue in names]
+        created = 0
+        for reply in self.client.pipeline(commands) if commands else []:
+            if isinstance(reply, BrokerError):
+                if "BUSYGROUP" not in str(reply):
+                    raise reply
+            elif reply in (b"OK", "OK"):
+                created += 1
+        return created
+
+    def forget_consumer(self, queues: Iterable[str], consumer: str) -> int:
+        """Delete ``consumer`` from all groups where it holds nothing; returns from how many."""
+        return self._forget(queues, consumer, 0)
+
+    def forget_idle_consumers(self, queues: Iterable[str], *, idle_ms: int) -> int:
+        """Delete consumers that hold nothing and were not heard of for ``idle_ms``; returns how many."""
+        return self._forget(queues, "", idle_ms)
+
+    def _forget(self, queues: Iterable[str], consumer: str, idle_ms: int) -> int:
+        streams = [ref.key for ref in self.streams(queues)]
+        if not streams:
+            return 0
+        return int(self.client.run(scripts.FORGET, streams, [keys.GROUP, consumer, idle_ms]))
+
+    # -- read
+
+    @staticmethod
+    def read_command(streams: Sequence[StreamRef], consumer: str, *, count: int) -> tuple[Any, ...]:
+        """Return the command of a read that does not block, for a pipeline; see :meth:`parse_read`."""
+        return (scripts.READ, [ref.key for ref in streams], [keys.GROUP, consumer, count])
+
+    @staticmethod
+    def parse_read(streams: Sequence[StreamRef], reply: Any) -> list[Delivery]:
+        """Turn the reply to :meth:`read_command` into deliveries, highest priority first."""
+        found: list[Delivery] = []
+        for index, entries in reply or ():
+            ref = streams[index - 1]
+            found += [delivery(ref, entry_id, fields) for entry_id, fields in entries]
+        return found
+
+    def read(self, streams: Sequence[StreamRef], consumer: str, *, count: int) -> list[Delivery]:
+        """Read up to ``count`` new entries, highest priority first, without blocking."""
+        return self.parse_read(streams, self.client.run(*self.read_command(streams, consumer, count=count)))
+
+    @staticmethod
+    def send_blocking_read(
+        connection: BlockingConnection, streams: Sequence[StreamRef], consumer: str, *, block_ms: int
+    ) -> None:
+        """Ask for the next entry of any of ``streams``; the reply is taken with :meth:`receive_blocking_read`."""
+        names = [ref.key for ref in streams]
+        connection.send(
+            "XREADGROUP", "GROUP", keys.GROUP, consumer, "COUNT", 1, "BLOCK", block_ms, "STREAMS", *names, *">" * len(names)
+        )
+
+    @staticmethod
+    def receive_blocking_read(
+        connection: BlockingConnection, streams: Sequence[StreamRef], *, timeout: float
+    ) -> list[Delivery]:
+        """Take the reply of :meth:`send_blocking_read`, highest priority first; empty when the time was up.
+
+        Raises:
+            BrokerUnavailable: no reply within ``timeout`` seconds, or the stream was deleted meanwhile.
+        """
+        reply = connection.receive(timeout=timeout)
+        by_key = {ref.key.encode(): ref for ref in streams}
+        found = [
+            delivery(by_key[key], entry_id, fields) for key, entries in reply or () for entry_id, fields in entries
+        ]
+        if len(found) > 1:
+            found.sort(key=lambda item: item.stream.step)
+        return found
+
+    # -- settle
+
+    @staticmethod
+    def ack_command(consumer: str, entries: Sequence[tuple[StreamRef, bytes]]) -> tuple[Any, ...]:
+        """Return the command that acknowledges and deletes ``entries``; its reply lists ids that were not ours."""
+        return _by_stream(scripts.ACK, [keys.GROUP, consumer], entries)
+
+    def ack(self, consumer: str, entries: Sequence[tuple[StreamRef, bytes]]) -> list[bytes]:
+        """Acknowledge and delete ``entries``; returns the ids that ``consumer`` no longer owned (left alone)."""
+        if not entries:
+            return []
+        return list(self.client.run(*self.ack_command(consumer, entries)))
+
+    def release(self, consumer: str, entries: Sequence[tuple[StreamRef, bytes]]) -> int:
+        """Put un-started ``entries`` back for other consumers, with no delivery counted; returns how many."""
+        if not entries:
+            return 0
+        return int(self.client.run(*_by_stream(scripts.RELEASE, [keys.GROUP, consumer], entries)))
+
+    def release_all(self, streams: Sequence[StreamRef], consumer: str) -> int:
+        """Put back everything that is pending for ``consumer`` on ``streams``; returns how many."""
+        if not streams:
+            return 0
+        return int(self.client.run(scripts.RELEASE, [ref.key for ref in streams], [keys.GROUP, consumer]))
+
+    def requeue(
+        self,
+        consumer: str,
+        stream: StreamRef,
+        entry_id: bytes,
+        *,
+        history: dict[str, Any],
+        delay_ms: int = 0,
+    ) -> bool:
+        """Put one entry back with a new ``history``, after ``delay_ms``; returns whether it was still ours."""
+        names = self.queue_keys(stream.queue)
+        member = f"{history.get('first', entry_id.decode())}:{history.get('crashes', 0)}:{entry_id.decode()}"
+        return bool(
+            self.client.run(
+                scripts.REQUEUE,
+                [stream.key, names.delayed, names.delayed_messages, names.wake],
+                [keys.GROUP, consumer, entry_id, encode_history(history), delay_ms, member, stream.step],
+            )
+        )
+
+    def retry(
+        self,
+        consumer: str,
+        stream: StreamRef,
+        entry_id: bytes,
+        message: Message,
+        *,
+        queue: str,
+        due_ms: int = 0,
+        member: str = "",
+    ) -> bool:
+        """Acknowledge an entry and store ``message`` on ``queue`` in its place, in one atomic step.
+
+        ``due_ms`` is in milliseconds since the epoch, 0 for now. Returns False, with nothing stored, when the entry
+        was no longer ours.
+        """
+        names = self.queue_keys(queue)
+        return bool(
+            self.client.run(
+                scripts.RETRY,
+                [stream.key, names.streams[message.step], names.delayed, names.delayed_messages, names.wake],
+                [
+                    keys.GROUP,
+                    consumer,
+                    entry_id,
+                    due_ms,
+                    member,
+                    message.headers,
+                    message.properties,
+                    message.body,
+                    pack(message) if due_ms else b"",
+                ],
+            )
+        )
+
+    def reject(
+        self,
+        consumer: str,
+        stream: StreamRef,
+        entry_id: bytes,
+        *,
+        death: bytes,
+        max_length: int | None,
+        ttl: float | None,
+        message: Message | None = None,
+        now: float | None = None,
+    ) -> bytes | None:
+        """Move an entry to its queue's dead letters with ``death`` (JSON); returns the dead letter's id.
+
+        ``message`` is given only when the entry was acknowledged before it ran: then there is nothing to own.
+        ``ttl`` is in seconds. Returns None when the entry was no longer ours.
+        """
+        oldest = "" if ttl is None else str(max(int(((time.time() if now is None else now) - ttl) * 1000), 0))
+        args: list[Any] = [keys.GROUP, consumer, entry_id, death, max_length or 0, oldest]
+        if message is not None:
+            args += message.as_fields()
+        reply = self.client.run(scripts.REJECT, [stream.key, self.queue_keys(stream.queue).dead], args)
+        return bytes(reply) if reply else None
+
+    def fetch(self, stream: StreamRef, entry_id: bytes) -> Delivery | None:
+        """Read one entry again by its id; None when it is gone."""
+        entries = self.client.call("XRANGE", stream.key, entry_id, entry_id)
+        return delivery(stream, *entries[0]) if entries else None
+
+    # -- services
+
+    def extend(self, held: Sequence[tuple[StreamRef, str, bytes]]) -> list[bytes]:
+        """Heartbeat for ``(stream, consumer, entry id)``; returns the ids that their consumer no longer owns."""
+        if not held:
+            return []
+        order: dict[str, int] = {}
+        args: list[Any] = [keys.GROUP]
+        for ref, consumer, entry_id in held:
+            args += [order.setdefault(ref.key, len(order) + 1), consumer, entry_id]
+        return list(self.client.run(scripts.EXTEND, list(order), args))
+
+    def promote(self, queues: Sequence[str], *, limit: int = 500) -> Promotion:
+        """Move due messages of ``queues`` to their streams, at most ``limit`` in this step."""
+        if not queues:
+            return Promotion(0, 0, None)
+        names: list[str] = []
+        for queue in queues:
+            known = self.queue_keys(queue)
+            names += [known.delayed, known.delayed_messages, *known.streams]
+        moved, missing, wait = self.client.run(scripts.PROMOTE, names, [len(self.steps), limit])
+        return Promotion(moved, missing, None if wait < 0 else int(wait))
+
+    def recover(
+        self,
+        queue: str,
+        consumer: str,
+        *,
+        idle_ms: int,
+        turn_ms: int,
+        delivery_limit: int,
+        limit: int = 100,
+    ) -> Recovery:
+        """Put back what consumers held that gave no heartbeat for ``idle_ms``, at most ``limit`` entries.
+
+        One caller looks per ``turn_ms``, whoever comes first. Entries that reach ``delivery_limit`` crashes become
+        pending for ``consumer``, which must dead-letter them.
+        """
+        names = self.queue_keys(queue)
+        moved, vanished, exhausted = self.client.run(
+            scripts.RECOVER,
+            [names.delayed, names.delayed_messages, names.wake, names.claims, *names.streams],
+            [keys.GROUP, consumer, idle_ms, limit, turn_ms, delivery_limit, MAX_BACKOFF_MS],
+        )
+        return Recovery(
+            moved,
+            vanished,
+            tuple(
+                (delivery(StreamRef(queue, step, names.streams[step]), entry_id, fields), holder.decode())
+                for step, entry_id, fields, holder in exhausted
+            ),
+        )
+
+    # -- revoked ids, for workers that start later
+
+    def revoke(self, task_ids: Iterable[str], *, expires_at: float) -> None:
+        """Remember revoked task ids until ``expires_at`` (seconds since the epoch)."""
+        pairs: list[Any] = []
+        for task_id in task_ids:
+            pairs += [expires_at, task_id]
+        if pairs:
+            key = keys.revoked(self.prefix)
+            self.client.pipeline([("ZADD", key, *pairs), ("ZREMRANGEBYSCORE", key, "-inf", time.time())])
+
+    def revoked(self, *, limit: int = 50_000) -> list[str]:
+        """Return the revoked task ids that are not forgotten yet, the newest ``limit``."""
+        found = self.client.call(
+            "ZREVRANGEBYSCORE", keys.revoked(self.prefix), "+inf", time.time(), "LIMIT", 0, limit
+        )
+        return [task_id.decode() for task_id in found]
+
+
+def delivery(stream: StreamRef, entry_id: bytes, fields: list[bytes] | None) -> Delivery:
+    """Build a Delivery; an entry that is not a message keeps its raw fields and the reason."""
+    try:
+        return Delivery(stream, entry_id, Message.from_fields(fields or [], step=stream.step))
+    except MessageError as exc:
+        return Delivery(stream, entry_id, None, tuple(fields or ()), str(exc))
+
+
+def _by_stream(
+    script: scripts.Script, args: list[Any], entries: Sequence[tuple[StreamRef, bytes]]
+) -> tuple[scripts.Script, list[str], list[Any]]:
+    order: dict[str, int] = {}
+    for ref, entry_id in entries:
+        args += [order.setdefault(ref.key, len(order) + 1), entry_id]
+    return script, list(order), args

@@ -1,0 +1,343 @@
+"""StreamsConf: the ``streams_*`` settings, read from ``app.conf`` and the environment, checked once.
+
+It decides nothing about messages and opens no connection. ``streams_enabled`` is the exception to "once": it is the
+switch, so :func:`is_enabled` reads it at each publish.
+
+Sources, strongest first: the environment variable ``CELERY_STREAMS_X``; ``app.conf.streams_x`` (in Django
+``CELERY_STREAMS_X`` with ``namespace="CELERY"``); the default. Settings are read with a default rather than added
+with ``app.add_defaults``: on Celery 5.7 the latter shadows namespaced user settings.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+from kombu.utils.imports import symbol_by_name
+
+from . import keys
+from .exceptions import ConfigurationError
+
+__all__ = ("ENV_PREFIX", "SETTINGS", "Alerts", "QueueChoice", "StreamsConf", "is_enabled")
+
+#: Environment variables of this form override the settings.
+ENV_PREFIX = "CELERY_STREAMS_"
+
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off", ""}
+
+
+@dataclass(frozen=True, slots=True)
+class Alerts:
+    """Thresholds (``streams_alerts``) from which the status says warning or critical; None switches one off."""
+
+    #: Messages that wait, per queue.
+    backlog_warning: int | None = 1_000
+    backlog_critical: int | None = 10_000
+    #: Age of the oldest message that waits, in seconds.
+    age_warning: float | None = 60.0
+    age_critical: float | None = 600.0
+    #: Dead letters, per queue.
+    dead_warning: int | None = 1
+    dead_critical: int | None = 100
+    #: Messages that are being run or held by consumers, per queue.
+    pending_warning: int | None = 1_000
+    pending_critical: int | None = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class QueueChoice:
+    """Which queues are on streams: exact names, shell patterns, and shares for a canary."""
+
+    patterns: tuple[str, ...] = ("*",)
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, value: Any) -> QueueChoice:
+        """Read ``streams_queues``: a name, names (comma separated in the environment), or name -> share.
+
+        Raises:
+            ConfigurationError: the value is none of these, or a share lies outside 0.0 to 1.0.
+        """
+        if isinstance(value, str):
+            text = value.strip()
+            if text.startswith("{"):
+                try:
+                    value = json.loads(text)
+                except ValueError as exc:
+                    raise ConfigurationError(f"streams_queues is not valid JSON: {exc}") from exc
+            else:
+                value = [part.strip() for part in text.split(",") if part.strip()]
+        if isinstance(value, Mapping):
+            shares: dict[str, float] = {}
+            for name, share in value.items():
+                try:
+                    shares[str(name)] = float(share)
+                except (TypeError, ValueError):
+                    raise ConfigurationError(
+                        f"streams_queues: the share of queue {name!r} must be a number from 0.0 to 1.0, got {share!r}"
+                    ) from None
+                if not 0.0 <= shares[str(name)] <= 1.0:
+                    raise ConfigurationError(
+                        f"streams_queues: the share of queue {name!r} must lie between 0.0 and 1.0, got {share!r}"
+                    )
+            return cls(patterns=tuple(shares), shares=shares)
+        if isinstance(value, Iterable) and not isinstance(value, bytes):
+            patterns = tuple(value)
+            for name in patterns:
+                if not isinstance(name, str) or not name:
+                    raise ConfigurationError(f"streams_queues must hold queue names, got {name!r}")
+            return cls(patterns=patterns)
+        raise ConfigurationError(
+            f"streams_queues must be a name, a list of names or patterns, or a mapping of name to share, got {value!r}"
+        )
+
+    def matches(self, queue: str) -> bool:
+        """Return whether any share of ``queue`` is on streams."""
+        return self.share(queue) > 0.0
+
+    def share(self, queue: str) -> float:
+        """Return the share (0.0 to 1.0) of ``queue`` that is published to its stream."""
+        if self.shares and queue in self.shares:
+            return self.shares[queue]
+        for pattern in self.patterns:
+            if pattern == queue or fnmatchcase(queue, pattern):
+                return self.shares.get(pattern, 1.0)
+        return 0.0
+
+    def draw(self, queue: str, *, chance: Callable[[], float] = random.random) -> bool:
+        """Return whether this one message of ``queue`` goes to the stream."""
+        share = self.share(queue)
+        return share >= 1.0 or (share > 0.0 and chance() < share)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamsConf:
+    """The settings of one app; see DEFAULTS in MIGRATION.md for the user's table."""
+
+    #: Redis of the streams; None is the broker's.
+    url: str | None = None
+    queues: QueueChoice = field(default_factory=QueueChoice)
+    key_prefix: str = keys.DEFAULT_PREFIX
+    #: Seconds an entry may go without a heartbeat before another worker claims it.
+    visibility_timeout: float = 15.0
+    #: Acknowledge after the task ran; False honours each task's own ``acks_late``.
+    acks_late: bool = True
+    #: Deliveries that ended in a crash before the message is dead-lettered.
+    delivery_limit: int = 5
+    #: Dead-letter tasks that failed for good.
+    dead_letter_failures: bool = True
+    dead_letter_max_length: int | None = 10_000
+    #: Seconds a dead letter is kept; None keeps it for ever.
+    dead_letter_ttl: float | None = 30 * 86_400.0
+    #: Messages a queue may hold before publishing raises QueueFull; None is no bound.
+    max_length: int | None = None
+    #: Seconds a message for an unknown task is put back before it is dead-lettered.
+    unknown_task_ttl: float = 600.0
+    #: ``worker`` (Celery's meaning) or ``global`` (the sum over all workers).
+    rate_limit_scope: str = "worker"
+    alerts: Alerts = field(default_factory=Alerts)
+    #: ``priority_steps`` of ``broker_transport_options``.
+    priority_steps: tuple[int, ...] = keys.DEFAULT_STEPS
+
+    @classmethod
+    def from_app_conf(cls, conf: Mapping[str, Any], *, environ: Mapping[str, str] = os.environ) -> StreamsConf:
+        """Read and check all settings.
+
+        Raises:
+            ConfigurationError: a value is out of range, or a name is unknown (the nearest known one is suggested).
+        """
+        _check_names(conf, environ)
+        values: dict[str, Any] = {}
+        for name, convert in _CONVERTERS.items():
+            raw = environ.get(ENV_PREFIX + name.upper())
+            if raw is None:
+                raw = _read(conf, "streams_" + name)
+                if raw is None and not _is_set(conf, "streams_" + name):
+                    continue
+            values[name] = convert("streams_" + name, raw)
+        options = conf.get("broker_transport_options") or {}
+        steps = options.get("priority_steps")
+        if steps:
+            values["priority_steps"] = tuple(sorted(int(step) for step in steps))
+        prefix = options.get("global_keyprefix")
+        if prefix:
+            values["key_prefix"] = f"{prefix}{values.get('key_prefix', keys.DEFAULT_PREFIX)}"
+        return cls(**values)
+
+    def queue_keys(self, queue: str) -> keys.QueueKeys:
+        """Return the Redis keys of ``queue``."""
+        return keys.queue_keys(self.key_prefix, queue, self.priority_steps)
+
+
+def is_enabled(conf: Mapping[str, Any], *, environ: Mapping[str, str] = os.environ) -> bool:
+    """Return the switch as it stands now (``streams_enabled``: a boolean, a callable or its dotted path).
+
+    Raises:
+        ConfigurationError: the value is none of these.
+    """
+    raw: Any = environ.get("CELERY_STREAMS_ENABLED")
+    if raw is None:
+        raw = conf.get("streams_enabled", False)
+    return _switch(raw)
+
+
+def _switch(raw: Any) -> bool:
+    if raw is True or raw is False:
+        return raw
+    if callable(raw):
+        return bool(raw())
+    if raw is None:
+        return False
+    if isinstance(raw, str):
+        word = raw.strip().lower()
+        if word in _TRUE:
+            return True
+        if word in _FALSE:
+            return False
+        if "." in word or ":" in word:
+            try:
+                return bool(symbol_by_name(raw.strip())())
+            except (ImportError, AttributeError, TypeError) as exc:
+                raise ConfigurationError(f"streams_enabled names {raw!r}, which cannot be called: {exc}") from exc
+    elif isinstance(raw, int):
+        return bool(raw)
+    raise ConfigurationError(f"streams_enabled must be True, False, a callable or its dotted path, got {raw!r}")
+
+
+# -- converters: one function for each kind of value ------------------------------------------------------------------
+
+
+def _text(name: str, raw: Any) -> str | None:
+    if raw is None or raw == "":
+        return None
+    if not isinstance(raw, str):
+        raise ConfigurationError(f"{name} must be a string, got {raw!r}")
+    return raw
+
+
+def _prefix(name: str, raw: Any) -> str:
+    text = _text(name, raw)
+    if not text or "{" in text or "}" in text:
+        raise ConfigurationError(f"{name} must be a non-empty string without braces, got {raw!r}")
+    return text
+
+
+def _boolean(name: str, raw: Any) -> bool:
+    if isinstance(raw, str):
+        word = raw.strip().lower()
+        if word in _TRUE:
+            return True
+        if word in _FALSE:
+            return False
+    elif isinstance(raw, (bool, int)):
+        return bool(raw)
+    raise ConfigurationError(f"{name} must be True or False, got {raw!r}")
+
+
+def _number(name: str, raw: Any, kind: Callable[[Any], Any], least: float) -> Any:
+    try:
+        value = kind(raw)
+    except (TypeError, ValueError):
+        raise ConfigurationError(f"{name} must be a number, got {raw!r}") from None
+    if value < least:
+        raise ConfigurationError(f"{name} must be at least {least:g}, got {raw!r}")
+    return value
+
+
+def _seconds(name: str, raw: Any) -> Any:
+    return _number(name, getattr(raw, "total_seconds", lambda: raw)(), float, 0.0)
+
+
+def _visibility(name: str, raw: Any) -> Any:
+    return _number(name, getattr(raw, "total_seconds", lambda: raw)(), float, 1.0)
+
+
+def _optional_seconds(name: str, raw: Any) -> Any:
+    return None if raw in (None, "") else _seconds(name, raw)
+
+
+def _count(name: str, raw: Any) -> Any:
+    return _number(name, raw, int, 1)
+
+
+def _optional_count(name: str, raw: Any) -> Any:
+    return None if raw in (None, "") else _count(name, raw)
+
+
+def _scope(name: str, raw: Any) -> str:
+    if raw not in ("worker", "global"):
+        raise ConfigurationError(f"{name} must be 'worker' or 'global', got {raw!r}")
+    return str(raw)
+
+
+def _choice(name: str, raw: Any) -> QueueChoice:
+    return QueueChoice.parse(raw)
+
+
+def _alerts(name: str, raw: Any) -> Alerts:
+    if isinstance(raw, str):
+        try:
+            raw = json.loads(raw)
+        except ValueError as exc:
+            raise ConfigurationError(f"{name} is not valid JSON: {exc}") from exc
+    if not isinstance(raw, Mapping):
+        raise ConfigurationError(f"{name} must be a mapping of threshold to number, got {raw!r}")
+    known = [item.name for item in fields(Alerts)]
+    for key in raw:
+        if key not in known:
+            raise ConfigurationError(f"{name} has no threshold {key!r}{nearest(str(key), known)}")
+    return Alerts(**raw)
+
+
+_CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
+    "url": _text,
+    "queues": _choice,
+    "key_prefix": _prefix,
+    "visibility_timeout": _visibility,
+    "acks_late": _boolean,
+    "delivery_limit": _count,
+    "dead_letter_failures": _boolean,
+    "dead_letter_max_length": _optional_count,
+    "dead_letter_ttl": _optional_seconds,
+    "max_length": _optional_count,
+    "unknown_task_ttl": _seconds,
+    "rate_limit_scope": _scope,
+    "alerts": _alerts,
+}
+
+#: All settings that users may write, without ``streams_amqp_cls``, which ``install`` keeps for itself.
+SETTINGS: tuple[str, ...] = ("streams_enabled", *("streams_" + name for name in _CONVERTERS))
+
+
+def _read(conf: Mapping[str, Any], key: str) -> Any:
+    return conf.get(key)
+
+
+def _is_set(conf: Mapping[str, Any], key: str) -> bool:
+    return key in conf
+
+
+def _check_names(conf: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+    known = set(SETTINGS)
+    for name in (*environ, *conf):
+        if not isinstance(name, str):
+            continue
+        lowered = name.lower()
+        if lowered.startswith("celery_streams_"):
+            lowered = lowered[len("celery_") :]
+        elif not (lowered.startswith("streams_") and name == lowered):
+            continue
+        if lowered not in known and lowered != "streams_amqp_cls":
+            raise ConfigurationError(f"Unknown setting {name!r}{nearest(lowered, sorted(known))}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""

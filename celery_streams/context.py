@@ -1,0 +1,55 @@
+"""What the code of a running task may reach of its delivery: the retry it asks for, and whether it is still the owner.
+
+The worker sets :data:`current` around each task; the publish seam and :func:`still_owned` read it. It lies below both,
+so that a web process which only publishes never imports the worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from .message import Message
+
+__all__ = ("HeldRetry", "RunningTask", "current", "still_owned")
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRetry:
+    """The message of a ``self.retry()``, kept until the task's own entry is settled together with it."""
+
+    queue: str
+    message: Message
+    #: Milliseconds since the epoch; 0 is now.
+    due_ms: int
+    member: str
+
+
+@dataclass(slots=True)
+class RunningTask:
+    """The delivery that runs in this thread, greenlet or coroutine."""
+
+    task_id: str
+    retries: int
+    owned: Callable[[], bool]
+    #: Set by the publish seam; stored by the worker when the outcome is a retry, published when it is not.
+    held: HeldRetry | None = None
+
+
+#: The running task, or None outside of one.
+current: ContextVar[RunningTask | None] = ContextVar("celery_streams_running_task", default=None)
+
+
+def still_owned() -> bool:
+    """Return whether the running task's message is still this worker's.
+
+    It stops being so when the process was stopped or cut off for longer than ``streams_visibility_timeout``: another
+    worker may be running the same task, and nothing that this one returns will be acknowledged. Ask before an effect
+    that must not happen twice. One round trip to Redis; True outside of a task and on list queues.
+
+    Raises:
+        BrokerUnavailable: Redis cannot be reached, so nobody can tell.
+    """
+    running = current.get()
+    return True if running is None else running.owned()

@@ -1,0 +1,59 @@
+"""The errors of celery-streams, and nothing else.
+
+::
+
+    CeleryStreamsError
+    ├── ConfigurationError            a setting, URL or option is wrong (also a ValueError)
+    ├── MessageError                  an entry cannot be decoded into a task message
+    └── BrokerError                   Redis did not do what was asked (also kombu's OperationalError)
+        ├── BrokerUnavailable         no connection, time-out, loading, failover: worth a retry
+        ├── BrokerFull                maxmemory reached with the noeviction policy
+        └── QueueFull                 streams_max_length reached (backpressure)
+
+Whoever catches ``kombu.exceptions.OperationalError`` around ``.delay()`` today keeps catching what matters.
+"""
+
+from __future__ import annotations
+
+from kombu.exceptions import OperationalError
+
+__all__ = (
+    "BrokerError",
+    "BrokerFull",
+    "BrokerUnavailable",
+    "CeleryStreamsError",
+    "ConfigurationError",
+    "MessageError",
+    "QueueFull",
+)
+
+
+class CeleryStreamsError(Exception):
+    """Something that celery-streams was asked to do could not be done."""
+
+    def __str__(self) -> str:
+        return super().__str__() or (self.__doc__ or "").strip().splitlines()[0]
+
+
+class ConfigurationError(CeleryStreamsError, ValueError):
+    """A setting, URL or option of celery-streams is wrong."""
+
+
+class MessageError(CeleryStreamsError, ValueError):
+    """The entry is not a Celery task message."""
+
+
+class BrokerError(CeleryStreamsError, OperationalError):
+    """Redis refused or failed the command."""
+
+
+class BrokerUnavailable(BrokerError):
+    """Redis cannot be reached, or is not ready to serve; the same call may succeed later."""
+
+
+class BrokerFull(BrokerError):
+    """Redis reached maxmemory under the noeviction policy; it accepts no new message."""
+
+
+class QueueFull(BrokerError):
+    """The queue holds streams_max_length messages; nothing was stored."""

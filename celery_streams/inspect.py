@@ -1,0 +1,334 @@
+"""Inspection: what operators and monitors ask of the queues, and the verbs that are theirs: replay and purge.
+
+Read-only unless a name says otherwise; nothing here is on the way of a message. Figures come from Redis itself and
+are exact at the moment of the call. It knows neither Celery nor the worker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from . import keys, scripts
+from .broker import StreamBroker
+from .exceptions import BrokerError, MessageError
+from .message import Message, decode_json, unpack
+
+__all__ = (
+    "ConsumerInfo",
+    "DeadLetter",
+    "DelayedMessage",
+    "QueueStatus",
+    "consumers",
+    "dead_letter",
+    "dead_letters",
+    "delayed_messages",
+    "known_queues",
+    "purge",
+    "purge_dead",
+    "queue_status",
+    "replay",
+)
+
+#: Entries that one purge step discards, so that Redis is never held up for long.
+_PURGE_STEP = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """One queue at one moment. Ages are in seconds, by Redis' clock."""
+
+    queue: str
+    #: Not delivered yet.
+    waiting: int
+    #: Delivered and not settled: being run, or held for it.
+    pending: int
+    #: Due later (eta, countdown, retry).
+    delayed: int
+    #: Dead letters.
+    dead: int
+    #: Consumers (children or threads of workers) in the group.
+    consumers: int
+    #: Age of the oldest message that waits; None when none waits.
+    oldest_waiting: float | None
+    #: Seconds by which the earliest delayed message is late; 0.0 when none is.
+    overdue: float
+
+    @property
+    def length(self) -> int:
+        """Entries on the streams: waiting and pending."""
+        return self.waiting + self.pending
+
+    @property
+    def lag(self) -> int:
+        """Entries that the group has not read yet (Redis' own ``lag`` is NULL once entries are deleted)."""
+        return self.waiting
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerInfo:
+    """One consumer of a queue: a child, thread or loop of a worker."""
+
+    name: str
+    pending: int
+    #: Seconds since it last asked for work or gave a heartbeat through a read.
+    idle: float
+
+
+@dataclass(frozen=True, slots=True)
+class DelayedMessage:
+    """A message that is due later."""
+
+    queue: str
+    member: str
+    #: Seconds since the epoch.
+    due: float
+    message: Message | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that was given up, whole, with the reason."""
+
+    queue: str
+    entry_id: str
+    #: Why, see ``outcome.Reason``: failed, crashed, unknown-task, malformed, ...
+    reason: str
+    task: str | None
+    task_id: str | None
+    #: ``repr`` of the exception, and its traceback.
+    exception: str | None
+    traceback: str | None
+    worker: str | None
+    #: Deliveries that ended in a crash.
+    crashes: int
+    #: Seconds since the epoch: when it died; when it was published.
+    died: float
+    published: float | None
+    #: The raw fields as they lay on the stream, also when they could not be decoded.
+    fields: tuple[tuple[bytes, bytes], ...]
+
+    @property
+    def message(self) -> Message | None:
+        """The message, or None when the entry never was one."""
+        flat = [part for pair in self.fields for part in pair]
+        try:
+            return Message.from_fields(flat)
+        except MessageError:
+            return None
+
+
+def known_queues(broker: StreamBroker) -> list[str]:
+    """Return the names of all queues that were ever used under this prefix, sorted."""
+    return sorted(name.decode() for name in broker.client.call("SMEMBERS", keys.queues(broker.prefix)))
+
+
+def queue_status(broker: StreamBroker, queue: str) -> QueueStatus:
+    """Return the state of ``queue``; a queue that was never used is all zeros. Two round trips."""
+    names = broker.queue_keys(queue)
+    commands: list[tuple[Any, ...]] = [("TIME",), ("ZCARD", names.delayed), ("XLEN", names.dead)]
+    commands += [("ZRANGE", names.delayed, 0, 0, "WITHSCORES")]
+    for stream in names.streams:
+        commands += [("XLEN", stream), ("XINFO", "GROUPS", stream), ("XINFO", "CONSUMERS", stream, keys.GROUP)]
+    clock, delayed, dead, head, *rest = _checked(broker.client.pipeline(commands), missing_is_none=True)
+    now_ms = int(clock[0]) * 1000 + int(clock[1]) // 1000
+    length = pending = 0
+    members: set[bytes] = set()
+    looks: list[tuple[Any, ...]] = []
+    for index, stream in enumerate(names.streams):
+        entries, groups, held = rest[3 * index : 3 * index + 3]
+        group = next((g for g in map(_pairs, groups or ()) if g[b"name"] == keys.GROUP.encode()), None)
+        length += entries or 0
+        pending += int(group[b"pending"]) if group else 0
+        members |= {c[b"name"] for c in map(_pairs, held or ())}
+        if entries:
+            start = b"(" + group[b"last-delivered-id"] if group else "-"
+            looks.append(("XRANGE", stream, start, "+", "COUNT", 1))
+    oldest = None
+    for found in _checked(broker.client.pipeline(looks)) if looks else ():
+        if found:
+            age = max(now_ms - _published_ms(found[0]), 0) / 1000
+            oldest = age if oldest is None else max(oldest, age)
+    overdue = max(now_ms - float(head[1]), 0.0) / 1000 if head else 0.0
+    return QueueStatus(
+        queue=queue,
+        waiting=max(length - pending, 0),
+        pending=pending,
+        delayed=delayed or 0,
+        dead=dead or 0,
+        consumers=len(members),
+        oldest_waiting=oldest,
+        overdue=overdue,
+    )
+
+
+def consumers(broker: StreamBroker, queue: str) -> list[ConsumerInfo]:
+    """Return the consumers of ``queue``, all its priority steps together."""
+    names = broker.queue_keys(queue)
+    replies = _checked(
+        broker.client.pipeline([("XINFO", "CONSUMERS", stream, keys.GROUP) for stream in names.streams]),
+        missing_is_none=True,
+    )
+    found: dict[str, ConsumerInfo] = {}
+    for reply in replies:
+        for raw in map(_pairs, reply or ()):
+            name = raw[b"name"].decode()
+            known = found.get(name)
+            idle = raw[b"idle"] / 1000
+            found[name] = ConsumerInfo(
+                name, raw[b"pending"] + (known.pending if known else 0), min(idle, known.idle) if known else idle
+            )
+    return sorted(found.values(), key=lambda info: info.name)
+
+
+def delayed_messages(broker: StreamBroker, queue: str, *, limit: int = 1_000) -> list[DelayedMessage]:
+    """Return the first ``limit`` delayed messages of ``queue``, the earliest first. Two round trips."""
+    names = broker.queue_keys(queue)
+    flat = broker.client.call("ZRANGE", names.delayed, 0, limit - 1, "WITHSCORES")
+    members = flat[::2]
+    packed = broker.client.call("HMGET", names.delayed_messages, *members) if members else []
+    return [
+        DelayedMessage(queue, member.decode(), float(score) / 1000, unpack(raw) if raw else None)
+        for member, score, raw in zip(members, flat[1::2], packed, strict=True)
+    ]
+
+
+# -- dead letters -----------------------------------------------------------------------------------------------------
+
+
+def dead_letters(
+    broker: StreamBroker,
+    queue: str,
+    *,
+    task: str | None = None,
+    reason: str | None = None,
+    older_than: float | None = None,
+    newer_than: float | None = None,
+    now: float | None = None,
+) -> Iterator[DeadLetter]:
+    """Yield the dead letters of ``queue``, the oldest first, in pages of 100.
+
+    ``older_than`` and ``newer_than`` are ages in seconds. What dies while the iteration goes on may or may not appear.
+    """
+    key = broker.queue_keys(queue).dead
+    clock = time.time() if now is None else now
+    start: Any = "-" if newer_than is None else str(int((clock - newer_than) * 1000))
+    end: Any = "+" if older_than is None else str(int((clock - older_than) * 1000))
+    while True:
+        page = broker.client.call("XRANGE", key, start, end, "COUNT", 100)
+        for entry_id, fields in page:
+            letter = _dead_letter(queue, entry_id, fields)
+            if (task is None or letter.task == task) and (reason is None or letter.reason == reason):
+                yield letter
+        if len(page) < 100:
+            return
+        start = b"(" + page[-1][0]
+
+
+def dead_letter(broker: StreamBroker, queue: str, entry_id: str) -> DeadLetter | None:
+    """Return one dead letter by its id, or None."""
+    found = broker.client.call("XRANGE", broker.queue_keys(queue).dead, entry_id, entry_id)
+    return _dead_letter(queue, *found[0]) if found else None
+
+
+def replay(broker: StreamBroker, letter: DeadLetter, *, queue: str | None = None) -> str | None:
+    """Move a dead letter back to its queue, or to another, as a message with no history; it keeps its task id.
+
+    Atomic: run twice, or killed half-way, it is moved once. Returns the new entry id, or None when the letter is no
+    longer there.
+
+    Raises:
+        MessageError: the letter is not a task message; no worker could run it.
+    """
+    message = letter.message
+    if message is None:
+        raise MessageError(f"Dead letter {letter.entry_id} of queue {letter.queue!r} is not a task message.")
+    target = broker.queue_keys(queue or letter.queue)
+    step = target.step_index(message.decode_properties().get("priority"))
+    moved = broker.client.run(
+        scripts.REPLAY, [broker.queue_keys(letter.queue).dead, target.streams[step]], [letter.entry_id]
+    )
+    return moved.decode() if moved else None
+
+
+def purge_dead(broker: StreamBroker, queue: str, entry_ids: Iterable[str]) -> int:
+    """Delete dead letters for good; returns how many there were."""
+    wanted = list(entry_ids)
+    return int(broker.client.call("XDEL", broker.queue_keys(queue).dead, *wanted)) if wanted else 0
+
+
+def purge(broker: StreamBroker, queue: str) -> int:
+    """Discard everything of ``queue`` that waits or is delayed; what is pending goes on. Returns how many.
+
+    In steps of 1,000, so that Redis is never held up; not atomic as a whole.
+    """
+    names = broker.queue_keys(queue)
+    count = 0
+    for stream in names.streams:
+        while True:
+            discarded = int(broker.client.run(scripts.PURGE, [stream], [keys.GROUP, _PURGE_STEP]))
+            count += discarded
+            if discarded < _PURGE_STEP:
+                break
+    delayed, *_ = _checked(
+        broker.client.pipeline(
+            [("ZCARD", names.delayed), ("UNLINK", names.delayed, names.delayed_messages)],
+        )
+    )
+    return count + int(delayed)
+
+
+def _dead_letter(queue: str, entry_id: bytes, flat: list[bytes]) -> DeadLetter:
+    fields = dict(zip(flat[::2], flat[1::2], strict=False))
+    death = _decoded(fields.pop(b"death", b""))
+    headers = _decoded(fields.get(b"headers", b""))
+    history = _decoded(fields.get(b"history", b""))
+    published = str(history.get("first") or death.get("entry_id") or "").partition("-")[0]
+    return DeadLetter(
+        queue=queue,
+        entry_id=entry_id.decode(),
+        reason=str(death.get("reason", "unknown")),
+        task=death.get("task") or headers.get("task"),
+        task_id=death.get("task_id") or headers.get("id"),
+        exception=death.get("exception"),
+        traceback=death.get("traceback"),
+        worker=death.get("worker"),
+        crashes=int(death.get("crashes") or history.get("crashes") or 0),
+        died=int(entry_id.partition(b"-")[0]) / 1000,
+        published=int(published) / 1000 if published.isdigit() else None,
+        fields=tuple(fields.items()),
+    )
+
+
+def _decoded(raw: bytes) -> dict[str, Any]:
+    try:
+        value = decode_json(raw) if raw else {}
+    except MessageError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _published_ms(entry: list[Any]) -> int:
+    entry_id, flat = entry
+    for name, value in zip(flat[::2], flat[1::2], strict=False):
+        if name == b"history":
+            first = str(_decoded(value).get("first", "")).partition("-")[0]
+            if first.isdigit():
+                return int(first)
+    return int(entry_id.partition(b"-")[0])
+
+
+def _pairs(flat: list[Any]) -> dict[bytes, Any]:
+    return dict(zip(flat[::2], flat[1::2], strict=False))
+
+
+def _checked(replies: list[Any], *, missing_is_none: bool = False) -> list[Any]:
+    for index, reply in enumerate(replies):
+        if isinstance(reply, BrokerError):
+            if missing_is_none and ("no such key" in str(reply) or "NOGROUP" in str(reply)):
+                replies[index] = None
+            else:
+                raise reply
+    return replies

@@ -1,0 +1,85 @@
+"""Every Redis key of celery-streams, in one place; it talks to nobody.
+
+The data model, for a queue ``Q`` and the default prefix. The braces make the queue name the cluster hash tag, so
+that all keys of a queue live in one slot and one script may touch them together.
+
+=============================================  ======  ===========================================================
+key                                            type    holds
+=============================================  ======  ===========================================================
+``celery-streams:{Q}``                         stream  messages of the highest priority (0, the default); one group
+``celery-streams:{Q}:3`` ``:6`` ``:9``         stream  messages of the lower priority steps (kombu's direction)
+``celery-streams:{Q}:delayed``                 zset    member -> due time in milliseconds since the epoch
+``celery-streams:{Q}:delayed:messages``        hash    member -> the packed message (see ``message.pack``)
+``celery-streams:{Q}:wake``                    stream  at most one entry; a new one says "an earlier due time came"
+``celery-streams:{Q}:dead``                    stream  dead letters: the whole message, the reason, its history
+``celery-streams:{Q}:claims``                  string  turn of the claimers, expires by itself
+``celery-streams:queues``                      set     names of all queues that were ever used
+``celery-streams:revoked``                     zset    revoked task id -> time (s) at which it is forgotten
+=============================================  ======  ===========================================================
+
+An entry of a task stream has the fields ``headers``, ``properties`` and ``body``, and ``history`` when it was put
+back at least once.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import lru_cache
+
+__all__ = ("DEFAULT_PREFIX", "DEFAULT_STEPS", "GROUP", "QueueKeys", "queue_keys", "queues", "revoked")
+
+#: Name of the one consumer group of every task stream.
+GROUP = "celery-streams"
+
+#: Default of ``streams_key_prefix``.
+DEFAULT_PREFIX = "celery-streams"
+
+#: kombu's ``priority_steps`` for Redis: 0 is the highest.
+DEFAULT_STEPS: tuple[int, ...] = (0, 3, 6, 9)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueKeys:
+    """The keys of one queue; ``streams`` runs parallel to ``steps``, highest priority first."""
+
+    queue: str
+    steps: tuple[int, ...]
+    streams: tuple[str, ...]
+    delayed: str
+    delayed_messages: str
+    wake: str
+    dead: str
+    claims: str
+
+    def step_index(self, priority: int | None) -> int:
+        """Return the index of the priority step that a message of this priority belongs to (as kombu does)."""
+        if not priority:
+            return 0
+        return max(bisect_right(self.steps, priority) - 1, 0)
+
+
+@lru_cache(maxsize=4096)
+def queue_keys(prefix: str, queue: str, steps: tuple[int, ...] = DEFAULT_STEPS) -> QueueKeys:
+    """Return the keys of ``queue``."""
+    base = f"{prefix}:{{{queue}}}"
+    return QueueKeys(
+        queue=queue,
+        steps=steps,
+        streams=tuple(base if index == 0 else f"{base}:{step}" for index, step in enumerate(steps)),
+        delayed=f"{base}:delayed",
+        delayed_messages=f"{base}:delayed:messages",
+        wake=f"{base}:wake",
+        dead=f"{base}:dead",
+        claims=f"{base}:claims",
+    )
+
+
+def queues(prefix: str) -> str:
+    """Return the key of the set of all queue names."""
+    return f"{prefix}:queues"
+
+
+def revoked(prefix: str) -> str:
+    """Return the key of the revoked task ids."""
+    return f"{prefix}:revoked"

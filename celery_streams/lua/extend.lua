@@ -1,0 +1,16 @@
+-- Heartbeat: say that entries are still being worked on, by setting their idle time to zero.
+--
+-- KEYS     task streams
+-- ARGV     group, then triples: index of the stream in KEYS, consumer, entry id
+-- Returns  ids of the entries that their consumer no longer owns
+-- The delivery count is left as it is (JUSTID). An entry that another consumer holds is left alone.
+local lost = {}
+for i = 2, #ARGV, 3 do
+    local key, consumer, id = KEYS[tonumber(ARGV[i])], ARGV[i + 1], ARGV[i + 2]
+    if #redis.call('XPENDING', key, ARGV[1], id, id, 1, consumer) == 1 then
+        redis.call('XCLAIM', key, ARGV[1], consumer, 0, id, 'JUSTID')
+    else
+        lost[#lost + 1] = id
+    end
+end
+return lost

@@ -1,0 +1,181 @@
+"""Message: the translation between a Celery task message (protocol 1 or 2) and a stream entry; no Redis here.
+
+An entry keeps what kombu would have sent: ``headers`` and ``properties`` as JSON (kombu's dialect, so that dates and
+UUIDs in headers survive), and ``body`` as the raw bytes of the serializer, without kombu's base64. The content type,
+content encoding and priority are properties. ``history`` is there only for an entry that was put back:
+
+==============  ====================================================================================================
+``first``       id of the first entry of this message (its time stamp is when it was published)
+``crashes``     deliveries that ended with the death of the process that ran it
+``redelivered`` 1 when a process had started it before
+``unknown``     milliseconds since the epoch at which a worker first did not know the task
+``worker``      who had it last
+==============  ====================================================================================================
+
+A delayed message is the same four fields packed into one value (:func:`pack`), so that the script which promotes it
+copies bytes and never parses JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kombu.utils.json import JSONEncoder, object_hook
+
+from .exceptions import MessageError
+
+__all__ = ("FIELDS", "Message", "decode_json", "encode", "pack", "unpack")
+
+#: Field names of an entry, in the order in which they are written.
+FIELDS = (b"headers", b"properties", b"body", b"history")
+
+_HEADER = struct.Struct(">IIIII")
+_encode_json = JSONEncoder(separators=(",", ":")).encode
+_plain_decode = json.JSONDecoder().decode
+_hooked_decode = json.JSONDecoder(object_hook=object_hook).decode
+
+
+def decode_json(raw: bytes) -> Any:
+    """Decode JSON in kombu's dialect; the object hook runs only where a marker occurs.
+
+    Raises:
+        MessageError: the bytes are not JSON.
+    """
+    try:
+        text = raw.decode("utf-8")
+        return _hooked_decode(text) if "__type__" in text else _plain_decode(text)
+    except (ValueError, UnicodeError) as exc:
+        raise MessageError(f"not JSON: {exc}") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message as it lies in Redis: undecoded, because moves between streams never need more."""
+
+    headers: bytes
+    properties: bytes
+    body: bytes
+    history: bytes = b""
+    #: Index of the priority step that its stream stands for.
+    step: int = 0
+
+    @classmethod
+    def from_fields(cls, raw: list[bytes], *, step: int = 0) -> Message:
+        """Build from the flat field list of a stream entry.
+
+        Raises:
+            MessageError: one of ``headers``, ``properties``, ``body`` is missing, or a field is not known.
+        """
+        if len(raw) == 6 and raw[0] == b"headers" and raw[2] == b"properties" and raw[4] == b"body":
+            return cls(raw[1], raw[3], raw[5], b"", step)
+        values = dict(zip(raw[::2], raw[1::2], strict=False))
+        missing = [name.decode() for name in FIELDS[:3] if name not in values]
+        if missing:
+            raise MessageError(f"the entry has no field {', '.join(missing)}")
+        extra = [repr(name) for name in values if name not in FIELDS]
+        if extra:
+            raise MessageError(f"the entry has unknown fields {', '.join(extra)}")
+        return cls(values[b"headers"], values[b"properties"], values[b"body"], values.get(b"history", b""), step)
+
+    def as_fields(self) -> list[bytes]:
+        """Return the flat field list for XADD."""
+        fields = [b"headers", self.headers, b"properties", self.properties, b"body", self.body]
+        if self.history:
+            fields += [b"history", self.history]
+        return fields
+
+    def decode_headers(self) -> dict[str, Any]:
+        """Return the headers (empty for protocol 1).
+
+        Raises:
+            MessageError: they are not a JSON object.
+        """
+        return _as_object(decode_json(self.headers), "headers")
+
+    def decode_properties(self) -> dict[str, Any]:
+        """Return the properties.
+
+        Raises:
+            MessageError: they are not a JSON object.
+        """
+        return _as_object(decode_json(self.properties), "properties")
+
+    def decode_history(self) -> dict[str, Any]:
+        """Return the history; empty for a message that was never put back.
+
+        Raises:
+            MessageError: it is not a JSON object.
+        """
+        return _as_object(decode_json(self.history), "history") if self.history else {}
+
+
+def encode(headers: Mapping[str, Any], properties: Mapping[str, Any], body: str | bytes, *, step: int = 0) -> Message:
+    """Encode a message for Redis.
+
+    ``properties`` must hold ``content_type`` and ``content_encoding``; a text body is written as UTF-8, which is what
+    kombu's ``loads`` expects for ``content_encoding`` utf-8.
+    """
+    return Message(
+        _encode_json(headers).encode(),
+        _encode_json(properties).encode(),
+        body.encode() if isinstance(body, str) else bytes(body),
+        b"",
+        step,
+    )
+
+
+def encode_history(history: Mapping[str, Any]) -> bytes:
+    """Encode a history; an empty one is no field at all."""
+    return _encode_json(history).encode() if history else b""
+
+
+def pack(message: Message) -> bytes:
+    """Pack a message into one value: five big-endian 32-bit numbers (step and four lengths), then the four fields.
+
+    ``promote.lua`` reads the same layout with ``struct.unpack('>I4I4I4I4I4')``.
+    """
+    return b"".join(
+        (
+            _HEADER.pack(
+                message.step,
+                len(message.headers),
+                len(message.properties),
+                len(message.body),
+                len(message.history),
+            ),
+            message.headers,
+            message.properties,
+            message.body,
+            message.history,
+        )
+    )
+
+
+def unpack(packed: bytes) -> Message:
+    """Undo :func:`pack`.
+
+    Raises:
+        MessageError: the value is shorter or longer than its header says.
+    """
+    try:
+        step, *lengths = _HEADER.unpack_from(packed)
+    except struct.error as exc:
+        raise MessageError(f"not a packed message: {exc}") from exc
+    if _HEADER.size + sum(lengths) != len(packed):
+        raise MessageError("not a packed message: its lengths do not add up")
+    parts: list[bytes] = []
+    start = _HEADER.size
+    for length in lengths:
+        parts.append(packed[start : start + length])
+        start += length
+    return Message(parts[0], parts[1], parts[2], parts[3], step)
+
+
+def _as_object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise MessageError(f"{what} must be a JSON object, not {type(value).__name__}")
+    return value

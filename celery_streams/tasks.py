@@ -1,0 +1,41 @@
+"""shared_task: Celery's decorator, with the options that only mean something on streams, checked and documented."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import shared_task as celery_shared_task
+
+from .conf import nearest
+from .exceptions import ConfigurationError
+
+__all__ = ("TASK_OPTIONS", "shared_task")
+
+#: Options of a task that streams workers read; Celery keeps them as plain attributes, and list workers ignore them.
+TASK_OPTIONS: dict[str, str] = {
+    "streams_acks_late": "True or False: overrides the setting of the same name for this task",
+    "streams_delivery_limit": "overrides the setting of the same name for this task",
+    "streams_dead_letter_failures": "overrides the setting of the same name for this task",
+}
+
+
+def shared_task(*args: Any, **options: Any) -> Any:
+    """Declare a task exactly as ``celery.shared_task`` does, with three more options.
+
+    ``streams_acks_late``
+        True: acknowledge after the task ran (at least once). False: as Celery does by the task's ``acks_late``, which
+        is before it runs unless that is set (at most once).
+    ``streams_delivery_limit``
+        Deliveries that may end in a crash before the message is dead-lettered.
+    ``streams_dead_letter_failures``
+        Whether a task that failed for good is dead-lettered.
+
+    On list queues they are ignored.
+
+    Raises:
+        ConfigurationError: an option beginning with ``streams_`` is not known.
+    """
+    for name in options:
+        if name.startswith("streams_") and name not in TASK_OPTIONS:
+            raise ConfigurationError(f"shared_task has no option {name!r}{nearest(name, TASK_OPTIONS)}")
+    return celery_shared_task(*args, **options)
