@@ -1,0 +1,87 @@
+# The commands of this repository. Each does its own set-up from nothing but python3 (3.10 or newer) and make.
+
+.DEFAULT_GOAL := help
+.SUFFIXES:
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+# The first interpreter that really runs (version managers leave shims that refuse) and can build a virtual environment.
+ifndef PYTHON
+PYTHON := $(shell for name in python3.14 python3.13 python3.12 python3.11 python3.10 python3; do \
+	if $$name -c 'import sys, ssl, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; \
+	then echo $$name; break; fi; done)
+endif
+
+# Processes for the tests: some of them wait for servers and workers, so a single core takes two as well.
+TEST_PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest
+
+# stamp(name): the file that says "installed with these extras, and pyproject.toml has not changed since".
+stamp = $(VENV)/.installed-$(1)
+
+.PHONY: help
+help:
+	@echo 'make demo          nothing is lost: a Redis, workers, thousands of tasks, a kill -9, and the account'
+	@echo 'make test          the test suite                          ARGS="-k retry" narrows it'
+	@echo 'make check         what CI runs: lint, format, types, layers, then the test suite'
+	@echo 'make lint          ruff, mypy and import-linter only'
+	@echo 'make format        rewrite the code in the house style'
+	@echo 'make bench         throughput beside a stock worker and a bare Redis loop'
+	@echo 'make faults        the long fault tests: processes and servers are killed'
+	@echo "make celery-suite  Celery's own tests, run on streams"
+	@echo 'make clean         remove what the other targets made'
+	@echo
+	@echo 'PYTHON=python3.12 chooses the interpreter (now: $(or $(PYTHON),none found)).'
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo 'No Python 3.10 or newer with venv and pip found; install one (Debian: apt install python3-venv) or set PYTHON=/path/to/python3.' >&2; exit 2; }
+	@echo "Creating $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv --clear $(VENV)
+
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	@echo "Installing celery-streams[$*]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+	@touch $@
+
+.PHONY: demo
+demo: $(call stamp,demo)
+	@$(BIN)/celery-streams demo $(ARGS)
+
+.PHONY: test
+test: $(call stamp,test)
+	@$(PYTEST) -n $(TEST_PROCESSES) --dist worksteal $(ARGS)
+
+.PHONY: check
+check: lint
+	@$(MAKE) test
+
+.PHONY: lint
+lint: $(call stamp,test) $(call stamp,lint)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: format
+format: $(call stamp,lint)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: bench
+bench: $(call stamp,test)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: faults
+faults: $(call stamp,test)
+	@$(PYTEST) -m faults --timeout 900 $(ARGS)
+
+.PHONY: celery-suite
+celery-suite: $(call stamp,test)
+	@$(PYTEST) -m acceptance --timeout 1800 $(ARGS)
+
+.PHONY: clean
+clean:
+	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
