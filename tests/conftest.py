@@ -1,0 +1,87 @@
+"""Fixtures for all tests: a real Redis for each test process, flushed before each test, and Celery apps on streams."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery._state import _set_current_app, get_current_app
+
+import celery_streams
+from celery_streams.broker import StreamBroker
+from celery_streams.connection import RedisClient
+from celery_streams.embedded import EmbeddedRedis
+
+for _name in [name for name in os.environ if name.startswith("CELERY_")]:
+    del os.environ[_name]
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[EmbeddedRedis]:
+    """A server for this test process."""
+    with EmbeddedRedis() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: EmbeddedRedis) -> str:
+    """URL of database 0 of an empty server."""
+    if redis_server.pid is None:
+        redis_server.start()
+    client = RedisClient(redis_server.url)
+    client.call("FLUSHALL")
+    client.close()
+    return redis_server.url
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[RedisClient]:
+    """A client of the empty database."""
+    made = RedisClient(redis_url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def broker(client: RedisClient) -> StreamBroker:
+    """A broker on the empty database."""
+    return StreamBroker(client)
+
+
+@pytest.fixture
+def app(redis_url: str) -> Iterator[Callable[..., Celery]]:
+    """Make fresh Celery apps: ``app(task_serializer="pickle")``.
+
+    Each has the test's Redis as broker (``/0``) and result backend (``/1``), is installed on streams unless
+    ``installed=False``, and does not become the current app.
+    """
+    made: list[Celery] = []
+
+    def make(*, installed: bool = True, cls: type[Celery] = Celery, **settings: Any) -> Celery:
+        values = {
+            "broker_url": redis_url,
+            "result_backend": redis_url.rpartition("/")[0] + "/1",
+            "streams_enabled": True,
+            "broker_connection_retry_on_startup": False,
+            **settings,
+        }
+        if not installed:
+            values = {name: value for name, value in values.items() if not name.startswith("streams_")}
+        fresh = cls(f"tests-{uuid.uuid4().hex[:8]}", set_as_current=False)
+        fresh.conf.update(values)
+        if installed:
+            celery_streams.install(fresh)
+        made.append(fresh)
+        return fresh
+
+    before = get_current_app()
+    yield make
+    for one in made:
+        if celery_streams.is_installed(one):
+            celery_streams.streams_of(one).reload()
+        one.close()
+    _set_current_app(before)
