@@ -253,7 +253,11 @@ def _is_shim_for_nothing(found: str) -> bool:
     """Return whether a version manager's placeholder stands where the server should."""
     try:
         asked = subprocess.run(
-            [found, "--version"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=5
+            [found, "--version"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=5,
         )
     except (OSError, subprocess.TimeoutExpired):
         return True
