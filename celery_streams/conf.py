@@ -24,13 +24,28 @@ from kombu.utils.imports import symbol_by_name
 from . import keys
 from .exceptions import ConfigurationError
 
-__all__ = ("ENV_PREFIX", "SETTINGS", "Alerts", "QueueChoice", "StreamsConf", "is_enabled")
+__all__ = (
+    "DJANGO_SETTINGS",
+    "ENV_PREFIX",
+    "SETTINGS",
+    "Alerts",
+    "QueueChoice",
+    "StreamsConf",
+    "is_enabled",
+    "unknown_settings",
+)
 
 #: Environment variables of this form override the settings.
 ENV_PREFIX = "CELERY_STREAMS_"
 
+#: Its part before the name of the setting, in lower case; also the namespace that Django projects use for Celery.
+ENV_NAMESPACE = "celery_"
+
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off", ""}
+
+#: Characters that make a name of ``streams_queues`` a shell pattern.
+_WILDCARDS = frozenset("*?[")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +64,12 @@ class Alerts:
     #: Messages that are being run or held by consumers, per queue.
     pending_warning: int | None = 1_000
     pending_critical: int | None = 10_000
+    #: Messages that wait in a queue which no worker consumes.
+    no_consumer_warning: int | None = None
+    no_consumer_critical: int | None = 1
+    #: Seconds by which the earliest delayed message is late: nobody promotes.
+    overdue_warning: float | None = 5.0
+    overdue_critical: float | None = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +118,11 @@ class QueueChoice:
         raise ConfigurationError(
             f"streams_queues must be a name, a list of names or patterns, or a mapping of name to share, got {value!r}"
         )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The queues that are chosen by their exact name, in the order of the setting."""
+        return tuple(name for name in self.patterns if not _WILDCARDS.intersection(name) and self.share(name) > 0.0)
 
     def matches(self, queue: str) -> bool:
         """Return whether any share of ``queue`` is on streams."""
@@ -293,7 +319,11 @@ def _alerts(name: str, raw: Any) -> Alerts:
     for key in raw:
         if key not in known:
             raise ConfigurationError(f"{name} has no threshold {key!r}{nearest(str(key), known)}")
-    return Alerts(**raw)
+    return Alerts(**{key: _threshold(f"{name}[{key!r}]", value) for key, value in raw.items()})
+
+
+def _threshold(name: str, raw: Any) -> Any:
+    return None if raw is None else _number(name, raw, int if isinstance(raw, int) else float, 0.0)
 
 
 _CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
@@ -315,6 +345,9 @@ _CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
 #: All settings that users may write, without ``streams_amqp_cls``, which ``install`` keeps for itself.
 SETTINGS: tuple[str, ...] = ("streams_enabled", *("streams_" + name for name in _CONVERTERS))
 
+#: Settings that only ``django_integration`` reads, from Django's settings.
+DJANGO_SETTINGS: tuple[str, ...] = ("streams_status_permission",)
+
 
 def _read(conf: Mapping[str, Any], key: str) -> Any:
     return conf.get(key)
@@ -324,18 +357,36 @@ def _is_set(conf: Mapping[str, Any], key: str) -> bool:
     return key in conf
 
 
+def unknown_settings(conf: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the settings and environment variables that look like ours and are not: name -> the error message.
+
+    The suggestion has the form in which the user wrote the name.
+    """
+    namespace = (getattr(conf, "prefix", None) or ENV_NAMESPACE).lower()
+    return {
+        **_unknown_names(environ, (ENV_NAMESPACE,)),
+        **_unknown_names(conf, (ENV_NAMESPACE, namespace, "")),
+    }
+
+
+def _unknown_names(names: Iterable[Any], namespaces: tuple[str, ...]) -> dict[str, str]:
+    known = {*SETTINGS, *DJANGO_SETTINGS, "streams_amqp_cls"}
+    found: dict[str, str] = {}
+    for name in names:
+        plain = str(name).lower()
+        space = next((space for space in namespaces if plain.startswith(space + "streams_")), None)
+        if space is None or plain[len(space) :] in known or (not space and name != plain):
+            continue
+        written = {space + setting for setting in known}
+        if name.isupper():
+            written = {setting.upper() for setting in written}
+        found[name] = f"Unknown setting {name!r}{nearest(name, sorted(written))}"
+    return found
+
+
 def _check_names(conf: Mapping[str, Any], environ: Mapping[str, str]) -> None:
-    known = set(SETTINGS)
-    for name in (*environ, *conf):
-        if not isinstance(name, str):
-            continue
-        lowered = name.lower()
-        if lowered.startswith("celery_streams_"):
-            lowered = lowered[len("celery_") :]
-        elif not (lowered.startswith("streams_") and name == lowered):
-            continue
-        if lowered not in known and lowered != "streams_amqp_cls":
-            raise ConfigurationError(f"Unknown setting {name!r}{nearest(lowered, sorted(known))}")
+    for message in unknown_settings(conf, environ).values():
+        raise ConfigurationError(message)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
