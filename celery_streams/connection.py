@@ -8,12 +8,13 @@ one of ours here and nowhere else. Nothing is retried: whether a command may be 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
 import redis.sentinel
@@ -25,14 +26,29 @@ from .scripts import Script
 
 __all__ = ("ConnectionOptions", "RedisClient", "safe_url")
 
-#: Seconds that a command other than a blocking read may take. redis-py 8 has 5 by default; older versions wait for ever.
+#: Seconds that a command other than a blocking read may take. redis-py 8 has 5 by default; older ones wait for ever.
 SOCKET_TIMEOUT = 5.0
 
 #: Seconds after which an unused connection is looked at before it is used again.
 _STALE_AFTER = 1.0
 
+#: The password of a URL: from the first colon behind the scheme to the last ``@`` (also where the password was not
+#: percent-encoded as it should be), or an argument of the query.
+_PASSWORD = re.compile(r"(//[^:/?#@]*:).*(?=@)")
+_PASSWORD_ARGUMENT = re.compile(r"([?&][a-z_]*password=)[^&#]*", re.IGNORECASE)
+
 #: Error replies that pass by themselves (start-up, failover, a full disk, a long script).
-_PASSING = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "BUSY ", "NOREPLICAS", "UNBLOCKED")
+_PASSING = (
+    "LOADING",
+    "READONLY",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "MISCONF",
+    "BUSY ",
+    "NOREPLICAS",
+    "UNBLOCKED",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +65,13 @@ class ConnectionOptions:
 
 def safe_url(url: str) -> str:
     """Return the URL with its password hidden, for logs and errors."""
-    shown = []
-    for part in url.split(";"):
-        parts = urlsplit(part)
-        if "@" in parts.netloc:
-            credentials, _, host = parts.netloc.rpartition("@")
-            name = credentials.partition(":")[0]
-            parts = parts._replace(netloc=f"{name}:**@{host}")
-        shown.append(urlunsplit(parts))
-    return ";".join(shown)
+    # By pattern and not by parsing: this is asked for URLs that cannot be parsed, too.
+    return ";".join(
+        _PASSWORD_ARGUMENT.sub(
+            r"\1**", _PASSWORD.sub(r"\1**", part if "://" in part else f"//{part}").removeprefix("//")
+        )
+        for part in url.split(";")
+    )
 
 
 class RedisClient:
@@ -268,8 +282,8 @@ def _make_pool(url: str, options: ConnectionOptions) -> Any:
         )
     if scheme not in _SCHEMES:
         raise ConfigurationError(
-            f"{safe_url(url)}: streams need a Redis or Valkey URL (redis://, rediss://, unix://, sentinel://, valkey://), "
-            "not the transport of another broker; set streams_url"
+            f"{safe_url(url)}: streams need a Redis or Valkey URL (redis://, rediss://, unix://, sentinel://, "
+            "valkey://), not the transport of another broker; set streams_url"
         )
     normal = _SCHEMES[scheme] + url[len(scheme) :]
     if normal.startswith("unix://"):
@@ -281,10 +295,28 @@ def _make_pool(url: str, options: ConnectionOptions) -> Any:
     if not normal.startswith("rediss://"):
         extra = {key: value for key, value in extra.items() if not key.startswith("ssl_")}
     try:
+        if not normal.startswith("unix://"):
+            _check_database(urlsplit(normal).path)
         pool = redis.ConnectionPool.from_url(normal, **extra)
     except ValueError as exc:
-        raise ConfigurationError(f"{safe_url(url)} is not a Redis URL: {exc}") from exc
+        raise _not_a_url(url, exc) from exc
     return _checked(pool, url)
+
+
+def _check_database(path: str) -> None:
+    # redis-py takes database 0 for a path that is no number.
+    name = unquote(path).strip("/")
+    if name and not name.isdigit():
+        raise ValueError(f"the database must be a number, not {name!r}")
+
+
+def _not_a_url(url: str, exc: ValueError) -> ConfigurationError:
+    if "@" in url:
+        # The reason may quote a part of a password that was not percent-encoded.
+        return ConfigurationError(
+            f"{safe_url(url)} is not a Redis URL: check host, port and database, and percent-encode the password"
+        )
+    return ConfigurationError(f"{safe_url(url)} is not a Redis URL: {exc}")
 
 
 def _checked(pool: Any, url: str) -> Any:
@@ -316,11 +348,13 @@ def _sentinel_pool(url: str, options: ConnectionOptions, extra: dict[str, Any]) 
     sentinels: list[tuple[str, int]] = []
     database, password, username = 0, None, None
     for part in url.split(";"):
-        parsed = urlsplit(part if "://" in part else f"sentinel://{part}")
-        sentinels.append((parsed.hostname or "localhost", parsed.port or 26379))
-        path = parsed.path.strip("/")
-        if path.isdigit():
-            database = int(path)
+        try:
+            parsed = urlsplit(part if "://" in part else f"sentinel://{part}")
+            sentinels.append((parsed.hostname or "localhost", parsed.port or 26379))
+            _check_database(parsed.path)
+        except ValueError as exc:
+            raise _not_a_url(url, exc) from exc
+        database = int(parsed.path.strip("/") or database)
         if parsed.password:
             password = unquote(parsed.password)
         if parsed.username:
@@ -329,7 +363,8 @@ def _sentinel_pool(url: str, options: ConnectionOptions, extra: dict[str, Any]) 
         name = query["master_name"][0] if "master_name" in query else name
     if not name:
         raise ConfigurationError(
-            f"{safe_url(url)}: a Sentinel URL needs broker_transport_options = {{'master_name': ...}} or ?master_name=..."
+            f"{safe_url(url)}: a Sentinel URL needs broker_transport_options = {{'master_name': ...}} "
+            "or ?master_name=..."
         )
     if isinstance(options.ssl, Mapping):
         extra.update(options.ssl)
