@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import random
 from collections.abc import Callable, Iterable, Mapping
@@ -270,8 +271,10 @@ def _boolean(name: str, raw: Any) -> bool:
 def _number(name: str, raw: Any, kind: Callable[[Any], Any], least: float) -> Any:
     try:
         value = kind(raw)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigurationError(f"{name} must be a number, got {raw!r}") from None
+    if not math.isfinite(value):
+        raise ConfigurationError(f"{name} must be a finite number, got {raw!r}")
     if value < least:
         raise ConfigurationError(f"{name} must be at least {least:g}, got {raw!r}")
     return value

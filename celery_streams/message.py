@@ -48,7 +48,7 @@ def decode_json(raw: bytes) -> Any:
     try:
         text = raw.decode("utf-8")
         return _hooked_decode(text) if "__type__" in text else _plain_decode(text)
-    except Exception as exc:  # noqa: BLE001  kombu's decoders, and those that users register, raise anything
+    except Exception as exc:  # kombu's decoders, and those that users register, raise anything
         raise MessageError(f"not JSON: {exc}") from exc
 
 
