@@ -1,0 +1,88 @@
+"""Alerts: what the state of a queue means, measured against ``streams_alerts``; pure functions, no Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ..conf import Alerts
+from ..inspect import QueueStatus
+
+__all__ = ("Alert", "Level", "judge", "never_used")
+
+Level = Literal["warning", "critical"]
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One thing about one queue that a person should know."""
+
+    level: Level
+    queue: str
+    #: As the thresholds are called (``backlog``, ``age``, ``dead`` ...), or ``never_used``.
+    name: str
+    message: str
+    value: float
+    threshold: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the alert for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """One pair of thresholds: ``name_warning`` and ``name_critical`` of ``streams_alerts``."""
+
+    name: str
+    #: What is measured; None means that there is nothing to measure.
+    value: Callable[[QueueStatus], float | None]
+    #: The sentence without the threshold.
+    message: str
+
+
+_RULES: tuple[_Rule, ...] = (
+    _Rule(
+        "no_consumer", lambda queue: None if queue.consumers else queue.waiting, "{value} wait and no worker consumes"
+    ),
+    _Rule("backlog", lambda queue: queue.waiting, "{value} wait"),
+    _Rule("age", lambda queue: queue.oldest_waiting, "the oldest message has waited {value} s"),
+    _Rule("pending", lambda queue: queue.pending, "{value} are being run or held by consumers"),
+    _Rule("overdue", lambda queue: queue.overdue, "the earliest delayed message is {value} s late; is a worker up?"),
+    _Rule("dead", lambda queue: queue.dead, "{value} dead letters"),
+)
+
+
+def judge(queue: QueueStatus, thresholds: Alerts) -> list[Alert]:
+    """Return the alerts of one queue, the critical ones first.
+
+    A threshold is met when the value is equal to it or greater, and only if the value is not zero. Of a pair, only
+    the higher level that is met counts.
+    """
+    found: list[Alert] = []
+    for rule in _RULES:
+        value = rule.value(queue)
+        if not value:
+            continue
+        for level in _LEVELS:
+            threshold = getattr(thresholds, f"{rule.name}_{level}")
+            if threshold is not None and value >= threshold:
+                said = rule.message.format(value=_number(value))
+                message = f"{said} ({level} from {_number(threshold)})"
+                found.append(Alert(level, queue.queue, rule.name, message, value, threshold))
+                break
+    return sorted(found, key=lambda alert: _LEVELS.index(alert.level))
+
+
+def never_used(queue: str) -> Alert:
+    """Return the alert for a queue that was asked for by name, and that Redis has never heard of."""
+    return Alert("warning", queue, "never_used", "was never used: no message, no worker; is the name right?", 0, 0)
+
+
+#: Worst first.
+_LEVELS: tuple[Level, ...] = ("critical", "warning")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.1f}" if isinstance(value, float) and value < 100 and value % 1 else f"{value:,.0f}"

@@ -1,0 +1,127 @@
+"""Status: all queues at one moment, with totals and alerts; the one source of every display."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import Any, Literal
+
+from ..amqp import Streams
+from ..connection import safe_url
+from ..inspect import QueueStatus, known_queues, queue_status
+from .alerts import Alert, judge, never_used
+
+__all__ = ("QueueReport", "Status", "Totals", "collect")
+
+
+@dataclass(frozen=True, slots=True)
+class QueueReport:
+    """One queue: its state, and what is wrong with it."""
+
+    state: QueueStatus
+    #: Whether (a share of) its messages is chosen for streams by ``streams_queues``, whatever the switch says.
+    chosen: bool
+    #: Critical ones first.
+    alerts: tuple[Alert, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report for JSON; ages are in seconds."""
+        return {
+            **asdict(self.state),
+            "length": self.state.length,
+            "lag": self.state.lag,
+            "chosen": self.chosen,
+            "alerts": [alert.as_dict() for alert in self.alerts],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The sums over the queues of a status. A worker that consumes two queues counts in both."""
+
+    waiting: int
+    pending: int
+    delayed: int
+    dead: int
+    consumers: int
+    #: The greatest age in seconds; None when nothing waits.
+    oldest_waiting: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """All queues at one moment."""
+
+    #: Seconds since the epoch, by the clock of this machine.
+    time: float
+    #: URL of the Redis, its password hidden.
+    server: str
+    #: ``streams_enabled`` at this moment, as this process sees it.
+    enabled: bool
+    #: By name.
+    queues: tuple[QueueReport, ...]
+
+    @property
+    def alerts(self) -> tuple[Alert, ...]:
+        """The alerts of all queues, critical ones first."""
+        found = [alert for queue in self.queues for alert in queue.alerts]
+        return tuple(sorted(found, key=lambda alert: alert.level != "critical"))
+
+    @property
+    def level(self) -> Literal["ok", "warning", "critical"]:
+        """The worst level of all alerts."""
+        alerts = self.alerts
+        return alerts[0].level if alerts else "ok"
+
+    @property
+    def totals(self) -> Totals:
+        """The sums over all queues."""
+        states = [report.state for report in self.queues]
+        return Totals(
+            waiting=sum(state.waiting for state in states),
+            pending=sum(state.pending for state in states),
+            delayed=sum(state.delayed for state in states),
+            dead=sum(state.dead for state in states),
+            consumers=sum(state.consumers for state in states),
+            oldest_waiting=max((s.oldest_waiting for s in states if s.oldest_waiting is not None), default=None),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything for JSON; ``time`` is ISO 8601 in UTC, ``alerts`` of all queues stand at the end too."""
+        return {
+            "time": datetime.fromtimestamp(self.time, timezone.utc).isoformat(timespec="milliseconds"),
+            "server": self.server,
+            "enabled": self.enabled,
+            "level": self.level,
+            "queues": [queue.as_dict() for queue in self.queues],
+            "totals": asdict(self.totals),
+            "alerts": [alert.as_dict() for alert in self.alerts],
+        }
+
+
+def collect(streams: Streams, queues: Iterable[str] | None = None, *, now: float | None = None) -> Status:
+    """Ask Redis for the state of ``queues``: by default all that were ever used or are chosen by their exact name.
+
+    A queue that was asked for and that nobody ever used is reported with zeros and an alert. Two round trips for each
+    queue; each queue is consistent in itself, not all of them together. Works whether or not streams are enabled.
+
+    Raises:
+        BrokerError: Redis is away, or refuses.
+        ConfigurationError: a setting is wrong, or the URL is not one of a Redis.
+    """
+    conf = streams.conf
+    broker = streams.broker
+    known = set(known_queues(broker)) | set(conf.queues.names)
+    reports = []
+    for name in sorted(known if queues is None else set(queues)):
+        state = queue_status(broker, name)
+        alerts = judge(state, conf.alerts) if name in known else [never_used(name)]
+        reports.append(QueueReport(state, streams.on_streams(name), tuple(alerts)))
+    return Status(
+        time=time.time() if now is None else now,
+        server=safe_url(streams.url),
+        enabled=streams.enabled(),
+        queues=tuple(reports),
+    )
