@@ -57,6 +57,8 @@ class Streams:
         self._conf: StreamsConf | None = None
         self._broker: StreamBroker | None = None
         self._bindings: dict[tuple[str, str], str | None] = {}
+        #: Children per queue (``-Q name:count``), set by the worker command.
+        self.children: dict[str, int] = {}
 
     @property
     def conf(self) -> StreamsConf:

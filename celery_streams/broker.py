@@ -358,6 +358,12 @@ class StreamBroker:
         moved, missing, wait = self.client.run(scripts.PROMOTE, names, [len(self.steps), limit])
         return Promotion(moved, missing, None if wait < 0 else int(wait))
 
+    def busy_queues(self, queues: Sequence[str]) -> list[str]:
+        """Return those of ``queues`` that have pending entries."""
+        streams = [key for queue in queues for key in self.queue_keys(queue).streams]
+        found = self.client.run(scripts.BUSY, streams, [keys.GROUP, len(self.steps)]) if streams else ()
+        return [queues[int(index)] for index in found]
+
     def recover(
         self,
         queue: str,

@@ -28,6 +28,7 @@ def load(name: str) -> Script:
 
 
 ACK = load("ack")
+BUSY = load("busy")
 DELAY = load("delay")
 EXTEND = load("extend")
 FORGET = load("forget")

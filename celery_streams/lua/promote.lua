@@ -3,6 +3,7 @@
 -- KEYS     for each queue: delayed, delayed messages, then its task streams by priority step
 -- ARGV     number of task streams of a queue, greatest number of messages to move in all
 -- Returns  {messages moved, members without a message, milliseconds until the next is due (-1 = nothing is delayed)}
+-- A value that is no packed message becomes an entry with the one field `packed`: a worker will dead-letter it.
 -- ZREM comes first: it frees memory, so that the script goes on when Redis is full.
 local steps, left = tonumber(ARGV[1]), tonumber(ARGV[2])
 local clock = redis.call('TIME')
@@ -16,16 +17,21 @@ for base = 1, #KEYS, steps + 2 do
         redis.call('ZREM', delayed, member)
         if packed then
             redis.call('HDEL', messages, member)
-            local step, h, p, b, y, at = struct.unpack('>I4I4I4I4I4', packed)
-            local key = KEYS[base + 2 + math.min(step, steps - 1)]
-            local headers = string.sub(packed, at, at + h - 1)
-            local properties = string.sub(packed, at + h, at + h + p - 1)
-            local body = string.sub(packed, at + h + p, at + h + p + b - 1)
-            if y > 0 then
-                redis.call('XADD', key, '*', 'headers', headers, 'properties', properties, 'body', body,
-                    'history', string.sub(packed, at + h + p + b))
+            local whole, step, h, p, b, y, at = pcall(struct.unpack, '>I4I4I4I4I4', packed)
+            whole = whole and #packed == at - 1 + h + p + b + y
+            local key = KEYS[base + 2 + (whole and math.min(step, steps - 1) or 0)]
+            if not whole then
+                redis.call('XADD', key, '*', 'packed', packed)
             else
-                redis.call('XADD', key, '*', 'headers', headers, 'properties', properties, 'body', body)
+                local headers = string.sub(packed, at, at + h - 1)
+                local properties = string.sub(packed, at + h, at + h + p - 1)
+                local body = string.sub(packed, at + h + p, at + h + p + b - 1)
+                if y > 0 then
+                    redis.call('XADD', key, '*', 'headers', headers, 'properties', properties, 'body', body,
+                        'history', string.sub(packed, at + h + p + b))
+                else
+                    redis.call('XADD', key, '*', 'headers', headers, 'properties', properties, 'body', body)
+                end
             end
             moved = moved + 1
         else

@@ -1,0 +1,37 @@
+"""The pools: what is special to prefork, solo and threads; the way of a message is the same in all of them.
+
+Each is a Celery pool class, found in the place of Celery's of the same name (:func:`pool_for`). Their module names
+matter: Celery's Django fixup looks for "prefork" in them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kombu.utils.imports import symbol_by_name
+
+from ..exceptions import ConfigurationError
+
+__all__ = ("POOLS", "pool_for")
+
+#: Celery's pool class -> ours.
+POOLS = {
+    "celery.concurrency.prefork:TaskPool": "celery_streams.concurrency.prefork:TaskPool",
+    "celery.concurrency.solo:TaskPool": "celery_streams.concurrency.solo:TaskPool",
+    "celery.concurrency.thread:TaskPool": "celery_streams.concurrency.thread:TaskPool",
+}
+
+
+def pool_for(pool: Any) -> Any:
+    """Return our pool class for one of Celery's; our own classes, and subclasses of them, are returned as they are.
+
+    Raises:
+        ConfigurationError: there is no such pool for streams.
+    """
+    name = f"{pool.__module__}:{pool.__qualname__}"
+    if name in POOLS:
+        return symbol_by_name(POOLS[name])
+    if any(cls.__module__.startswith(__name__) for cls in pool.__mro__):
+        return pool
+    known = ", ".join(sorted({path.partition(":")[0].rpartition(".")[2] for path in POOLS}))
+    raise ConfigurationError(f"Pool {name} cannot run streams; use one of: {known}")

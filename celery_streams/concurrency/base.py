@@ -1,0 +1,236 @@
+"""StreamsPool: what all pools share: services, aftermath, and what remote control wants to know; it starts nothing.
+
+The consumer (``worker.consumer``) tells the pool what to read with :meth:`StreamsPool.consume`; the pool tells its
+children or threads. Everything that runs user code in the parent is done on the main thread, through :meth:`post`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from celery.concurrency.base import BasePool
+from celery.worker import state as worker_state
+
+from ..amqp import Streams, streams_of
+from ..broker import Delivery, StreamRef
+from ..exceptions import BrokerError
+from ..worker.aftermath import Aftermath
+from ..worker.child import ChildOptions, consumer_name
+from ..worker.limits import Restrictable
+from ..worker.requests import build_request
+from ..worker.services import Services
+from ..worker.slots import MAX_BATCH, Held, Snapshot
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("StreamsPool",)
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two rounds of the main thread's own chores.
+_CHORES = 0.5
+
+
+class StreamsPool(BasePool):  # type: ignore[misc]
+    """Base of our pools; see Celery's BasePool for what the worker calls."""
+
+    app: Celery
+    uses_semaphore = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        initargs = self.options.get("initargs") or (self.app, None)
+        self.hostname: str = initargs[1] or ""
+        self.streams: Streams = streams_of(self.app)
+        #: Celery's Consumer, once it runs.
+        self.consumer: Any = None
+        #: The queues that are being read.
+        self.queues: list[str] = []
+        self.aftermath = Aftermath(self.app, self.hostname, self.streams, eventer=self._eventer)
+        self.services: Services | None = None
+        self._posted: deque[Callable[[], None]] = deque()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._hub: Any = None
+        self._requests: dict[bytes, Any] = {}
+
+    # -- what subclasses do
+
+    @abstractmethod
+    def holders(self) -> Sequence[Restrictable]:
+        """Return whoever holds entries now."""
+
+    @abstractmethod
+    def announce(self, streams: Sequence[StreamRef]) -> None:
+        """Tell the children what to read."""
+
+    def on_soft(self, holder: Restrictable, shot: Snapshot) -> None:
+        """Tell a task that its soft time limit is over (called by the services thread)."""
+
+    def on_hard(self, holder: Restrictable, shot: Snapshot) -> None:
+        """End a task whose hard time limit is over (called by the services thread)."""
+
+    def forward(self, *message: Any) -> None:
+        """Tell all children something that remote control changed."""
+
+    # -- options
+
+    def child_options(self) -> ChildOptions:
+        """Return what the command line means for whoever runs the tasks."""
+        options, conf = self.options, self.app.conf
+        one_at_a_time = conf.worker_prefetch_multiplier == 1 or conf.worker_disable_prefetch
+        return ChildOptions(
+            soft_limit=options.get("soft_timeout"),
+            hard_limit=options.get("timeout"),
+            max_tasks=options.get("maxtasksperchild"),
+            max_memory=options.get("max_memory_per_child"),
+            max_batch=1 if one_at_a_time else MAX_BATCH,
+        )
+
+    # -- what the consumer asks
+
+    def consume(self, queues: Sequence[str]) -> None:
+        """Read these queues from now on; none stops reading and gives back what was not started."""
+        self.queues = list(queues)
+        if self.queues:
+            try:
+                self.aftermath.broker.ensure_groups(self.queues)
+            except BrokerError as exc:
+                logger.error("Cannot make the consumer groups of %s yet: %s", ", ".join(self.queues), exc)
+        self.announce(self.aftermath.broker.streams(self.queues))
+
+    def start_services(self) -> None:
+        """Start heartbeat, claimer, limits and promotion."""
+        self.services = Services(
+            self.streams,
+            consumer_name(self.hostname, 0),
+            holders=self.holders,
+            queues=lambda: self.queues,
+            on_soft=self.on_soft,
+            on_hard=self.on_hard,
+            on_exhausted=self._on_exhausted,
+        )
+        self.services.start()
+
+    # -- the main thread
+
+    def post(self, work: Callable[[], None]) -> None:
+        """Have ``work`` done on the main thread."""
+        self._posted.append(work)
+        try:
+            os.write(self._wake_write, b".")
+        except BlockingIOError:
+            pass  # the pipe is full of wake-ups already
+        except OSError as exc:
+            logger.debug("The pool is gone: %s", exc)
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Hear of posted work and of children through Celery's event loop."""
+        self._hub = loop
+        loop.add_reader(self._wake_read, self.guarded, self._drain)
+        loop.call_repeatedly(_CHORES, self.guarded, self.chores)
+
+    def guarded(self, work: Callable[..., Any], *args: Any) -> None:
+        """Call ``work``; what it raises is logged, for Celery takes some exceptions for a lost connection."""
+        try:
+            work(*args)
+        except Exception:
+            # A boundary of the event loop: a callback that raises would restart Celery's consumer.
+            logger.exception("%s failed; the worker goes on.", getattr(work, "__name__", work))
+
+    def _drain(self) -> None:
+        try:
+            os.read(self._wake_read, 4096)
+        except BlockingIOError:
+            pass  # woken twice for one byte
+        while self._posted:
+            self.guarded(self._posted.popleft())
+
+    def chores(self) -> None:
+        """What the main thread looks after now and then."""
+        self._drain()
+        self.aftermath.run_once()
+
+    def _on_exhausted(self, delivery: Delivery, holder: str) -> None:
+        assert self.services is not None
+        consumer = self.services.claimer.consumer
+
+        def bury() -> None:
+            self.aftermath.crashes += 1
+            self.aftermath.settle_lost(delivery, consumer, exhausted=True)
+
+        self.post(bury)
+
+    def _eventer(self) -> Any:
+        return getattr(self.consumer, "event_dispatcher", None)
+
+    # -- what remote control asks
+
+    def counted(self, counts: dict[str, int]) -> None:
+        """Add tasks that children started to Celery's totals."""
+        worker_state.total_count.update(counts)
+        worker_state.all_total_count[0] += sum(counts.values())
+
+    def sync_state(self) -> None:
+        """Make Celery's worker state say what the children are doing: active and reserved requests."""
+        active: dict[bytes, Any] = {}
+        reserved: dict[bytes, Any] = {}
+        for holder in self.holders():
+            shot = holder.snapshot()
+            if shot.running is not None:
+                request = self._request_of(holder, shot, shot.running)
+                if request is not None:
+                    request.worker_pid = shot.pid
+                    request.time_start = time.time() - (time.monotonic() - shot.started_at)
+                    active[shot.running.entry_id] = request
+            for held in shot.waiting:
+                request = self._request_of(holder, shot, held)
+                if request is not None:
+                    reserved[held.entry_id] = request
+        for request in self._requests.values():
+            worker_state.task_ready(request)
+        self._requests = {**reserved, **active}
+        for request in self._requests.values():
+            worker_state.task_reserved(request)
+        for request in active.values():
+            worker_state.active_requests.add(request)
+
+    def _request_of(self, holder: Restrictable, shot: Snapshot, held: Held) -> Any:
+        known = self._requests.get(held.entry_id)
+        if known is not None:
+            return known
+        try:
+            if shot.acked_early and held is shot.running:
+                message = self.kept_message(holder)
+                delivery = None if message is None else Delivery(held.stream, held.entry_id, message)
+            else:
+                delivery = self.aftermath.broker.fetch(held.stream, held.entry_id)
+            if delivery is None:
+                return None
+            return build_request(
+                self.app,
+                delivery,
+                hostname=self.hostname,
+                eventer=self._eventer(),
+                on_ack=lambda *_: self._acknowledge(holder.consumer, held),
+                on_reject=lambda *_: None,
+            )
+        except Exception as exc:
+            # Decoding runs serializers and user codecs; remote control must answer all the same.
+            logger.warning("Cannot tell what entry %s is: %r", held.entry_id.decode(), exc)
+            return None
+
+    def kept_message(self, holder: Restrictable) -> Any:
+        """Return the message of a task that was acknowledged before it ran."""
+        return None
+
+    def _acknowledge(self, consumer: str, held: Held) -> None:
+        self.aftermath.broker.ack(consumer, [(held.stream, held.entry_id)])

@@ -1,0 +1,453 @@
+"""Prefork: children are processes that read their queues themselves; the parent starts, watches and replaces them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import billiard
+from billiard import forking_enable, set_start_method
+from billiard.connection import wait
+from celery import signals
+from celery.worker import state as worker_state
+
+from ..broker import StreamRef
+from ..message import Message
+from ..worker.aftermath import Casualty, Cause
+from ..worker.child import child_main, consumer_name
+from ..worker.limits import Restrictable
+from ..worker.slots import Slot, SlotTable, Snapshot
+from .base import StreamsPool
+
+__all__ = ("Child", "TaskPool")
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between SIGTERM and SIGKILL for a child that must end (billiard's own figure).
+_GRACE = 0.1
+
+#: Seconds: a child that ends sooner than this, without having been ready, delays its successor.
+_YOUNG = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Child:
+    """One child, as the parent knows it."""
+
+    index: int
+    process: Any
+    slot: Slot
+    consumer: str
+    control: Any
+    born: float
+    #: Queues it may read; None is all.
+    queues: frozenset[str] | None = None
+    ready: bool = False
+    #: It was told to stop and will not be replaced.
+    leaving: bool = False
+    cause: Cause = field(default_factory=Cause)
+
+    def snapshot(self) -> Snapshot:
+        """Return what it holds now."""
+        return self.slot.snapshot()
+
+    def restrict(self) -> Snapshot:
+        """Let it start nothing more of its batch."""
+        return self.slot.restrict()
+
+    def mark_lost(self, batch: int) -> None:
+        """Tell it that an entry is no longer its own."""
+        self.slot.mark_lost(batch)
+
+
+class TaskPool(StreamsPool):
+    """Celery's prefork pool for streams."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._children: dict[int, Child] = {}
+        self._known: list[StreamRef] = []
+        self._wanted: list[StreamRef] = []
+        self._table: SlotTable | None = None
+        self._free: list[int] = []
+        self._stopping = False
+        self._count = 0
+        self._early_deaths = 0
+        self._start_at = 0.0
+        self._shares: list[frozenset[str] | None] = []
+
+    def holders(self) -> Sequence[Restrictable]:
+        """Return the children."""
+        return list(self._children.values())
+
+    # -- start
+
+    def on_start(self) -> None:
+        """Fork the children, then start the services' threads."""
+        spawn = not self.forking_enable
+        if spawn:
+            os.environ["FORKED_BY_MULTIPROCESSING"] = "1"
+            set_start_method("spawn", force=True)
+        else:
+            forking_enable(True)
+        self._table = SlotTable(shared_by_path=spawn)
+        self._shares = _shares(self.streams.children, int(self.limit or 1))
+        for _ in range(self.limit or 1):
+            self._start_child()
+        self.start_services()
+
+    def did_start_ok(self) -> bool:
+        """Return whether no child died before it was ready."""
+        return not self._early_deaths
+
+    def _start_child(self) -> Child:
+        assert self._table is not None
+        index = self._free.pop(0) if self._free else len(self._children)
+        while index in self._children:
+            index += 1
+        self._count += 1
+        slot = self._table.slot(index)
+        slot.attach(0)
+        parent_end, child_end = billiard.Pipe(duplex=True)
+        consumer = consumer_name(self.hostname, index + 1)
+        process = billiard.get_context("fork" if self.forking_enable else "spawn").Process(
+            target=_child_target,
+            args=(
+                self.app,
+                self.hostname,
+                consumer,
+                index,
+                self._table,
+                child_end,
+                self.child_options(),
+                parent_end if self.forking_enable else None,
+            ),
+        )
+        process.name = process.name.replace("Process", "PoolWorker")
+        process.index = index
+        process.daemon = True
+        signals.worker_before_create_process.send(sender=self)
+        self._fork(process)
+        child_end.close()
+        child = Child(index, process, slot, consumer, parent_end, time.monotonic())
+        if index < len(self._shares):
+            child.queues = self._shares[index]
+        self._children[index] = child
+        if self._hub is not None:
+            self._watch(child)
+        if self._wanted:
+            self._announce_to(child)
+        if worker_state.revoked:
+            self._tell(child, "revoke", list(worker_state.revoked))
+        if worker_state.revoked_stamps:
+            self._tell(child, "revoke_stamps", dict(worker_state.revoked_stamps))
+        return child
+
+    def _fork(self, process: Any) -> None:
+        if self.services is None:
+            process.start()
+            return
+        with self.services.paused(), warnings.catch_warnings():
+            # The services' threads are between two rounds and hold nothing: see Services.paused.
+            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+            process.start()
+
+    # -- what the children are told
+
+    def announce(self, streams: Sequence[StreamRef]) -> None:
+        """Tell all children what to read."""
+        assert self._table is not None
+        self._wanted = list(streams)
+        for ref in streams:
+            if ref not in self._known:
+                self._known.append(ref)
+        self._table.streams[:] = self._known
+        for child in list(self._children.values()):
+            self._announce_to(child)
+        if not streams and self.services is not None:
+            self.guarded(self.give_back)
+
+    def give_back(self) -> None:
+        """Put back at once what the children fetched and did not start."""
+        broker = self.aftermath.broker
+        for child in self.holders():
+            shot = child.restrict()
+            broker.release(child.consumer, [(held.stream, held.entry_id) for held in shot.waiting])
+
+    def _announce_to(self, child: Child) -> None:
+        wanted = [ref for ref in self._wanted if child.queues is None or ref.queue in child.queues]
+        self._tell(child, "consume", list(self._known), wanted)
+
+    def forward(self, *message: Any) -> None:
+        """Tell all children something that remote control changed."""
+        for child in list(self._children.values()):
+            self._tell(child, *message)
+
+    def _tell(self, child: Child, *message: Any) -> None:
+        try:
+            child.control.send(message)
+        except (OSError, ValueError) as exc:
+            logger.debug("Child %s is gone: %s", child.consumer, exc)
+
+    # -- what the children say, and their end
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Hear of children through Celery's event loop."""
+        super().register_with_event_loop(loop)
+        for child in self._children.values():
+            self._watch(child)
+
+    def _watch(self, child: Child) -> None:
+        self._hub.add_reader(child.process.sentinel, self.guarded, self._reap, child)
+        self._hub.add_reader(child.control.fileno(), self.guarded, self._hear, child)
+
+    def _unwatch(self, child: Child) -> None:
+        if self._hub is not None:
+            for descriptor in (child.process.sentinel, child.control.fileno()):
+                self._hub.remove(descriptor)
+
+    def _hear(self, child: Child) -> None:
+        try:
+            while child.control.poll(0):
+                kind, *args = child.control.recv()
+                if kind == "ready":
+                    child.ready = True
+                    self._early_deaths = 0
+                elif kind == "counts":
+                    self.counted(args[0])
+        except (EOFError, OSError):
+            if self._hub is not None and not child.control.closed:
+                self._hub.remove(child.control.fileno())
+
+    def chores(self) -> None:
+        """Notice children whose end nobody told of, and start successors."""
+        super().chores()
+        for child in list(self._children.values()):
+            if not child.process.is_alive():
+                self._reap(child)
+        self.maintain_pool()
+
+    def _reap(self, child: Child) -> None:
+        if self._children.get(child.index) is not child:
+            return
+        self._hear(child)
+        child.process.join()
+        exitcode = child.process.exitcode
+        self._unwatch(child)
+        shot = child.snapshot()
+        kept = child.slot.kept_message() if shot.acked_early else None
+        child.slot.clear()
+        del self._children[child.index]
+        self._free.append(child.index)
+        child.control.close()
+        request = self._requests.get(shot.running.entry_id) if shot.running is not None else None
+        cause = child.cause
+        if request is not None and cause == Cause():
+            cause = Cause(revoked=request._already_revoked, cancelled=request._already_cancelled)
+        if cause == Cause() and worker_state.should_terminate:
+            cause = Cause(cancelled=True)
+        if exitcode not in (0, 0x9B) and shot.running is None and not self._stopping:
+            logger.error("Child process %s (pid %s) exited: %s", child.consumer, child.process.pid, exitcode)
+        self.aftermath.take(
+            Casualty(child.consumer, shot, exitcode, cause, kept=kept, streams=tuple(self._known))
+        )
+        if not child.ready and time.monotonic() - child.born < _YOUNG:
+            self._early_deaths += 1
+            self._start_at = time.monotonic() + min(2.0**self._early_deaths / 4, 30.0)
+        if not child.leaving:
+            self.maintain_pool()
+
+    def maintain_pool(self, *args: Any, **kwargs: Any) -> None:
+        """Start children until there are as many as there should be."""
+        if self._stopping or time.monotonic() < self._start_at:
+            return
+        while len(self._children) < (self.limit or 0):
+            self._start_child()
+
+    # -- limits and termination
+
+    def on_soft(self, holder: Restrictable, shot: Snapshot) -> None:
+        """Raise SoftTimeLimitExceeded in the child."""
+        assert isinstance(holder, Child)
+        if _same(holder.snapshot(), shot):
+            _signal(shot.pid, signal.SIGUSR1)
+            self.post(lambda: self._report_soft(holder, shot))
+
+    def _report_soft(self, child: Child, shot: Snapshot) -> None:
+        if shot.running is not None:
+            request = self._request_of(child, shot, shot.running)
+            if request is not None:
+                request.on_timeout(True, shot.soft)
+
+    def on_hard(self, holder: Restrictable, shot: Snapshot) -> None:
+        """Kill the child; the parent stores the failure when it is gone."""
+        assert isinstance(holder, Child) and shot.running is not None
+        if not _same(holder.snapshot(), shot):
+            return
+        holder.cause = Cause(hard_limit=shot.hard, entry_id=shot.running.entry_id)
+        self._kill(holder)
+
+    def terminate_job(self, pid: int, signal: int | None = None) -> None:
+        """End the child with this process id (``revoke(terminate=True)``)."""
+        for child in self._children.values():
+            if child.process.pid == pid:
+                child.slot.ask_terminate()
+        _signal(pid, signal or _SIGTERM)
+
+    def _kill(self, child: Child) -> None:
+        child.slot.ask_terminate()
+        _signal(child.process.pid, _SIGTERM)
+        deadline = time.monotonic() + _GRACE
+        while time.monotonic() < deadline:
+            if not wait([child.process.sentinel], timeout=max(deadline - time.monotonic(), 0)):
+                break
+            return
+        _signal(child.process.pid, signal.SIGKILL)
+
+    # -- size
+
+    def grow(self, n: int = 1) -> None:
+        """Start ``n`` more children."""
+        self.limit = (self.limit or 0) + n
+        self.maintain_pool()
+
+    def shrink(self, n: int = 1) -> None:
+        """Stop ``n`` children, idle ones first.
+
+        Raises:
+            ValueError: all children are busy (Celery's autoscaler then tries again later).
+        """
+        idle = [child for child in self._children.values() if child.snapshot().running is None and not child.leaving]
+        if not idle:
+            raise ValueError("Can't shrink pool. All processes busy!")
+        for child in sorted(idle, key=lambda item: -item.index)[:n]:
+            child.leaving = True
+            self.limit -= 1
+            self._tell(child, "stop")
+
+    def restart(self) -> None:
+        """Replace all children, each when its task is done."""
+        for child in list(self._children.values()):
+            self._tell(child, "stop")
+
+    # -- stop
+
+    def on_stop(self) -> None:
+        """Let running tasks finish (warm), or what is left of them end (cold); then stop the services."""
+        self._stopping = True
+        if self.services is not None:
+            self.services.stop_delayed()
+        for child in list(self._children.values()):
+            self._tell(child, "stop")
+        self.guarded(self.give_back)
+        killed = False
+        while self._children:
+            self._wait_for_children(0.1)
+            if worker_state.should_terminate and not killed:
+                killed = True
+                self._terminate_all()
+        self._finish()
+
+    def on_terminate(self) -> None:
+        """End all children now; what they ran goes back."""
+        self._stopping = True
+        self._terminate_all()
+        while self._children:
+            self._wait_for_children(0.1)
+        self._finish()
+
+    def _terminate_all(self) -> None:
+        children = list(self._children.values())
+        for child in children:
+            if child.cause == Cause():
+                child.cause = Cause(cancelled=True)
+            child.slot.ask_terminate()
+            _signal(child.process.pid, _SIGTERM)
+        deadline = time.monotonic() + 1.0
+        while self._children and time.monotonic() < deadline:
+            self._wait_for_children(0.05)
+        for child in list(self._children.values()):
+            _signal(child.process.pid, signal.SIGKILL)
+
+    def _wait_for_children(self, timeout: float) -> None:
+        wait([child.process.sentinel for child in self._children.values()], timeout=timeout)
+        for child in list(self._children.values()):
+            if not child.process.is_alive():
+                self.guarded(self._reap, child)
+        self._drain()
+
+    def _finish(self) -> None:
+        if self.services is not None:
+            deadline = time.monotonic() + 2.0
+            while self.aftermath.run_once() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            self.services.stop()
+            self.guarded(
+                self.services.broker.forget_consumer, sorted({r.queue for r in self._known}), self.services.claimer.consumer
+            )
+            self.services = None
+        if self._table is not None:
+            self._table.close()
+
+    # -- what is asked
+
+    def kept_message(self, holder: Restrictable) -> Message | None:
+        """Return the message of a task that was acknowledged before it ran."""
+        return holder.slot.kept_message() if isinstance(holder, Child) else None
+
+    @property
+    def num_processes(self) -> int:
+        """Children that there should be."""
+        return int(self.limit or 0)
+
+    def _get_info(self) -> dict[str, Any]:
+        info = super()._get_info()
+        options = self.child_options()
+        info.update(
+            {
+                "max-concurrency": self.limit,
+                "processes": [child.process.pid for child in self._children.values()],
+                "max-tasks-per-child": options.max_tasks or "N/A",
+                "put-guarded-by-semaphore": False,
+                "timeouts": (options.soft_limit or 0, options.hard_limit or 0),
+                "writes": "N/A",
+            }
+        )
+        return dict(info)
+
+
+_SIGTERM = signal.SIGTERM
+
+
+def _child_target(
+    app: Any, hostname: str, consumer: str, index: int, table: Any, control: Any, options: Any, other_end: Any
+) -> None:
+    if other_end is not None:
+        other_end.close()
+    child_main(app, hostname, consumer, index, table, control, options)
+
+
+def _same(now: Snapshot, then: Snapshot) -> bool:
+    return now.pid == then.pid and now.batch == then.batch and now.running == then.running
+
+
+def _signal(pid: int, signum: int) -> None:
+    try:
+        os.kill(pid, signum)
+    except ProcessLookupError:
+        logger.debug("Process %s is gone already.", pid)
+
+
+def _shares(children: Any, limit: int) -> list[frozenset[str] | None]:
+    """Return for each child the queues it reads: first those of ``-Q name:count``, then all."""
+    shares: list[frozenset[str] | None] = []
+    pairs: Iterable[tuple[str, int]] = (children or {}).items()
+    for queue, count in pairs:
+        shares += [frozenset((queue,))] * count
+    return (shares + [None] * limit)[:limit] if shares else []

@@ -1,0 +1,287 @@
+"""Aftermath: what the parent does for a child that died, or is about to: nothing a child held may depend on it.
+
+1. What ran but was not acknowledged yet is acknowledged in its place.
+2. What was running is decided as ``lost``, ``timed_out`` or ``interrupted``; the signals, errbacks and results of a
+   task that will not run again are those of Celery's Request.
+3. What was not started goes back, with no delivery counted.
+4. The consumer is deleted from the group once nothing is pending for it; a second look a moment later catches an
+   entry that Redis handed to the dead connection before it noticed.
+
+It runs in the parent's main thread, where Celery runs such code too. While Redis is away it keeps what is left to do
+and is called again; the entries stay pending meanwhile, so another worker's claimer may be faster, and then the
+ownership checks make it do nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from billiard.common import human_status
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import WorkerLostError
+
+from ..amqp import Streams
+from ..broker import Delivery, StreamBroker, StreamRef
+from ..exceptions import BrokerError, BrokerUnavailable
+from .executor import _flag, plan_for
+from .outcome import Action, Circumstances, Event, Outcome, decide
+from .requests import build_request
+from .settle import Death, Settler
+from .slots import Held, Snapshot
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("Aftermath", "Casualty", "Cause")
+
+logger = logging.getLogger(__name__)
+
+#: Seconds after which the consumer of a dead child is looked at again.
+_SECOND_LOOK = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a child died, as far as the parent had a hand in it."""
+
+    #: The hard time limit that was exceeded, in seconds, and by which entry.
+    hard_limit: float | None = None
+    entry_id: bytes = b""
+    #: The task was revoked with terminate: it is settled already.
+    revoked: bool = False
+    #: The task was cancelled by a cold shutdown.
+    cancelled: bool = False
+
+
+@dataclass(slots=True)
+class Casualty:
+    """One child that is gone, with what it held."""
+
+    consumer: str
+    snapshot: Snapshot
+    exitcode: int | None
+    cause: Cause
+    #: The message of a task that was acknowledged before it ran.
+    kept: Any = None
+    streams: Sequence[StreamRef] = ()
+    #: How far the work is, so that it is not begun anew after Redis was away.
+    step: int = 0
+    due: float = 0.0
+
+
+class Aftermath:
+    """See the module. ``eventer`` is asked for at each use: Celery makes a new one after a reconnect."""
+
+    def __init__(self, app: Celery, hostname: str, streams: Streams, *, eventer: Callable[[], Any]) -> None:
+        self.app = app
+        self.hostname = hostname
+        self.streams = streams
+        #: Children that died with a task running.
+        self.crashes = 0
+        self._eventer = eventer
+        self._broker: StreamBroker | None = None
+        self._open: deque[Casualty] = deque()
+
+    @property
+    def broker(self) -> StreamBroker:
+        """A broker of the main thread's own."""
+        if self._broker is None:
+            self._broker = self.streams.new_broker()
+        return self._broker
+
+    @property
+    def unfinished(self) -> int:
+        """Children that died and are not fully taken care of."""
+        return len(self._open)
+
+    def settler(self, consumer: str) -> Settler:
+        """Return a settler that acts for ``consumer`` and does not insist."""
+        return Settler(self.broker, consumer, conf=self.streams.conf, hostname=self.hostname, insist=False)
+
+    def take(self, casualty: Casualty) -> None:
+        """Take care of a child that died, now if Redis answers."""
+        self._open.append(casualty)
+        self.run_once()
+
+    def run_once(self, *, now: Callable[[], float] = time.monotonic) -> int:
+        """Go on with what is open; returns how many children are left."""
+        for _ in range(len(self._open)):
+            casualty = self._open.popleft()
+            if casualty.due > now():
+                self._open.append(casualty)
+                continue
+            try:
+                if not self._proceed(casualty, now()):
+                    self._open.append(casualty)
+            except BrokerUnavailable as exc:
+                logger.warning("Cannot take care of what %s held yet: %s", casualty.consumer, exc)
+                casualty.due = now() + 0.5
+                self._open.append(casualty)
+            except BrokerError as exc:
+                if "NOGROUP" not in str(exc):
+                    logger.error("Cannot take care of what %s held: %s", casualty.consumer, exc)
+        return len(self._open)
+
+    def _proceed(self, casualty: Casualty, now: float) -> bool:
+        shot = casualty.snapshot
+        if casualty.step == 0:
+            self._acknowledge(casualty.consumer, shot.finished)
+            casualty.step = 1
+        if casualty.step == 1:
+            if shot.running is not None and not casualty.cause.revoked:
+                self._settle_running(casualty, shot.running)
+            casualty.step = 2
+        if casualty.step == 2:
+            self.broker.release(casualty.consumer, [(held.stream, held.entry_id) for held in shot.waiting])
+            casualty.step, casualty.due = 3, now + _SECOND_LOOK
+            self._forget(casualty)
+            return False
+        self._forget(casualty)
+        return True
+
+    def _forget(self, casualty: Casualty) -> None:
+        self.broker.release_all(casualty.streams, casualty.consumer)
+        self.broker.forget_consumer(sorted({ref.queue for ref in casualty.streams}), casualty.consumer)
+
+    def _acknowledge(self, consumer: str, finished: Sequence[Held]) -> None:
+        if finished:
+            self.broker.ack(consumer, [(held.stream, held.entry_id) for held in finished])
+
+    # -- the task that was running
+
+    def _settle_running(self, casualty: Casualty, running: Held) -> None:
+        early = casualty.snapshot.acked_early
+        if early:
+            delivery: Delivery | None = Delivery(running.stream, running.entry_id, casualty.kept)
+        else:
+            delivery = self.broker.fetch(running.stream, running.entry_id)
+            if delivery is None or self.broker.extend([(running.stream, casualty.consumer, running.entry_id)]):
+                return  # settled, or claimed by another worker
+        assert delivery is not None
+        if casualty.cause.cancelled:
+            if not early:
+                history = delivery.message.decode_history() if delivery.message else {}
+                self.settler(casualty.consumer).settle(delivery, Outcome(Action.REQUEUE), history=history)
+            return
+        self.crashes += 1
+        self.settle_lost(
+            delivery,
+            casualty.consumer,
+            exitcode=casualty.exitcode,
+            hard_limit=casualty.cause.hard_limit if casualty.cause.entry_id == running.entry_id else None,
+            early=early,
+        )
+
+    def settle_lost(
+        self,
+        delivery: Delivery,
+        consumer: str,
+        *,
+        exitcode: int | None = None,
+        hard_limit: float | None = None,
+        early: bool = False,
+        exhausted: bool = False,
+    ) -> None:
+        """Settle a message whose process is gone.
+
+        Args:
+            hard_limit: the time limit in seconds for which it was killed; None when it died by itself.
+            early: it was acknowledged before it ran.
+            exhausted: the crash of this delivery reached the delivery limit (found by a claimer).
+
+        Raises:
+            BrokerUnavailable: Redis is away; call again.
+        """
+        verdict: list[str] = []
+        settler = self.settler(consumer)
+        history = delivery.message.decode_history() if delivery.message is not None else {}
+        try:
+            request = build_request(
+                self.app,
+                delivery,
+                hostname=self.hostname,
+                eventer=self._eventer(),
+                on_ack=lambda *_: verdict.append("ack"),
+                on_reject=lambda *args: verdict.append("requeue" if args and args[-1] else "reject"),
+            )
+        except Exception as exc:
+            # Decoding runs serializers and user codecs; whatever it raises, the message must not stay pending.
+            logger.error("Cannot decode entry %s of a lost task: %r", delivery.entry_id.decode(), exc, exc_info=True)
+            request = None
+        if request is None:
+            outcome = decide(Event.LOST, self._circumstances(history, exhausted=exhausted))
+            settler.settle(delivery, outcome, death=Death(exception=_status(exitcode)), history=history)
+            return
+        plan = plan_for(request.task, self.streams)
+        event = Event.LOST if hard_limit is None else Event.TIMED_OUT
+        given = Circumstances(
+            acks_late=not early,
+            acks_on_failure=_flag(request.task, "acks_on_failure"),
+            acks_on_timeout=_flag(request.task, "acks_on_timeout"),
+            reject_on_worker_lost=request.task.reject_on_worker_lost,
+            dead_letter_failures=plan.dead_letter_failures,
+            crashes=plan.delivery_limit if exhausted else int(history.get("crashes") or 0),
+            delivery_limit=plan.delivery_limit,
+        )
+        outcome = decide(event, given)
+        death = Death(request.task.name, request.id)
+        if event is Event.LOST:
+            einfo = _lost(exitcode)
+            death = Death(request.task.name, request.id, repr(einfo.exception), einfo.traceback)
+            stored = getattr(request, "_success_was_stored", None)
+            if stored is not None and stored():
+                logger.warning("Task %s[%s] succeeded before its process was lost.", request.name, request.id)
+                outcome = Outcome(Action.LEAVE if early else Action.ACK)
+            elif outcome.action is not Action.REQUEUE or getattr(request.task, "retry_on_worker_lost", False):
+                outcome = self._announce_lost(request, einfo, outcome, verdict, early=early)
+            else:
+                logger.warning(
+                    "Task %s[%s] lost its process (%s); it runs again (crash %d, limit %d).",
+                    request.name,
+                    request.id,
+                    _status(exitcode),
+                    int(history.get("crashes") or 0) + 1,
+                    plan.delivery_limit,
+                )
+        else:
+            request.on_timeout(False, hard_limit)
+            death = Death(request.task.name, request.id, f"TimeLimitExceeded({hard_limit},)")
+        settler.settle(delivery, outcome, death=death, history=history, acked_early=early)
+
+    def _announce_lost(
+        self, request: Any, einfo: ExceptionInfo, outcome: Outcome, verdict: list[str], *, early: bool
+    ) -> Outcome:
+        task = request.task
+        rejects, late = task.reject_on_worker_lost, task.acks_late
+        # Celery's Request asks the task whether the message goes back; on streams that is decided already.
+        task.reject_on_worker_lost, task.acks_late = outcome.action is Action.REQUEUE, not early
+        try:
+            request.on_failure(einfo)
+        finally:
+            task.reject_on_worker_lost, task.acks_late = rejects, late
+        if "ack" in verdict and outcome.action is Action.REQUEUE:
+            return Outcome(Action.ACK)  # retry_on_worker_lost stored a new message
+        return outcome
+
+    def _circumstances(self, history: dict[str, Any], *, exhausted: bool) -> Circumstances:
+        limit = self.streams.conf.delivery_limit
+        return Circumstances(crashes=limit if exhausted else int(history.get("crashes") or 0), delivery_limit=limit)
+
+
+def _status(exitcode: int | None) -> str:
+    return "its worker is gone" if exitcode is None else str(human_status(exitcode))
+
+
+def _lost(exitcode: int | None) -> ExceptionInfo:
+    try:
+        raise WorkerLostError(f"Worker exited prematurely: {_status(exitcode)}.")
+    except WorkerLostError:
+        return ExceptionInfo(sys.exc_info())
+
+

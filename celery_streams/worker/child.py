@@ -1,0 +1,355 @@
+"""The child: a process that reads its queues itself, runs what it reads, and settles it.
+
+Its loop, once round: acknowledge what is done and read what is next (one round trip); write the batch to the slot;
+for each entry say that it starts, run it, say that it ended. It hears the parent through a control pipe and nowhere
+else: which streams to read, when to stop, which ids are revoked.
+
+When it ends by itself it leaves nothing behind: acknowledgements are flushed, un-started entries go back, its
+consumer is deleted. When it is killed the parent does that (``aftermath``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from billiard.common import reset_signals
+from billiard.compat import mem_rss
+from billiard.exceptions import SoftTimeLimitExceeded
+from billiard.pool import EX_RECYCLE, TASK, Worker
+from celery.concurrency.prefork import process_destructor, process_initializer
+from celery.worker import state as worker_state
+
+from ..amqp import Streams, streams_of
+from ..broker import Delivery, StreamRef
+from .executor import Executor
+from .reader import Pace, Reader
+from .settle import Settler
+from .slots import MAX_BATCH, Slot, SlotTable
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("ChildOptions", "ChildLoop", "child_main", "consumer_name")
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that an acknowledgement may wait for others; a crash re-runs at most what ended within this time.
+ACK_DELAY = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class ChildOptions:
+    """What the parent's command line means for its children."""
+
+    soft_limit: float | None = None
+    hard_limit: float | None = None
+    max_tasks: int | None = None
+    #: KiB
+    max_memory: int | None = None
+    #: Entries fetched at once, at most.
+    max_batch: int = MAX_BATCH
+
+
+def consumer_name(hostname: str, index: int) -> str:
+    """Return a consumer name that no other process has, also with two workers of the same node name."""
+    return f"{hostname}/{index}.{secrets.token_hex(4)}"
+
+
+class ChildLoop:
+    """Reads, runs and settles until it is told to stop.
+
+    Args:
+        control: the child's end of the control pipe (a billiard Connection).
+    """
+
+    def __init__(
+        self, app: Celery, hostname: str, consumer: str, slot: Slot, control: Any, *, options: ChildOptions
+    ) -> None:
+        self.app = app
+        self.consumer = consumer
+        self.slot = slot
+        self.streams: Streams = streams_of(app)
+        self.stopping = False
+        #: The signal handler of soft time limits raises only while this is set.
+        self.running = False
+        self.exitcode = 0
+        self._control = control
+        self._options = options
+        self._numbers: dict[StreamRef, int] = {}
+        self._counts: Counter[str] = Counter()
+        self._ran = 0
+        broker = self.streams.new_broker()
+        self.settler = Settler(broker, consumer, conf=self.streams.conf, hostname=hostname)
+        self.reader = Reader(
+            broker,
+            consumer,
+            self.settler,
+            wake=control.fileno(),
+            on_wake=self.hear,
+            stopped=lambda: self.stopping,
+        )
+        self.executor = Executor(
+            app,
+            hostname,
+            self.streams,
+            self.settler,
+            slot,
+            soft_limit=options.soft_limit,
+            hard_limit=options.hard_limit,
+            count=self._count,
+        )
+        self.pace = Pace(most=options.max_batch)
+        self._commands: dict[str, Callable[..., None]] = {
+            "consume": self._on_consume,
+            "stop": self._on_stop,
+            "revoke": self._on_revoke,
+            "revoke_stamps": self._on_revoke_stamps,
+            "task_option": self._on_task_option,
+        }
+
+    # -- control
+
+    def hear(self) -> None:
+        """Carry out what the parent said since the last time."""
+        try:
+            while self._control.poll(0):
+                name, *args = self._control.recv()
+                self._commands[name](*args)
+        except (EOFError, OSError):
+            self.stopping = True  # the parent is gone
+
+    def _on_consume(self, known: Sequence[StreamRef], wanted: Sequence[StreamRef]) -> None:
+        self.slot.streams[:] = known
+        self._numbers = {ref: index for index, ref in enumerate(known)}
+        self.reader.streams = list(wanted)
+
+    def _on_stop(self) -> None:
+        self.stopping = True
+
+    def _on_revoke(self, task_ids: Sequence[str]) -> None:
+        worker_state.revoked.update(task_ids)
+
+    def _on_revoke_stamps(self, stamps: dict[str, Any]) -> None:
+        worker_state.revoked_stamps.update(stamps)
+
+    def _on_task_option(self, name: str, options: dict[str, Any]) -> None:
+        task = self.app.tasks.get(name)
+        if task is not None:
+            for option, value in options.items():
+                setattr(task, option, value)
+            self.executor.prepare()
+
+    def tell(self, *message: Any) -> None:
+        """Tell the parent something."""
+        try:
+            self._control.send(message)
+        except (BrokenPipeError, OSError):
+            self.stopping = True
+
+    # -- the loop
+
+    def run(self) -> int:
+        """Work until told to stop, or until recycled; returns the exit code."""
+        self.executor.prepare()
+        self.tell("ready", os.getpid())
+        while not self.stopping:
+            self.hear()
+            if self.stopping:
+                break
+            batch = self.reader.next(self._room(), assisted=self.slot.restricted())
+            if batch:
+                self._run_batch(batch)
+            self._report()
+            if self._worn_out():
+                self.exitcode = EX_RECYCLE
+                break
+        self._leave()
+        return self.exitcode
+
+    def _room(self) -> int:
+        most = self.pace.count
+        if self._options.max_tasks is not None:
+            most = min(most, self._options.max_tasks - self._ran)
+        return max(most, 1)
+
+    def _run_batch(self, batch: list[Delivery]) -> None:
+        slot, settler, execute = self.slot, self.settler, self.executor.execute
+        numbers = self._numbers
+        slot.load([(numbers[delivery.stream], delivery.entry_id) for delivery in batch])
+        began = now = time.monotonic()
+        ran = 0
+        for index, delivery in enumerate(batch):
+            suspect = delivery.message is not None and b'"crashes"' in delivery.message.history
+            if settler.waiting and (suspect or settler.overdue(now=now, after=ACK_DELAY)):
+                settler.flush(assisted=slot.restricted())
+                slot.settled(index)
+            if suspect and index + 1 < len(batch):
+                # It killed its process before: nothing else shall die with it.
+                self._put_back(batch[index + 1 :])
+                del batch[index + 1 :]
+                slot.load([(numbers[delivery.stream], delivery.entry_id)])
+                self._run_alone(delivery)
+                return
+            if not slot.begin(index, soft=self._options.soft_limit, hard=self._options.hard_limit):
+                self._put_back(batch[index:])
+                break
+            self.running = True
+            try:
+                execute(delivery)
+            finally:
+                self.running = False
+            slot.finish(index)
+            ran += 1
+            now = time.monotonic()
+            if self.stopping:
+                self._put_back(batch[index + 1 :])
+                break
+        self._ran += ran
+        self.pace.observe(ran=ran, seconds=now - began)
+
+    def _run_alone(self, delivery: Delivery) -> None:
+        began = time.monotonic()
+        if not self.slot.begin(0, soft=self._options.soft_limit, hard=self._options.hard_limit):
+            self._put_back([delivery])
+            return
+        self.running = True
+        try:
+            self.executor.execute(delivery)
+        finally:
+            self.running = False
+        self.slot.finish(0)
+        self._ran += 1
+        self.pace.observe(ran=1, seconds=time.monotonic() - began)
+
+    def _put_back(self, entries: Sequence[Delivery]) -> None:
+        if entries:
+            pairs = [(delivery.stream, delivery.entry_id) for delivery in entries]
+            self.settler.insist(lambda: self.settler.broker.release(self.consumer, pairs), "put back")
+
+    def _count(self, name: str) -> None:
+        self._counts[name] += 1
+
+    def _report(self) -> None:
+        if self._counts and (not self.settler.waiting or sum(self._counts.values()) >= 1000):
+            self.tell("counts", dict(self._counts))
+            self._counts.clear()
+
+    def _worn_out(self) -> bool:
+        options = self._options
+        if options.max_tasks is not None and self._ran >= options.max_tasks:
+            return True
+        if options.max_memory:
+            used = mem_rss()
+            if used > options.max_memory:
+                logger.warning("child process exiting after exceeding memory limit (%dKiB / %dKiB)", used, options.max_memory)
+                return True
+        return False
+
+    def _leave(self) -> None:
+        self.settler.flush(assisted=self.slot.restricted())
+        self.slot.clear()
+        self._report()
+        broker = self.settler.broker
+        known = list(self.slot.streams)
+
+        def leave() -> None:
+            broker.release_all(known, self.consumer)
+            broker.forget_consumer(sorted({ref.queue for ref in known}), self.consumer)
+
+        if known:
+            self.settler.insist(leave, "leave")
+        self.reader.close()
+        broker.client.close()
+
+
+class _Workloop:
+    """Stands in for billiard's Worker, so that the loop runs inside ``Worker.workloop``.
+
+    Sentry and others wrap that function to flush what they collected when a child ends.
+    """
+
+    maxtasks = 1
+    max_memory_per_child = 0
+    synqW_fd = inqW_fd = -1  # noqa: N815  (billiard's names)
+    wait_for_syn = None
+    on_ready_counter = None
+
+    class outq:  # noqa: N801  (billiard's name)
+        @staticmethod
+        def put(message: Any) -> None:
+            """Nobody waits for results here."""
+
+    def __init__(self, loop: Callable[[], int]) -> None:
+        self._loop = loop
+        self._given = False
+
+    def wait_for_job(self) -> Any:
+        if self._given:
+            raise SystemExit(0)
+        self._given = True
+        return TASK, (0, 0, self._loop, (), {})
+
+    @staticmethod
+    def prepare_result(result: Any) -> Any:
+        return result
+
+    def _ensure_messages_consumed(self, completed: int) -> bool:
+        return True
+
+
+def child_main(
+    app: Celery,
+    hostname: str,
+    consumer: str,
+    index: int,
+    table: SlotTable,
+    control: Any,
+    options: ChildOptions,
+) -> None:
+    """Run a child process; never returns."""
+    exitcode = 1
+    try:
+        slot = table.slot(index)
+        slot.attach(os.getpid())
+        process_initializer(app, hostname)
+        reset_signals(full=True)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        loop = ChildLoop(app, hostname, consumer, slot, control, options=options)
+
+        def on_soft_limit(signum: int, frame: Any) -> None:
+            if loop.running:
+                raise SoftTimeLimitExceeded()
+
+        def on_sigterm(signum: int, frame: Any) -> None:
+            # systemd and others signal the whole group: only the parent may end a task, the rest means "stop soon".
+            if slot.terminate_asked():
+                end_now(signum, frame)
+            loop.stopping = True
+
+        end_now: Any = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGUSR1, on_soft_limit)
+        signal.signal(signal.SIGTERM, on_sigterm)
+        try:
+            Worker.workloop(_Workloop(loop.run), pid=os.getpid())
+        finally:
+            exitcode = loop.exitcode
+    except SystemExit as exc:
+        exitcode = exc.code if isinstance(exc.code, int) else (0 if exc.code is None else 1)
+    except BaseException:
+        # The boundary of the process: what ended it must be seen; the parent takes care of what it held.
+        logger.critical("Child process %s failed", consumer, exc_info=True)
+        exitcode = 1
+    finally:
+        try:
+            process_destructor(os.getpid(), exitcode)
+        finally:
+            logging.shutdown()
+            os._exit(exitcode & 0xFF)

@@ -1,0 +1,105 @@
+"""Claimer: puts back what dead workers held, on a timer of its own, whether or not anything else happens.
+
+1. Every :attr:`Claimer.interval` it asks for entries without a heartbeat for the visibility timeout; the script puts
+   them back, counts the crash, and lets only one worker look in each interval.
+2. Entries at the delivery limit are handed to ``on_exhausted`` (the parent's main thread dead-letters them).
+3. After a pause, of Redis or of this worker, it waits a heartbeat round, so that living owners speak first.
+4. Now and then it deletes consumers that hold nothing and were not heard of.
+
+Called by the services thread of the parent.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from ..broker import Delivery, StreamBroker
+
+__all__ = ("Claimer",)
+
+logger = logging.getLogger(__name__)
+
+#: Seconds: a consumer that holds nothing and was silent for so long is deleted.
+_SILENT = 300.0
+
+#: Entries put back in one step, so that Redis is never held up.
+_STEP = 100
+
+
+class Claimer:
+    """Looks after the queues that ``queues`` names at each call."""
+
+    def __init__(
+        self,
+        broker: StreamBroker,
+        consumer: str,
+        queues: Callable[[], Sequence[str]],
+        *,
+        visibility_timeout: float,
+        delivery_limit: int,
+        on_exhausted: Callable[[Delivery, str], None],
+    ) -> None:
+        self.consumer = consumer
+        #: Seconds between two looks.
+        self.interval = max(visibility_timeout / 15, 0.1)
+        #: Entries put back, and entries that somebody else had deleted while they were pending.
+        self.moved = self.vanished = 0
+        self._broker = broker
+        self._queues = queues
+        # Two looks earlier than the timeout, so that a dead worker's entries run again within it.
+        self._idle_ms = int((visibility_timeout - 2 * self.interval) * 1000)
+        self._round = visibility_timeout / 5
+        self._delivery_limit = delivery_limit
+        self._on_exhausted = on_exhausted
+        self._last_contact = float("-inf")
+        self._quiet_until = float("-inf")
+        self._next_sweep = 0.0
+
+    def run_once(self, *, now: float | None = None) -> int:
+        """Look once; returns the number of entries put back.
+
+        Raises:
+            BrokerError: Redis is away, or refused; the next look that succeeds is followed by a quiet round.
+        """
+        now = time.monotonic() if now is None else now
+        if now - self._last_contact > self._round:
+            self._broker.client.call("PING")
+            self._quiet_until = now + self._round * 1.5
+        self._last_contact = now
+        if now < self._quiet_until:
+            self._broker.client.call("PING")
+            return 0
+        moved = 0
+        for queue in self._broker.busy_queues(self._queues()):
+            moved += self._look(queue)
+        if now >= self._next_sweep:
+            if self._next_sweep:
+                self._broker.forget_idle_consumers(self._queues(), idle_ms=int(_SILENT * 1000))
+            self._next_sweep = now + _SILENT / 5
+        self.moved += moved
+        return moved
+
+    def _look(self, queue: str) -> int:
+        recovery = self._broker.recover(
+            queue,
+            self.consumer,
+            idle_ms=self._idle_ms,
+            turn_ms=max(int(self.interval * 1000) - 50, 50),
+            delivery_limit=self._delivery_limit,
+            limit=_STEP,
+        )
+        if recovery.moved:
+            logger.warning("Put back %d entries of queue %s that a dead worker held.", recovery.moved, queue)
+        if recovery.vanished:
+            self.vanished += recovery.vanished
+            logger.error(
+                "%d pending entries of queue %s had been deleted by someone else; they cannot be run. "
+                "Nobody but celery-streams may delete or trim its streams.",
+                recovery.vanished,
+                queue,
+            )
+        for delivery, holder in recovery.exhausted:
+            self._on_exhausted(delivery, holder)
+        return recovery.moved

@@ -1,0 +1,156 @@
+"""Consumer: Celery's Consumer in the parent, with the Tasks step replaced; Celery's code does all the rest.
+
+Connection, mingle, events, gossip, heart, remote control and the event loop are Celery's steps on the project's
+broker. Ours tells the pool which streams to read. The parent never sees a message.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import bootsteps
+from celery.worker import state
+from celery.worker.consumer.agent import Agent
+from celery.worker.consumer.connection import Connection
+from celery.worker.consumer.consumer import Consumer as CeleryConsumer
+from celery.worker.consumer.consumer import Evloop
+from celery.worker.consumer.control import Control as CeleryControl
+from celery.worker.consumer.events import Events
+from celery.worker.consumer.gossip import Gossip
+from celery.worker.consumer.heart import Heart
+from celery.worker.consumer.mingle import Mingle
+from kombu.common import QoS
+
+from ..amqp import streams_of
+from ..exceptions import BrokerError
+from .control import Pidbox
+
+__all__ = ("Consumer", "Control", "StreamTasks", "TaskConsumer")
+
+logger = logging.getLogger(__name__)
+
+
+class TaskConsumer:
+    """What Celery's Consumer takes for its kombu consumer: the queues that the pool reads."""
+
+    #: Set by Celery's event loop; no message ever comes this way.
+    on_message: Any = None
+    channel: Any = None
+
+    def __init__(self, consumer: Any, queues: list[Any]) -> None:
+        self._consumer = consumer
+        self._queues = {queue.name: queue for queue in queues}
+
+    @property
+    def queues(self) -> list[Any]:
+        """kombu's Queue objects, for ``inspect active_queues``."""
+        return list(self._queues.values())
+
+    def consume(self, *args: Any, **kwargs: Any) -> None:
+        """Have the pool read the queues as they are now."""
+        self._consumer.pool.consume(list(self._queues))
+
+    def add_queue(self, queue: Any) -> None:
+        """Read one more queue from the next :meth:`consume` on."""
+        self._queues[queue.name] = queue
+
+    def cancel_by_queue(self, queue: Any) -> None:
+        """Stop reading a queue; tasks of it that run go on."""
+        if self._queues.pop(getattr(queue, "name", queue), None) is not None:
+            self.consume()
+
+    def consuming_from(self, queue: Any) -> bool:
+        """Return whether the queue is read."""
+        return getattr(queue, "name", queue) in self._queues
+
+    def cancel(self) -> None:
+        """Stop reading; what was fetched and not started goes back."""
+        self._consumer.pool.consume([])
+
+    def close(self) -> None:
+        """Nothing is open here: the connections are the children's."""
+
+    def qos(self, *args: Any, **kwargs: Any) -> None:
+        """There is no prefetch count: children fetch what they start soon."""
+
+
+class StreamTasks(bootsteps.StartStopStep):  # type: ignore[misc]
+    """In the place of Celery's Tasks step."""
+
+    requires = (Mingle,)
+    name = "celery_streams.worker.consumer.StreamTasks"
+
+    def __init__(self, c: Any, **kwargs: Any) -> None:
+        c.task_consumer = c.qos = None
+        super().__init__(c, **kwargs)
+
+    def start(self, c: Any) -> None:
+        """Tell the pool what to read; children go on reading while Celery reconnects to its own broker."""
+        c.pool.consumer = c
+        c.update_strategies()
+        c.qos = QoS(lambda prefetch_count: None, c.initial_prefetch_count)
+        c.task_consumer = TaskConsumer(c, list(c.app.amqp.queues.consume_from.values()))
+        self._load_revoked(c)
+        c.pool.forward("revoke", list(state.revoked))
+
+    def stop(self, c: Any) -> None:
+        """Stop reading, unless only Celery's connection is being made anew."""
+        if c.task_consumer and c.blueprint.state != bootsteps.RUN:
+            c.task_consumer.cancel()
+
+    def shutdown(self, c: Any) -> None:
+        """The worker ends."""
+        if c.task_consumer:
+            self.stop(c)
+            c.task_consumer = None
+
+    def info(self, c: Any) -> dict[str, Any]:
+        """Return what ``inspect stats`` shows."""
+        return {"prefetch_count": c.qos.value if c.qos else "N/A"}
+
+    def _load_revoked(self, c: Any) -> None:
+
+        try:
+            state.merge_revoked(streams_of(c.app).new_broker().revoked())
+        except BrokerError as exc:
+            logger.warning("Cannot learn which tasks were revoked before this worker started: %s", exc)
+
+
+class Control(CeleryControl):  # type: ignore[misc]
+    """Celery's remote control, with a mailbox that knows of the children."""
+
+    requires = (StreamTasks,)
+    name = "celery_streams.worker.consumer.Control"
+
+    def __init__(self, c: Any, **kwargs: Any) -> None:
+        super().__init__(c, **kwargs)
+        if not self.is_green:
+            self.box = Pidbox(c)
+            self.start = self.box.start
+            self.stop = self.box.stop
+            self.shutdown = self.box.shutdown
+
+
+class Consumer(CeleryConsumer):  # type: ignore[misc]
+    """Celery's Consumer for streams; the ``worker_consumer`` setting names it."""
+
+    class Blueprint(CeleryConsumer.Blueprint):  # type: ignore[misc]
+        """Celery's steps, two of them exchanged; native delayed delivery is RabbitMQ's."""
+
+        default_steps = [
+            Connection,
+            Mingle,
+            Events,
+            Gossip,
+            Heart,
+            Control,
+            StreamTasks,
+            Evloop,
+            Agent,
+        ]
+
+    def cancel_active_requests(self) -> None:
+        """Cancel what the children run (cold shutdown)."""
+        self.pool.sync_state()
+        super().cancel_active_requests()

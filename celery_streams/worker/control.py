@@ -1,0 +1,113 @@
+"""control: remote control. Celery's commands stay Celery's; before each, the parent's state is made to say what the
+children do, and after those that change something, the children are told.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from celery.worker import control as celery_control
+from celery.worker import pidbox
+from celery.worker import state as worker_state
+from kombu.utils.functional import maybe_list
+
+from .. import inspect
+from ..amqp import streams_of
+from ..broker import Delivery
+from ..exceptions import BrokerError
+from .requests import build_request
+
+__all__ = ("Pidbox",)
+
+logger = logging.getLogger(__name__)
+
+#: Commands that ask what the children are doing.
+_ASKING = {
+    "active",
+    "dump_active",
+    "reserved",
+    "dump_reserved",
+    "query_task",
+    "revoke",
+    "terminate",
+    "revoke_by_stamped_headers",
+    "stats",
+}
+
+
+class Pidbox(pidbox.Pidbox):  # type: ignore[misc]
+    """Celery's mailbox of the worker."""
+
+    def on_message(self, body: Any, message: Any) -> None:
+        """Carry out one command."""
+        method = body.get("method") if isinstance(body, dict) else None
+        if method in _ASKING:
+            self.c.pool.sync_state()
+        super().on_message(body, message)
+        forward = _FORWARDED.get(method or "")
+        if forward is not None:
+            forward(self.c, body.get("arguments") or {})
+
+
+def _forward_revoke(consumer: Any, arguments: dict[str, Any]) -> None:
+    task_ids = [str(task_id) for task_id in maybe_list(arguments.get("task_id")) or []]
+    consumer.pool.forward("revoke", task_ids)
+    try:
+        streams_of(consumer.app).broker.revoke(task_ids, expires_at=time.time() + worker_state.REVOKE_EXPIRES)
+    except BrokerError as exc:
+        logger.warning("Workers that start later will not know that %s is revoked: %s", ", ".join(task_ids), exc)
+
+
+def _forward_stamps(consumer: Any, arguments: dict[str, Any]) -> None:
+    consumer.pool.forward("revoke_stamps", dict(worker_state.revoked_stamps))
+
+
+def _forward_time_limit(consumer: Any, arguments: dict[str, Any]) -> None:
+    options = {"soft_time_limit": arguments.get("soft"), "time_limit": arguments.get("hard")}
+    consumer.pool.forward("task_option", arguments.get("task_name"), options)
+
+
+def _forward_rate_limit(consumer: Any, arguments: dict[str, Any]) -> None:
+    consumer.pool.forward("task_option", arguments.get("task_name"), {"rate_limit": arguments.get("rate_limit")})
+
+
+_FORWARDED: dict[str, Callable[[Any, dict[str, Any]], None]] = {
+    "revoke": _forward_revoke,
+    "terminate": _forward_revoke,
+    "revoke_by_stamped_headers": _forward_stamps,
+    "time_limit": _forward_time_limit,
+    "rate_limit": _forward_rate_limit,
+}
+
+_celery_scheduled = celery_control.Panel.data["scheduled"]
+
+
+@celery_control.inspect_command(alias="dump_schedule")  # type: ignore[untyped-decorator]
+def scheduled(state: Any, **kwargs: Any) -> list[dict[str, Any]]:
+    """List of currently scheduled ETA/countdown tasks."""
+    found: list[dict[str, Any]] = _celery_scheduled(state, **kwargs)
+    pool = state.consumer.pool
+    for queue in getattr(pool, "queues", ()):
+        for delayed in inspect.delayed_messages(streams_of(state.app).broker, queue):
+            request = _request_of(state, queue, delayed)
+            if request is not None:
+                eta = request.eta.isoformat() if request.eta else None
+                found.append({"eta": eta, "priority": 6, "request": request.info()})
+    return found
+
+
+def _request_of(state: Any, queue: str, delayed: inspect.DelayedMessage) -> Any:
+    if delayed.message is None:
+        return None
+    ref = next(iter(streams_of(state.app).broker.streams([queue])))
+    return build_request(
+        state.app,
+        Delivery(ref, delayed.member.encode(), delayed.message),
+        hostname=state.hostname,
+        eventer=None,
+        on_ack=lambda *_: None,
+        on_reject=lambda *_: None,
+    )

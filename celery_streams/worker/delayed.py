@@ -1,0 +1,108 @@
+"""Promoter: moves delayed messages to their streams when they are due, within milliseconds.
+
+1. It promotes what is due, in steps, then sleeps until the next due time.
+2. The sleep is a blocking read of the queues' ``wake`` streams: whoever stores a message that is due before all
+   others writes there, so an earlier one is never late, and nothing is polled.
+
+It runs in a thread of its own in the parent: its waiting must not hold up heartbeats.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Sequence
+
+from ..broker import StreamBroker
+from ..connection import BlockingConnection
+from ..exceptions import BrokerError
+
+__all__ = ("Promoter",)
+
+logger = logging.getLogger(__name__)
+
+#: Milliseconds: longest sleep; only a bound for what a lost connection may cost.
+_LONGEST_MS = 10_000
+
+#: Messages moved in one step; a step of this size holds Redis up for a few milliseconds.
+_STEP = 500
+
+
+class Promoter:
+    """Promotes the queues that ``queues`` names at each round."""
+
+    def __init__(self, broker: StreamBroker, queues: Callable[[], Sequence[str]]) -> None:
+        #: Messages moved so far.
+        self.moved = 0
+        self._broker = broker
+        self._queues = queues
+        self._last: dict[str, bytes] = {}
+        self._connection: BlockingConnection | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def run_once(self) -> int | None:
+        """Promote everything that is due; returns milliseconds until the next is due, None when nothing is delayed.
+
+        Raises:
+            BrokerError: Redis is away, or refused.
+        """
+        while True:
+            result = self._broker.promote(self._queues(), limit=_STEP)
+            self.moved += result.moved
+            if result.missing:
+                logger.error("%d delayed messages had been deleted by someone else.", result.missing)
+            if result.moved + result.missing < _STEP:
+                return result.next_due_ms
+
+    def wait(self, next_due_ms: int | None) -> None:
+        """Sleep until ``next_due_ms`` is over or an earlier message was stored.
+
+        Raises:
+            BrokerUnavailable: Redis is away.
+        """
+        queues = self._queues()
+        if not queues:
+            self._stop.wait(0.2)
+            return
+        if self._connection is None:
+            self._connection = self._broker.client.open()
+        block_ms = _LONGEST_MS if next_due_ms is None else max(min(next_due_ms, _LONGEST_MS), 1)
+        keys = [self._broker.queue_keys(queue).wake for queue in queues]
+        self._connection.send(
+            "XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *keys, *(self._last.get(key, b"0-0") for key in keys)
+        )
+        for key, entries in self._connection.receive(timeout=block_ms / 1000 + 3.0) or ():
+            self._last[key.decode()] = entries[-1][0]
+
+    def start(self) -> None:
+        """Run in a thread until :meth:`stop`."""
+        self._thread = threading.Thread(target=self._run, name="celery-streams-delayed", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the thread to end; it does at the end of its sleep, and is a daemon."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        pause = 0.1
+        while not self._stop.is_set():
+            try:
+                self.wait(self.run_once())
+                pause = 0.1
+            except BrokerError as exc:
+                if pause == 0.1:
+                    logger.error("Delayed messages are not promoted while Redis is away: %s", exc)
+                if self._connection is not None:
+                    self._connection.close()
+                    self._connection = None
+                self._last.clear()
+                self._stop.wait(pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, 2.0)
+            except Exception:
+                # The boundary of the thread: without it delayed messages would stop for good.
+                logger.exception("Promoting delayed messages failed; it goes on in a second.")
+                self._stop.wait(1.0)
+        if self._connection is not None:
+            self._connection.close()

@@ -1,0 +1,77 @@
+"""Heartbeat: says that what the children hold is being worked on, so that no claimer takes it.
+
+1. Every :attr:`Heartbeat.interval` (a fifth of the visibility timeout) the idle time of every entry that a child
+   holds is set to zero, in one command, and only if the child still owns it.
+2. A child whose entry was claimed by another worker is told so through its slot.
+
+Called by the services thread of the parent; with one process for everything, by a thread of that process.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from ..broker import StreamBroker, StreamRef
+from .slots import Snapshot
+
+__all__ = ("Heartbeat", "Holder")
+
+logger = logging.getLogger(__name__)
+
+
+class Holder(Protocol):
+    """Whoever holds entries: a child's slot, or the record of a pool's threads."""
+
+    consumer: str
+
+    def snapshot(self) -> Snapshot:
+        """Return what it holds now."""
+
+    def mark_lost(self, batch: int) -> None:
+        """Tell it that an entry of ``batch`` is no longer its own."""
+
+
+class Heartbeat:
+    """Extends what all ``holders`` hold."""
+
+    def __init__(
+        self, broker: StreamBroker, holders: Callable[[], Iterable[Holder]], *, visibility_timeout: float
+    ) -> None:
+        #: Seconds between two rounds.
+        self.interval = visibility_timeout / 5
+        #: Entries that were found to be no longer ours.
+        self.lost = 0
+        self._broker = broker
+        self._holders = holders
+
+    def run_once(self) -> int:
+        """Extend everything once; returns the number of entries.
+
+        Raises:
+            BrokerError: Redis is away, or refused.
+        """
+        held: list[tuple[StreamRef, str, bytes]] = []
+        owners: dict[bytes, tuple[Holder, int]] = {}
+        for holder in self._holders():
+            shot = holder.snapshot()
+            entries = [*shot.finished, *shot.waiting]
+            if shot.running is not None and not shot.acked_early:
+                entries.append(shot.running)
+            for entry in entries:
+                held.append((entry.stream, holder.consumer, entry.entry_id))
+                owners[entry.entry_id] = (holder, shot.batch)
+        if not held:
+            return 0
+        for entry_id in self._broker.extend(held):
+            holder, batch = owners[entry_id]
+            shot = holder.snapshot()
+            mine = shot.batch == batch and any(
+                entry is not None and entry.entry_id == entry_id for entry in (shot.running, *shot.waiting)
+            )
+            if mine:
+                self.lost += 1
+                holder.mark_lost(batch)
+                logger.warning("Entry %s is no longer held by %s.", entry_id.decode(), holder.consumer)
+        return len(held)

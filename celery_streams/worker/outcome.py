@@ -1,0 +1,195 @@
+"""outcome: decides what shall be done with a message after what happened to it. Pure; ``settle`` carries it out.
+
+The table, for messages that are acknowledged late (the default on streams):
+
+===============  ===================================================================================================
+event            action
+===============  ===================================================================================================
+succeeded        ack
+expected         ack (an exception in ``Task.throws``); dead letter when ``acks_on_failure`` is off
+failed           dead letter (``streams_dead_letter_failures``), else ack; dead letter when ``acks_on_failure`` is off
+retried          retry: ack together with storing the message that ``self.retry()`` made
+ignored          ack
+rejected         dead letter
+requeued         requeue at once, marked redelivered
+expired          ack
+revoked          ack, also when terminated while it ran
+unknown          requeue after 1 to 30 s until ``streams_unknown_task_ttl``, then dead letter
+malformed        dead letter; likewise ``not_accepted`` (content type) and ``invalid``
+early            requeue until its eta: the message came before its time
+timed_out        as failed; requeue with the crash counted when ``acks_on_timeout`` is off
+lost             requeue with the crash counted and a back-off, dead letter at the delivery limit or when the task
+                 says ``reject_on_worker_lost = False``
+interrupted      requeue at once, marked redelivered (cold shutdown)
+disowned         leave: another worker has it
+===============  ===================================================================================================
+
+A message that was acknowledged before it ran is gone from the stream: then only a dead letter can still be written,
+and everything else is ``leave``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ("Action", "Circumstances", "Event", "Outcome", "Reason", "decide")
+
+#: Seconds: greatest pause between two deliveries of a message whose processes keep dying.
+MAX_CRASH_PAUSE = 60.0
+
+#: Seconds: least and greatest pause before a message for an unknown task is looked at again.
+UNKNOWN_PAUSE = (1.0, 30.0)
+
+
+class Event(Enum):
+    """What happened to a message."""
+
+    SUCCEEDED = "succeeded"
+    EXPECTED = "expected"
+    FAILED = "failed"
+    RETRIED = "retried"
+    IGNORED = "ignored"
+    REJECTED = "rejected"
+    REQUEUED = "requeued"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+    UNKNOWN = "unknown"
+    MALFORMED = "malformed"
+    NOT_ACCEPTED = "not_accepted"
+    INVALID = "invalid"
+    EARLY = "early"
+    TIMED_OUT = "timed_out"
+    LOST = "lost"
+    INTERRUPTED = "interrupted"
+    DISOWNED = "disowned"
+
+
+class Action(Enum):
+    """What shall be done with a message."""
+
+    ACK = "ack"
+    RETRY = "retry"
+    DEAD = "dead"
+    REQUEUE = "requeue"
+    LEAVE = "leave"
+
+
+class Reason(str, Enum):
+    """Why a message became a dead letter; what ``celery-streams dead list`` shows and filters by."""
+
+    FAILED = "failed"
+    CRASHED = "crashed"
+    REJECTED = "rejected"
+    TIMED_OUT = "time-limit"
+    UNKNOWN = "unknown-task"
+    MALFORMED = "malformed"
+    NOT_ACCEPTED = "not-accepted"
+    INVALID = "invalid"
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What a decision depends on besides the event; times in seconds."""
+
+    #: False when the message was acknowledged before the task ran.
+    acks_late: bool = True
+    acks_on_failure: bool = True
+    acks_on_timeout: bool = True
+    #: The task's own word; None is "not said".
+    reject_on_worker_lost: bool | None = None
+    dead_letter_failures: bool = True
+    #: Deliveries that ended in a crash before this one.
+    crashes: int = 0
+    delivery_limit: int = 5
+    #: How long the task has been unknown to workers.
+    unknown_for: float = 0.0
+    unknown_task_ttl: float = 600.0
+    #: How long until the eta of a message that came early.
+    early_by: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The decision."""
+
+    action: Action
+    #: Only with DEAD.
+    reason: Reason | None = None
+    #: Only with REQUEUE: seconds until it may be delivered again.
+    delay: float = 0.0
+    #: Only with REQUEUE: whether this delivery counts as a crash.
+    crash: bool = False
+    #: Only with REQUEUE: whether the next delivery is marked as redelivered.
+    redelivered: bool = True
+
+
+_ACK = Outcome(Action.ACK)
+_LEAVE = Outcome(Action.LEAVE)
+_ALWAYS_DEAD = {
+    Event.REJECTED: Reason.REJECTED,
+    Event.MALFORMED: Reason.MALFORMED,
+    Event.NOT_ACCEPTED: Reason.NOT_ACCEPTED,
+    Event.INVALID: Reason.INVALID,
+}
+_ALWAYS_ACK = {Event.SUCCEEDED, Event.IGNORED, Event.EXPIRED, Event.REVOKED}
+
+
+def crash_pause(crashes: int) -> float:
+    """Return the pause in seconds before the next delivery after so many crashes: 0, 1, 2, 4 ... 60."""
+    return 0.0 if crashes <= 1 else min(2.0 ** (crashes - 2), MAX_CRASH_PAUSE)
+
+
+def decide(event: Event, given: Circumstances) -> Outcome:
+    """Return what shall be done with the message."""
+    outcome = _decide(event, given)
+    if not given.acks_late and outcome.action is not Action.DEAD:
+        return _LEAVE
+    return outcome
+
+
+def _decide(event: Event, given: Circumstances) -> Outcome:
+    if event in _ALWAYS_ACK:
+        return _ACK
+    if event in _ALWAYS_DEAD:
+        return Outcome(Action.DEAD, _ALWAYS_DEAD[event])
+    if event is Event.RETRIED:
+        return Outcome(Action.RETRY)
+    if event is Event.DISOWNED:
+        return _LEAVE
+    if event in (Event.REQUEUED, Event.INTERRUPTED):
+        return Outcome(Action.REQUEUE)
+    if event is Event.EARLY:
+        return Outcome(Action.REQUEUE, delay=given.early_by, redelivered=False)
+    if event is Event.EXPECTED:
+        return _ACK if given.acks_on_failure else Outcome(Action.DEAD, Reason.FAILED)
+    if event is Event.FAILED:
+        keep = given.dead_letter_failures or not given.acks_on_failure
+        return Outcome(Action.DEAD, Reason.FAILED) if keep else _ACK
+    if event is Event.UNKNOWN:
+        return _unknown(given)
+    if event is Event.TIMED_OUT:
+        if given.acks_late and not given.acks_on_timeout:
+            return _crashed(given)
+        return Outcome(Action.DEAD, Reason.TIMED_OUT) if given.dead_letter_failures else _ACK
+    assert event is Event.LOST, event
+    if given.acks_late and given.reject_on_worker_lost is not False:
+        return _crashed(given)
+    keep = given.dead_letter_failures or given.acks_late
+    return Outcome(Action.DEAD, Reason.CRASHED) if keep else _ACK
+
+
+def _crashed(given: Circumstances) -> Outcome:
+    crashes = given.crashes + 1
+    if crashes >= given.delivery_limit:
+        return Outcome(Action.DEAD, Reason.CRASHED)
+    return Outcome(Action.REQUEUE, delay=crash_pause(crashes), crash=True)
+
+
+def _unknown(given: Circumstances) -> Outcome:
+    left = given.unknown_task_ttl - given.unknown_for
+    if left <= 0:
+        return Outcome(Action.DEAD, Reason.UNKNOWN)
+    least, most = UNKNOWN_PAUSE
+    pause = min(max(given.unknown_for / 2, least), most, max(left, 0.1))
+    return Outcome(Action.REQUEUE, delay=pause, redelivered=False)

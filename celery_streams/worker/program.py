@@ -1,0 +1,114 @@
+"""program: Celery's worker program with what a person must know of streams in its banner and checks at its start."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from celery.apps.worker import Worker as CeleryWorker
+from celery.exceptions import ImproperlyConfigured
+from celery.worker import state as worker_state
+
+from ..amqp import streams_of
+from ..connection import safe_url
+
+__all__ = ("NO_EFFECT", "Worker", "ineffective_settings")
+
+logger = logging.getLogger(__name__)
+
+#: Celery settings that mean nothing, or something else, where children read streams themselves, and why.
+NO_EFFECT: dict[str, str] = {
+    "broker_heartbeat": "a setting of AMQP",
+    "task_queue_max_priority": "a setting of RabbitMQ",
+    "worker_cancel_long_running_tasks_on_connection_loss": "a lost connection gives no entry to anybody else",
+    "worker_detect_quorum_queues": "a setting of RabbitMQ",
+    "worker_direct": "a list queue of its own; start a stock worker for it",
+    "worker_enable_prefetch_count_reduction": "there is no prefetch count",
+    "worker_eta_task_limit": "delayed messages wait in Redis, not in the worker",
+    "worker_lost_wait": "what a dead child finished is known at once",
+    "worker_pool_putlocks": "the parent hands no task to its children",
+}
+
+
+def ineffective_settings(conf: Any) -> list[str]:
+    """Return those settings of NO_EFFECT that the project sets."""
+    defaults = conf.maps[-1]
+    return [name for name in NO_EFFECT if conf.get(name) != defaults.get(name)]
+
+
+class Worker(CeleryWorker):  # type: ignore[misc]
+    """Celery's worker program for streams."""
+
+    def setup_queues(self, include: Any, exclude: Any = None) -> None:
+        """Select the queues to read.
+
+        Raises:
+            ImproperlyConfigured: none of the project's queues is on streams, and none was named.
+        """
+        super().setup_queues(include, exclude)
+        streams = streams_of(self.app)
+        selected = self.app.amqp.queues.consume_from
+        if include:
+            return
+        for name in [name for name in selected if not streams.on_streams(name)]:
+            self.app.amqp.queues.deselect(name)
+        if not self.app.amqp.queues.consume_from:
+            raise ImproperlyConfigured(
+                f"None of the queues {', '.join(selected) or '(none)'} is on streams: name one with -Q, "
+                "or set streams_queues"
+            )
+
+    def on_consumer_ready(self, consumer: Any) -> None:
+        """Say that the worker is ready, and what is odd about what it was told to do."""
+        super().on_consumer_ready(consumer)
+        streams = streams_of(self.app)
+        for name in self.app.amqp.queues.consume_from:
+            if not streams.on_streams(name):
+                logger.warning(
+                    "Queue %s is not on streams (streams_queues): publishers write to Celery's list; this worker only "
+                    "runs what is left on its stream.",
+                    name,
+                )
+        if not streams.enabled():
+            logger.warning(
+                "streams_enabled is off: publishers write to Celery's lists; this worker only runs what is left on "
+                "the streams."
+            )
+
+    def startup_info(self, artlines: bool = True) -> str:
+        """Return the banner."""
+        streams = streams_of(self.app)
+        lines = [
+            super().startup_info(artlines=artlines),
+            " [streams]",
+            f"  .> redis:       {safe_url(streams.url)}",
+            f"  .> keys:        {streams.conf.key_prefix}:{{QUEUE}}",
+            f"  .> claims:      after {streams.conf.visibility_timeout:g}s without a heartbeat",
+        ]
+        lines += [f"  .> no effect:   {name} ({NO_EFFECT[name]})" for name in ineffective_settings(self.app.conf)]
+        return "\n".join(lines) + "\n"
+
+    def wait_for_soft_shutdown(self) -> None:
+        """Wait for running tasks as Celery does, by what the children say they are doing."""
+        timeout = self.app.conf.worker_soft_shutdown_timeout
+        if not timeout or timeout <= 0:
+            return
+        if not self._running() and not self.app.conf.worker_enable_soft_shutdown_on_idle:
+            return
+        logger.warning("Initiating Soft Shutdown, terminating in %s seconds", timeout)
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline and (
+            self._running() or self.app.conf.worker_enable_soft_shutdown_on_idle
+        ):
+            time.sleep(0.05)
+
+    def _running(self) -> Sequence[Any]:
+        return [holder for holder in self.pool.holders() if holder.snapshot().running is not None]
+
+    def info(self) -> dict[str, Any]:
+        """Return what ``inspect stats`` shows of the process."""
+        info = super().info()
+        info["total"] = dict(worker_state.total_count)
+        return dict(info)

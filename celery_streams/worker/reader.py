@@ -1,0 +1,232 @@
+"""Reader: asks the streams for work and waits for it; it runs nothing and settles nothing.
+
+1. One round trip acknowledges what is done and reads what is next, highest priority first.
+2. When nothing waits it sends one blocking read and watches its socket together with the control pipe, so that a
+   command from the parent is heard at once and an idle consumer costs one Redis command every few seconds.
+3. Missing streams and groups (FLUSHALL, DEL, a new queue) are made again; a lost connection is met with growing
+   pauses. Both are logged once, not once a try.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import select
+import time
+from collections.abc import Callable, Sequence
+
+from ..broker import Delivery, StreamBroker, StreamRef
+from ..connection import BlockingConnection
+from ..exceptions import BrokerError, BrokerUnavailable
+from .settle import Settler
+
+__all__ = ("Pace", "Reader")
+
+logger = logging.getLogger(__name__)
+
+#: Milliseconds that a blocking read waits; a consumer that is idle sends one command in this time.
+BLOCK_MS = 5_000
+
+#: Seconds beyond BLOCK_MS after which a connection that does not answer is taken for dead (a peer gone without RST).
+GRACE = 3.0
+
+#: Seconds: least and greatest pause while Redis is away.
+_PAUSES = (0.1, 2.0)
+
+
+class Pace:
+    """How many entries to fetch at once: about ten milliseconds' worth, by what tasks took lately.
+
+    Small tasks are fetched by the hundred, where the round trip would cost more than the tasks; tasks of ten
+    milliseconds and more one at a time, so that nothing waits behind them.
+    """
+
+    def __init__(self, *, most: int, budget: float = 0.010) -> None:
+        self._most = most
+        self._budget = budget
+        self._count = 1
+        self._mean = budget
+
+    @property
+    def count(self) -> int:
+        """Entries to fetch next."""
+        return self._count
+
+    def observe(self, *, ran: int, seconds: float) -> None:
+        """Learn from a batch: ``ran`` tasks took ``seconds``."""
+        if not ran:
+            return
+        mean = seconds / ran
+        # Down at once, up by half of the way: a long task says more than many short ones.
+        self._mean = mean if mean > self._mean else (self._mean + mean) / 2
+        wanted = int(self._budget / self._mean) if self._mean > 0 else self._most
+        self._count = max(1, min(wanted, self._count * 4, self._most))
+
+
+class Reader:
+    """Reads for one consumer.
+
+    Args:
+        wake: descriptor that becomes readable when ``on_wake`` has something to do.
+        on_wake: called then, between reads; it may change :attr:`streams`.
+        stopped: asked before and while waiting.
+    """
+
+    def __init__(
+        self,
+        broker: StreamBroker,
+        consumer: str,
+        settler: Settler,
+        *,
+        wake: int,
+        on_wake: Callable[[], None],
+        stopped: Callable[[], bool],
+    ) -> None:
+        self.broker = broker
+        self.consumer = consumer
+        #: What is read, highest priority first.
+        self.streams: Sequence[StreamRef] = ()
+        #: Times that streams or groups had to be made again.
+        self.recreated = 0
+        self._settler = settler
+        self._wake = wake
+        self._on_wake = on_wake
+        self._stopped = stopped
+        self._blocking: BlockingConnection | None = None
+        self._client_id = 0
+        self._pause = _PAUSES[0]
+        self._turn = 0
+
+    def next(self, count: int, *, assisted: bool = False, block: bool = True) -> list[Delivery]:
+        """Acknowledge what is done and return what is next; empty when a command, a stop or an error came instead."""
+        try:
+            found = self._exchange(count, assisted=assisted)
+            if not found and block and not self._stopped() and not self._settler.waiting:
+                found = self._wait()
+        except BrokerUnavailable as exc:
+            self._lost_connection(exc)
+            return []
+        except BrokerError as exc:
+            if "NOGROUP" in str(exc):
+                self._recreate()
+            else:
+                self._refused(exc)
+            return []
+        if self._pause != _PAUSES[0]:
+            logger.info("Redis is back; %s goes on.", self.consumer)
+            self._pause = _PAUSES[0]
+        return found
+
+    def close(self) -> None:
+        """Close the connection of blocking reads."""
+        if self._blocking is not None:
+            self._blocking.close()
+            self._blocking = None
+
+    # -- one round trip
+
+    def _exchange(self, count: int, *, assisted: bool) -> list[Delivery]:
+        streams = self._in_turn()
+        acks = self._settler.take()
+        commands = [StreamBroker.ack_command(self.consumer, acks)] if acks else []
+        if streams and count:
+            commands.append(StreamBroker.read_command(streams, self.consumer, count=count))
+        if not commands:
+            return []
+        replies = self.broker.client.pipeline(commands)
+        if acks:
+            lost = replies[0]
+            if isinstance(lost, BrokerError):
+                if isinstance(lost, BrokerUnavailable) or "NOGROUP" not in str(lost):
+                    self._take_read(streams, replies, acks)
+                    raise lost
+                lost = [entry_id for _, entry_id in acks]
+            self._settler.confirm(acks, lost, assisted=assisted)
+        return self._take_read(streams, replies, acks)
+
+    def _take_read(self, streams: Sequence[StreamRef], replies: list[object], acks: Sequence[object]) -> list[Delivery]:
+        if len(replies) == (1 if acks else 0):
+            return []
+        if isinstance(replies[-1], BrokerError):
+            raise replies[-1]
+        return StreamBroker.parse_read(streams, replies[-1])
+
+    def _in_turn(self) -> Sequence[StreamRef]:
+        """Return the streams so that each queue comes first in its turn; the order of priorities stays."""
+        steps = len(self.broker.steps)
+        width = len(self.streams) // steps
+        if width < 2:
+            return self.streams
+        self._turn = (self._turn + 1) % width
+        turned: list[StreamRef] = []
+        for step in range(steps):
+            row = self.streams[step * width : (step + 1) * width]
+            turned += [*row[self._turn :], *row[: self._turn]]
+        return turned
+
+    # -- waiting
+
+    def _wait(self) -> list[Delivery]:
+        if not self.streams:
+            if select.select([self._wake], [], [], 1.0)[0]:
+                self._on_wake()
+            return []
+        if self._blocking is None:
+            self._blocking = self.broker.client.open()
+            self._blocking.send("CLIENT", "ID")
+            self._client_id = self._blocking.receive()
+        connection, streams = self._blocking, self.streams
+        StreamBroker.send_blocking_read(connection, streams, self.consumer, block_ms=BLOCK_MS)
+        unblocked = False
+        deadline = time.monotonic() + BLOCK_MS / 1000 + GRACE
+        while True:
+            left = deadline - time.monotonic()
+            if connection.ready() or left <= 0:
+                break
+            readable, _, _ = select.select([connection.fileno()] + ([] if unblocked else [self._wake]), [], [], left)
+            if self._wake in readable and not unblocked:
+                self._on_wake()
+                if self._stopped() or self.streams is not streams:
+                    self._unblock()
+                    unblocked = True
+        return StreamBroker.receive_blocking_read(connection, streams, timeout=max(left, 0.0))
+
+    def _unblock(self) -> None:
+        """End our own blocking read early; without the permission to do so it ends by itself after BLOCK_MS."""
+        try:
+            self.broker.client.call("CLIENT", "UNBLOCK", self._client_id)
+        except BrokerError as exc:
+            logger.debug("Cannot end a blocking read early: %s", exc)
+
+    # -- trouble
+
+    def _lost_connection(self, exc: BrokerUnavailable) -> None:
+        if self._pause == _PAUSES[0]:
+            logger.error("Connection to Redis lost: %s. Trying again until it is back.", exc)
+        self.close()
+        self._sleep()
+
+    def _refused(self, exc: BrokerError) -> None:
+        logger.error("Cannot read %s: %s", ", ".join(sorted({ref.queue for ref in self.streams})), exc)
+        self.close()
+        self._sleep()
+
+    def _recreate(self) -> None:
+        queues = sorted({ref.queue for ref in self.streams})
+        try:
+            created = self.broker.ensure_groups(queues)
+        except BrokerUnavailable as exc:
+            self._lost_connection(exc)
+        except BrokerError as exc:
+            self._refused(exc)
+        else:
+            if created:
+                self.recreated += created
+                logger.warning("Made %d missing consumer groups of %s again.", created, ", ".join(queues))
+
+    def _sleep(self) -> None:
+        """Pause, unless the parent has something to say."""
+        pause = self._pause * random.uniform(0.5, 1.0)
+        self._pause = min(self._pause * 2, _PAUSES[1])
+        if select.select([self._wake], [], [], pause)[0]:
+            self._on_wake()

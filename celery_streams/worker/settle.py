@@ -1,0 +1,288 @@
+"""Settler: carries out what ``outcome`` decided. The one place that settles messages, in children and in the parent.
+
+Its duties:
+
+1. Collect acknowledgements of tasks that ran, so that many go to Redis in one command (:meth:`Settler.take`); every
+   other action is carried out at once, in one atomic script.
+2. Insist: while Redis is away the entry stays pending for us and the call is repeated with growing pauses, because a
+   task that ran must not run again.
+3. Notice that an entry was no longer ours, count it, and say so (log, signal): then nothing was done to it.
+
+Called by the child's loop, by the pools that run in one process, and by the parent for children that died.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from kombu.utils.json import JSONEncoder
+
+from ..broker import Delivery, StreamBroker, StreamRef
+from ..conf import StreamsConf
+from ..context import HeldRetry
+from ..exceptions import BrokerError, BrokerFull, BrokerUnavailable
+from ..message import Message
+from ..signals import entry_lost, message_dead_lettered
+from .outcome import Action, Outcome
+
+__all__ = ("Death", "Settler")
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Seconds: least and greatest pause between two attempts while Redis is away.
+_PAUSES = (0.05, 2.0)
+
+_encode = JSONEncoder(separators=(",", ":")).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """What a dead letter says besides the message and the reason."""
+
+    task: str | None = None
+    task_id: str | None = None
+    exception: str | None = None
+    traceback: str | None = None
+
+
+class Settler:
+    """Settles the entries of one consumer.
+
+    ``insist`` off lets BrokerUnavailable pass (the parent comes back later); ``give_up`` is asked before each new
+    attempt, and says yes when the process is told to end at once.
+    """
+
+    def __init__(
+        self,
+        broker: StreamBroker,
+        consumer: str,
+        *,
+        conf: StreamsConf,
+        hostname: str,
+        insist: bool = True,
+        give_up: Callable[[], bool] = lambda: False,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.broker = broker
+        self.consumer = consumer
+        #: Entries that were not ours any more when they were settled.
+        self.lost = 0
+        self._conf = conf
+        self._hostname = hostname
+        self._insists = insist
+        self._give_up = give_up
+        self._sleep = sleep
+        self._acks: list[tuple[StreamRef, bytes]] = []
+        self._first_ack = 0.0
+
+    # -- acknowledgements, collected
+
+    def ack(self, delivery: Delivery) -> None:
+        """Note that the task of ``delivery`` ran; it is acknowledged with the next :meth:`take` or :meth:`flush`."""
+        if not self._acks:
+            self._first_ack = time.monotonic()
+        self._acks.append((delivery.stream, delivery.entry_id))
+
+    @property
+    def waiting(self) -> int:
+        """Acknowledgements that were not sent yet."""
+        return len(self._acks)
+
+    def overdue(self, *, now: float, after: float) -> bool:
+        """Return whether the oldest collected acknowledgement has waited for ``after`` seconds."""
+        return bool(self._acks) and now - self._first_ack >= after
+
+    def take(self) -> list[tuple[StreamRef, bytes]]:
+        """Return the collected acknowledgements, to be sent along with a read; :meth:`confirm` tells how it went."""
+        return list(self._acks)
+
+    def confirm(self, sent: Sequence[tuple[StreamRef, bytes]], lost: Sequence[bytes], *, assisted: bool) -> None:
+        """Note that ``sent`` reached Redis, which answered that ``lost`` were not ours.
+
+        ``assisted`` says that the parent may have settled some in our place: then that is why.
+        """
+        del self._acks[: len(sent)]
+        if self._acks:
+            self._first_ack = time.monotonic()
+        if lost and not assisted:
+            for entry_id in lost:
+                self._report_lost(entry_id)
+
+    def flush(self, *, assisted: bool = False) -> None:
+        """Send the collected acknowledgements; insists while Redis is away."""
+        sent = self.take()
+        if not sent:
+            return
+        lost, repeated = self.insist(lambda: self.broker.ack(self.consumer, sent), "acknowledge")
+        self.confirm(sent, lost or (), assisted=assisted or repeated)
+
+    # -- everything else, at once
+
+    def settle(
+        self,
+        delivery: Delivery,
+        outcome: Outcome,
+        *,
+        death: Death | None = None,
+        held: HeldRetry | None = None,
+        history: dict[str, Any] | None = None,
+        acked_early: bool = False,
+    ) -> bool:
+        """Carry out ``outcome`` for ``delivery``; returns whether the entry was still ours (or needed nothing).
+
+        Args:
+            death: what a dead letter shall say.
+            held: the message of ``self.retry()``, stored in the same step.
+            history: what the message's history says so far.
+            acked_early: the entry is gone; a dead letter is written from the delivery itself.
+        """
+        past = dict(history or {})
+        if outcome.action is Action.LEAVE:
+            return True
+        if outcome.action is Action.ACK or (outcome.action is Action.RETRY and held is None):
+            return self._now("acknowledge", delivery, lambda: not self.broker.ack(self.consumer, [_pair(delivery)]))
+        if outcome.action is Action.RETRY:
+            assert held is not None
+            return self._now(
+                "retry",
+                delivery,
+                lambda: self.broker.retry(
+                    self.consumer,
+                    delivery.stream,
+                    delivery.entry_id,
+                    held.message,
+                    queue=held.queue,
+                    due_ms=held.due_ms,
+                    member=held.member,
+                ),
+            )
+        if outcome.action is Action.REQUEUE:
+            past.setdefault("first", delivery.entry_id.decode())
+            past["worker"] = self._hostname
+            if outcome.crash:
+                past["crashes"] = int(past.get("crashes") or 0) + 1
+            if outcome.redelivered:
+                past["redelivered"] = 1
+            return self._now(
+                "requeue",
+                delivery,
+                lambda: self.broker.requeue(
+                    self.consumer,
+                    delivery.stream,
+                    delivery.entry_id,
+                    history=past,
+                    delay_ms=int(outcome.delay * 1000),
+                ),
+            )
+        return self._bury(delivery, outcome, death or Death(), past, acked_early=acked_early)
+
+    def publish(self, held: HeldRetry) -> None:
+        """Store the message of a ``self.retry()`` whose task did something else afterwards."""
+
+        def store() -> None:
+            if held.due_ms:
+                self.broker.delay(held.queue, held.message, due_ms=held.due_ms, member=held.member)
+            else:
+                self.broker.publish(held.queue, held.message)
+
+        self.insist(store, "publish")
+
+    def _bury(
+        self, delivery: Delivery, outcome: Outcome, death: Death, past: dict[str, Any], *, acked_early: bool
+    ) -> bool:
+        reason = outcome.reason.value if outcome.reason else "unknown"
+        record = _encode(
+            {
+                "reason": reason,
+                "task": death.task,
+                "task_id": death.task_id,
+                "exception": death.exception,
+                "traceback": death.traceback,
+                "worker": self._hostname,
+                "crashes": int(past.get("crashes") or 0) + (1 if reason == "crashed" else 0),
+                "entry_id": past.get("first") or delivery.entry_id.decode(),
+                "queue": delivery.stream.queue,
+            }
+        ).encode()
+        kept: Message | None = delivery.message if acked_early else None
+        buried = self._now(
+            "dead-letter",
+            delivery,
+            lambda: self.broker.reject(
+                self.consumer,
+                delivery.stream,
+                delivery.entry_id,
+                death=record,
+                max_length=self._conf.dead_letter_max_length,
+                ttl=self._conf.dead_letter_ttl,
+                message=kept,
+            ),
+        )
+        if buried:
+            shown = buried.decode() if isinstance(buried, bytes) else ""
+            logger.error(
+                "Task %s[%s] of queue %s is a dead letter (%s): celery-streams dead show %s %s",
+                death.task or "?",
+                death.task_id or "?",
+                delivery.stream.queue,
+                reason,
+                delivery.stream.queue,
+                shown,
+                extra={"data": {"id": death.task_id, "name": death.task, "queue": delivery.stream.queue}},
+            )
+            message_dead_lettered.send(
+                sender=self, queue=delivery.stream.queue, entry_id=shown, reason=reason, task_id=death.task_id
+            )
+        return bool(buried)
+
+    # -- insisting
+
+    def _now(self, verb: str, delivery: Delivery, action: Callable[[], Any]) -> Any:
+        result, repeated = self.insist(action, verb)
+        if not result and not repeated:
+            self._report_lost(delivery.entry_id)
+        return result
+
+    def insist(self, action: Callable[[], T], verb: str) -> tuple[T | None, bool]:
+        """Carry out ``action`` however long Redis is away; ``verb`` is for the log.
+
+        Returns the result, and whether an earlier attempt may have been carried out too.
+        """
+        pause, repeated = _PAUSES[0], False
+        while True:
+            try:
+                return action(), repeated
+            except (BrokerUnavailable, BrokerFull) as exc:
+                if not self._insists:
+                    raise
+                if self._give_up():
+                    logger.warning("Cannot %s: %s. Stopping: the entry stays pending for other workers.", verb, exc)
+                    return None, True
+                logger.warning("Cannot %s: %s. Trying again in %.1fs.", verb, exc, pause)
+                self._sleep(pause * random.uniform(0.5, 1.0))
+                pause, repeated = min(pause * 2, _PAUSES[1]), True
+            except BrokerError as exc:
+                if "NOGROUP" not in str(exc):
+                    raise
+                return None, repeated
+
+    def _report_lost(self, entry_id: bytes) -> None:
+        self.lost += 1
+        logger.warning(
+            "Entry %s is no longer held by %s: it was claimed, or deleted, while its task ran here. "
+            "Nothing was settled; the task may run twice.",
+            entry_id.decode(),
+            self.consumer,
+        )
+        entry_lost.send(sender=self, entry_id=entry_id.decode(), consumer=self.consumer)
+
+
+def _pair(delivery: Delivery) -> tuple[StreamRef, bytes]:
+    return delivery.stream, delivery.entry_id
