@@ -1,0 +1,154 @@
+"""System checks: what is wrong with the settings, without connecting to anything.
+
+==================  ==================================================================================================
+``E001``            a setting has a wrong value
+``E002``            there is no such setting
+``E003``            streams are on, and the URL is not one of a Redis
+``E004``            ``CELERY_STREAMS_STATUS_PERMISSION`` cannot be imported or called
+``W001``            the project has no Celery app
+``W002``            the Celery app does not read the ``CELERY_STREAMS_...`` settings
+``I001``            a cache shares the Redis database of the streams
+==================  ==================================================================================================
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from celery import Celery
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Info, Warning
+from django.core.exceptions import ImproperlyConfigured
+
+from celery_streams import ConfigurationError, streams_of
+from celery_streams.conf import SETTINGS, StreamsConf, is_enabled, unknown_settings
+
+from . import project
+from .permissions import status_permission
+
+__all__ = ("check_celery_streams",)
+
+_CONFIGURE = 'app.config_from_object("django.conf:settings", namespace="CELERY")'
+
+
+def check_celery_streams(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    """Return all findings."""
+    return [*_permission(), *_app()]
+
+
+def _app() -> Iterator[CheckMessage]:
+    try:
+        app = project.project_app()
+    except ImproperlyConfigured as exc:
+        yield Warning(
+            str(exc),
+            hint=f"Create one in the package of the settings, in celery.py, with {_CONFIGURE}.",
+            id="celery_streams.W001",
+        )
+        return
+    yield from _delivery(app)
+    wrong = [*_names(app), *_values(app)]
+    yield from wrong
+    if not wrong:
+        yield from _server(app)
+
+
+def _permission() -> Iterator[CheckMessage]:
+    try:
+        status_permission()
+    except ImproperlyConfigured as exc:
+        yield Error(
+            str(exc),
+            hint="Give a function that takes the request and returns whether it may be answered, or its dotted path.",
+            id="celery_streams.E004",
+        )
+
+
+def _delivery(app: Celery) -> Iterator[CheckMessage]:
+    space = f"{app.namespace}_STREAMS_" if app.namespace and project.reads_django_settings(app) else None
+    lost = sorted(
+        name
+        for name in dir(settings)
+        if name.startswith("CELERY_STREAMS_")
+        and name != "CELERY_STREAMS_STATUS_PERMISSION"
+        and not (space and name.startswith(space))
+    )
+    if lost:
+        yield Warning(
+            f"The Celery app {app.main!r} does not read these Django settings: {', '.join(lost)}.",
+            hint=f"Configure it with {_CONFIGURE}, or set them on app.conf and call celery_streams.install(app).",
+            id="celery_streams.W002",
+        )
+
+
+def _names(app: Celery) -> Iterator[CheckMessage]:
+    for name, message in sorted(unknown_settings(app.conf).items()):
+        where = "environment variable" if name in os.environ else "setting"
+        yield Error(f"{message}.", hint=f"Correct or remove the {where} {name}.", id="celery_streams.E002")
+
+
+def _values(app: Celery) -> Iterator[CheckMessage]:
+    values = {name: app.conf.get(name) for name in (*SETTINGS, "broker_transport_options") if name in app.conf}
+    variables = {name: os.environ[name] for name in map(_variable, SETTINGS) if name in os.environ}
+    try:
+        StreamsConf.from_app_conf(values, environ=variables)
+        is_enabled(values, environ=variables)
+    except ConfigurationError as exc:
+        yield Error(f"{exc}.", hint=_where_from(str(exc), app, variables), id="celery_streams.E001")
+
+
+def _server(app: Celery) -> Iterator[CheckMessage]:
+    streams = streams_of(app)
+    if not streams.enabled():
+        return
+    try:
+        streams.new_broker()
+    except ConfigurationError as exc:
+        yield Error(
+            f"Streams are enabled, but {exc}.",
+            hint="Set CELERY_STREAMS_URL (or CELERY_BROKER_URL) to redis://HOST:PORT/DATABASE.",
+            id="celery_streams.E003",
+        )
+        return
+    ours = _database(streams.url)
+    for alias, cache in settings.CACHES.items():
+        if any(_database(url, cache.get("OPTIONS")) == ours for url in _locations(cache)):
+            yield Info(
+                f"The cache {alias!r} is in the Redis database of the streams: cache.clear() deletes queued tasks.",
+                hint="Give one of them another database number, e.g. CELERY_STREAMS_URL = 'redis://HOST:PORT/2'.",
+                id="celery_streams.I001",
+            )
+
+
+def _variable(setting: str) -> str:
+    return f"CELERY_{setting.upper()}"
+
+
+def _where_from(message: str, app: Celery, variables: Mapping[str, str]) -> str:
+    name = next((setting for setting in SETTINGS if message.startswith(setting)), None)
+    if name is None:
+        return "See the settings table of celery-streams."
+    if _variable(name) in variables:
+        return f"Correct the environment variable {_variable(name)}."
+    return f"Correct the setting {f'{app.namespace}_{name.upper()}' if app.namespace else name}."
+
+
+def _locations(cache: Mapping[str, Any]) -> list[str]:
+    found = cache.get("LOCATION") or ()
+    urls = found.replace(";", ",").split(",") if isinstance(found, str) else found
+    return [str(url).strip() for url in urls if "redis" in str(cache.get("BACKEND", "")).lower()]
+
+
+def _database(url: str, options: Any = None) -> tuple[str, int, str]:
+    """Return what tells Redis databases apart: host or socket, port, number."""
+    parts = urlsplit(url)
+    query = parse_qs(parts.query)
+    fallback = str((options or {}).get("db", 0))
+    if not parts.hostname:
+        return unquote(parts.path), 0, query.get("db", query.get("virtual_host", [fallback]))[0].strip("/")
+    host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname
+    number = query.get("db", [parts.path.strip("/") or fallback])[0]
+    return host, parts.port or 6379, number

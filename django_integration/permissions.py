@@ -1,0 +1,38 @@
+"""Who may see the status: the default, and the project's own test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpRequest
+from django.utils.module_loading import import_string
+
+__all__ = ("is_staff", "status_permission")
+
+
+def is_staff(request: HttpRequest) -> bool:
+    """Return whether an active staff user is logged in; nobody is without Django's authentication middleware."""
+    user = getattr(request, "user", None)
+    return user is not None and bool(user.is_active and user.is_staff)
+
+
+def status_permission() -> Callable[[HttpRequest], Any]:
+    """Return the test that ``CELERY_STREAMS_STATUS_PERMISSION`` names: a callable, or its dotted path.
+
+    Raises:
+        ImproperlyConfigured: it cannot be imported, or it is not callable.
+    """
+    test: Any = getattr(settings, "CELERY_STREAMS_STATUS_PERMISSION", None)
+    if test is None:
+        return is_staff
+    if isinstance(test, str):
+        try:
+            test = import_string(test)
+        except ImportError as exc:
+            raise ImproperlyConfigured(f"CELERY_STREAMS_STATUS_PERMISSION cannot be imported: {exc}.") from exc
+    if not callable(test):
+        raise ImproperlyConfigured(f"CELERY_STREAMS_STATUS_PERMISSION must be callable, got {test!r}.")
+    return test  # type: ignore[no-any-return]

@@ -1,0 +1,171 @@
+"""The project's Celery app: which one it is, putting it on streams, and passing changed Django settings on to it.
+
+An app is the project's when it reads Django's settings (``app.config_from_object("django.conf:settings", ...)``).
+Other apps in the process are left alone; ``celery_streams.install(app)`` is there for them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from celery import Celery, _state
+from celery.app.utils import find_app
+from celery.utils.dispatch import Signal
+from django.conf import ENVIRONMENT_VARIABLE, LazySettings
+from django.core.exceptions import ImproperlyConfigured
+
+import celery_streams
+
+__all__ = (
+    "follow_setting",
+    "install_on_existing_apps",
+    "install_on_later_apps",
+    "project_app",
+    "reads_django_settings",
+)
+
+#: How ``config_from_object`` may name Django's settings, besides the object and the settings module itself.
+_SETTINGS_NAMES = ("django.conf:settings", "django.conf.settings")
+
+#: This module's fixup, as ``Celery.builtin_fixups`` wants it.
+_FIXUP = "django_integration.project:await_configuration"
+
+
+def reads_django_settings(app: Celery) -> bool:
+    """Return whether ``app`` was told to take its configuration from Django's settings; it is not read here."""
+    source = app._config_source
+    if isinstance(source, str):
+        return source in (*_SETTINGS_NAMES, os.environ.get(ENVIRONMENT_VARIABLE))
+    return isinstance(source, LazySettings) or (
+        source is not None and getattr(source, "__name__", None) == os.environ.get(ENVIRONMENT_VARIABLE)
+    )
+
+
+def project_app() -> Celery:
+    """Return the project's Celery app; imports ``<package of the settings>.celery`` when no app is there yet.
+
+    Raises:
+        ImproperlyConfigured: there is none, or there are several and none of them is Celery's current or default app.
+    """
+    preferred = [app for app in (_state._tls.current_app, _state.default_app) if app is not None]
+    for app in preferred:
+        if reads_django_settings(app):
+            return app
+    others = [app for app in _state._get_active_apps() if reads_django_settings(app)]
+    if len(others) == 1:
+        return others[0]
+    if others:
+        names = ", ".join(sorted(repr(app.main) for app in others))
+        raise ImproperlyConfigured(
+            f"Several Celery apps read Django's settings ({names}), and none is the default app."
+        )
+    found = _import_app()
+    if found is not None:
+        return found
+    for app in preferred:
+        if app.main != "default":  # Celery's own stop-gap is called so
+            return app
+    raise ImproperlyConfigured("No Celery app was found that belongs to this Django project.")
+
+
+def _import_app() -> Celery | None:
+    package = os.environ.get(ENVIRONMENT_VARIABLE, "").partition(".")[0]
+    if not package:
+        return None
+    try:
+        return find_app(package)
+    except ModuleNotFoundError as exc:
+        if exc.name in (package, f"{package}.celery"):
+            return None
+        raise
+    except AttributeError:
+        return None
+
+
+# -- installation -----------------------------------------------------------------------------------------------------
+
+
+def install_on_existing_apps() -> None:
+    """Install on each app that reads Django's settings; on those that are not configured yet, when they are."""
+    for app in list(_state._get_active_apps()):
+        if reads_django_settings(app):
+            celery_streams.install(app)
+        elif not app.configured:
+            await_configuration(app)
+
+
+def install_on_later_apps() -> None:
+    """Look at each app that is made from now on; calling it again changes nothing."""
+    Celery.builtin_fixups.add(_FIXUP)
+
+
+def await_configuration(app: Celery) -> None:
+    """Install on ``app`` at the moment when it reads its configuration, if that is Django's settings.
+
+    A Celery fixup: when an app is made, nobody can know yet where it will take its configuration from. Finalization
+    would be too late, because ``send_task`` by name publishes without it.
+    """
+    if app.on_configure is None:
+        app.on_configure = Signal(name="app.on_configure")
+    if isinstance(app.on_configure, Signal):
+        app.on_configure.connect(_on_configure, dispatch_uid="celery-streams")
+
+
+def _on_configure(sender: Celery, **kwargs: Any) -> None:
+    if reads_django_settings(sender):
+        celery_streams.install(sender)
+
+
+# -- override_settings ------------------------------------------------------------------------------------------------
+
+_MISSING: Any = object()
+
+
+@dataclass(slots=True)
+class _Override:
+    #: What was set on ``app.conf`` itself.
+    before: Any
+    depth: int = 0
+
+
+_overrides: WeakKeyDictionary[Celery, dict[str, _Override]] = WeakKeyDictionary()
+
+
+def follow_setting(*, setting: str, value: Any, enter: bool, **kwargs: Any) -> None:
+    """Pass an overridden ``CELERY_STREAMS_X`` on to the apps that read it (a receiver of ``setting_changed``).
+
+    Celery keeps the settings object that it saw first, which ``override_settings`` replaces.
+    """
+    for app in list(_state._get_active_apps()):
+        key = _celery_key(app, setting)
+        if key is None:
+            continue
+        known = _overrides.setdefault(app, {})
+        if enter:
+            if key not in known:
+                known[key] = _Override(app.conf.changes.get(key, _MISSING))
+            known[key].depth += 1
+            app.conf[key] = value
+        elif key in known:
+            known[key].depth -= 1
+            if known[key].depth:
+                app.conf[key] = value
+            else:
+                before = known.pop(key).before
+                if before is _MISSING:
+                    app.conf.changes.pop(key, None)
+                else:
+                    app.conf[key] = before
+        if key != "streams_enabled":
+            celery_streams.streams_of(app).reload()
+
+
+def _celery_key(app: Celery, setting: str) -> str | None:
+    space = f"{app.namespace}_" if app.namespace else ""
+    if not reads_django_settings(app) or not space or not setting.startswith(space):
+        return None
+    key = setting[len(space) :].lower()
+    return key if key.startswith("streams_") else None
