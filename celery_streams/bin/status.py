@@ -10,6 +10,7 @@ from typing import Any
 import click
 from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
 from celery.exceptions import CeleryCommandException
+from rich.box import SIMPLE
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -105,7 +106,7 @@ def status(
 
 def render(found: Status) -> RenderableType:
     """Lay a status out for the terminal."""
-    table = Table(show_edge=False, pad_edge=False, show_footer=len(found.queues) > 1)
+    table = Table(box=SIMPLE, show_edge=False, pad_edge=False, show_footer=len(found.queues) > 1)
     totals = found.totals
     table.add_column("queue", "total", overflow="fold")
     for header, footer in (
