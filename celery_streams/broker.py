@@ -8,6 +8,7 @@ consumer, so it is safe to send twice and never touches what another worker runs
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 from . import keys, scripts
 from .connection import BlockingConnection, RedisClient
-from .exceptions import BrokerError, MessageError, QueueFull
+from .exceptions import BrokerError, BrokerFull, MessageError, QueueFull
 from .message import Message, encode_history, pack
 
 __all__ = ("Delivery", "Promotion", "Recovery", "StreamBroker", "StreamRef")
@@ -114,7 +115,9 @@ class StreamBroker:
                 [max_length, message.headers, message.properties, message.body],
             )
             if not entry_id:
-                raise QueueFull(f"Queue {queue!r} holds {max_length} messages (streams_max_length); nothing was stored.")
+                raise QueueFull(
+                    f"Queue {queue!r} holds {max_length} messages (streams_max_length); nothing was stored."
+                )
         return bytes(entry_id)
 
     def delay(self, queue: str, message: Message, *, due_ms: int, member: str, max_length: int | None = None) -> None:
@@ -205,7 +208,17 @@ class StreamBroker:
         """Ask for the next entry of any of ``streams``; the reply is taken with :meth:`receive_blocking_read`."""
         names = [ref.key for ref in streams]
         connection.send(
-            "XREADGROUP", "GROUP", keys.GROUP, consumer, "COUNT", 1, "BLOCK", block_ms, "STREAMS", *names, *">" * len(names)
+            "XREADGROUP",
+            "GROUP",
+            keys.GROUP,
+            consumer,
+            "COUNT",
+            1,
+            "BLOCK",
+            block_ms,
+            "STREAMS",
+            *names,
+            *">" * len(names),
         )
 
     @staticmethod
@@ -262,7 +275,8 @@ class StreamBroker:
     ) -> bool:
         """Put one entry back with a new ``history``, after ``delay_ms``; returns whether it was still ours."""
         names = self.queue_keys(stream.queue)
-        member = f"{history.get('first', entry_id.decode())}:{history.get('crashes', 0)}:{entry_id.decode()}"
+        # Entry ids are unique within one stream only.
+        member = f"{history.get('first', entry_id.decode())}:back:{stream.step}:{entry_id.decode()}"
         return bool(
             self.client.run(
                 scripts.REQUEUE,
@@ -285,8 +299,12 @@ class StreamBroker:
         """Acknowledge an entry and store ``message`` on ``queue`` in its place, in one atomic step.
 
         ``due_ms`` is in milliseconds since the epoch, 0 for now. Returns False, with nothing stored, when the entry
-        was no longer ours.
+        was no longer ours. One more round trip for the first retry to a queue that this broker never wrote to.
         """
+        if queue != stream.queue and queue not in self._known_queues:
+            # A full Redis refuses to remember the name, and yet the retry must be stored.
+            with contextlib.suppress(BrokerFull):
+                self._introduce(queue)
         names = self.queue_keys(queue)
         return bool(
             self.client.run(
@@ -316,15 +334,14 @@ class StreamBroker:
         max_length: int | None,
         ttl: float | None,
         message: Message | None = None,
-        now: float | None = None,
     ) -> bytes | None:
         """Move an entry to its queue's dead letters with ``death`` (JSON); returns the dead letter's id.
 
         ``message`` is given only when the entry was acknowledged before it ran: then there is nothing to own.
         ``ttl`` is in seconds. Returns None when the entry was no longer ours.
         """
-        oldest = "" if ttl is None else str(max(int(((time.time() if now is None else now) - ttl) * 1000), 0))
-        args: list[Any] = [keys.GROUP, consumer, entry_id, death, max_length or 0, oldest]
+        ttl_ms = "" if ttl is None else int(ttl * 1000)
+        args: list[Any] = [keys.GROUP, consumer, entry_id, death, max_length or 0, ttl_ms]
         if message is not None:
             args += message.as_fields()
         reply = self.client.run(scripts.REJECT, [stream.key, self.queue_keys(stream.queue).dead], args)
@@ -407,9 +424,7 @@ class StreamBroker:
 
     def revoked(self, *, limit: int = 50_000) -> list[str]:
         """Return the revoked task ids that are not forgotten yet, the newest ``limit``."""
-        found = self.client.call(
-            "ZREVRANGEBYSCORE", keys.revoked(self.prefix), "+inf", time.time(), "LIMIT", 0, limit
-        )
+        found = self.client.call("ZREVRANGEBYSCORE", keys.revoked(self.prefix), "+inf", time.time(), "LIMIT", 0, limit)
         return [task_id.decode() for task_id in found]
 
 

@@ -3,9 +3,10 @@
 -- KEYS     task streams
 -- ARGV     group, consumer ('' = every consumer that nobody heard of for so long), idle time in ms
 -- Returns  number of consumers deleted
+-- A stream without the group has no consumers.
 local count = 0
 for _, key in ipairs(KEYS) do
-    if redis.call('EXISTS', key) == 1 then
+    if not redis.pcall('XPENDING', key, ARGV[1])['err'] then
         local names = {}
         if ARGV[2] ~= '' then
             names[1] = ARGV[2]

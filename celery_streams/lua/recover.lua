@@ -6,21 +6,25 @@
 -- Returns  {entries put back, entries that had been deleted by someone else, exhausted}; exhausted is a list of
 --          {index of the stream, entry id, fields}: these are now pending for our consumer, which must dead-letter them
 -- One claimer looks in each turn, however many workers there are. The crash is counted in `history`; the first
--- re-delivery is at once, the next ones wait 1, 2, 4 ... seconds.
+-- re-delivery is at once, the next ones wait 1, 2, 4 ... seconds. An entry that is not a message does not wait: the
+-- delayed set keeps messages only. A stream without the group holds nothing that could be recovered.
 local group, consumer, idle, left = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local limit, most = tonumber(ARGV[6]), tonumber(ARGV[7])
-local busy = false
+local streams = {}
 for i = 5, #KEYS do
-    if redis.call('EXISTS', KEYS[i]) == 1 and redis.call('XPENDING', KEYS[i], group)[1] > 0 then busy = true end
+    local summary = redis.pcall('XPENDING', KEYS[i], group)
+    if not summary['err'] and summary[1] > 0 then streams[#streams + 1] = i end
 end
-if not busy then return {0, 0, {}} end
+if #streams == 0 then return {0, 0, {}} end
+-- Redis refuses SET when it is full, unless the script has written before; this writes nothing.
+redis.call('ZREM', KEYS[1], '')
 if not redis.call('SET', KEYS[4], consumer, 'NX', 'PX', ARGV[5]) then return {0, 0, {}} end
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local moved, vanished, exhausted = 0, 0, {}
-for i = 5, #KEYS do
+for _, i in ipairs(streams) do
     local key = KEYS[i]
-    if left > 0 and redis.call('EXISTS', key) == 1 then
+    if left > 0 then
         for _, held in ipairs(redis.call('XPENDING', key, group, 'IDLE', idle, '-', '+', left)) do
             local id = held[1]
             local entry = redis.call('XRANGE', key, id, id)[1]
@@ -39,12 +43,13 @@ for i = 5, #KEYS do
                 end
                 local fine, past = pcall(cjson.decode, named['history'] or '{}')
                 if not fine or type(past) ~= 'table' then past = {} end
-                past.first = past.first or id
+                if type(past.first) ~= 'string' then past.first = id end
                 past.crashes = (tonumber(past.crashes) or 0) + 1
                 past.redelivered = 1
                 past.worker = held[2]
+                local plain = #kept == 6 and named['headers'] and named['properties'] and named['body']
                 local delay = 0
-                if past.crashes > 1 then delay = math.min(1000 * 2 ^ (past.crashes - 2), most) end
+                if plain and past.crashes > 1 then delay = math.min(1000 * 2 ^ (past.crashes - 2), most) end
                 if past.crashes >= limit then
                     redis.call('XCLAIM', key, group, consumer, 0, id, 'JUSTID')
                     exhausted[#exhausted + 1] = {i - 5, id, entry[2], held[2]}
@@ -57,9 +62,9 @@ for i = 5, #KEYS do
                         kept[#kept + 1] = history
                         redis.call('XADD', key, '*', unpack(kept))
                     else
-                        local member = past.first .. ':crash:' .. past.crashes
-                        local headers, properties = named['headers'] or '', named['properties'] or ''
-                        local body = named['body'] or ''
+                        -- Entry ids are unique within one stream only.
+                        local member = past.first .. ':crash:' .. past.crashes .. ':' .. (i - 5) .. ':' .. id
+                        local headers, properties, body = named['headers'], named['properties'], named['body']
                         redis.call('ZADD', KEYS[1], now + delay, member)
                         redis.call('HSET', KEYS[2], member, struct.pack('>I4I4I4I4I4', i - 5, #headers, #properties,
                             #body, #history) .. headers .. properties .. body .. history)

@@ -2,7 +2,7 @@
 --
 -- KEYS     task stream, dead letters
 -- ARGV     group, consumer, entry id, death (JSON), greatest number of dead letters (0 = no bound),
---          id below which dead letters are too old (or '' = none),
+--          age in ms beyond which dead letters are deleted (or '' = never),
 --          then, only for a message that was acknowledged before it ran, its fields
 -- Returns  id of the dead letter, or false when the entry was no longer ours
 -- An entry that another consumer holds, or that is not pending, is left alone.
@@ -26,5 +26,9 @@ if tonumber(ARGV[5]) > 0 then
 else
     id = redis.call('XADD', KEYS[2], '*', unpack(fields))
 end
-if ARGV[6] ~= '' then redis.call('XTRIM', KEYS[2], 'MINID', ARGV[6]) end
+if ARGV[6] ~= '' then
+    -- By Redis' clock, which gave the ids: a worker's that is ahead would delete what has just died.
+    local oldest = tonumber(redis.call('TIME')[1]) * 1000 - tonumber(ARGV[6])
+    if oldest > 0 then redis.call('XTRIM', KEYS[2], 'MINID', string.format('%.0f', oldest)) end
+end
 return id

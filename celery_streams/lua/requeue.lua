@@ -3,7 +3,8 @@
 -- KEYS     task stream, delayed, delayed messages, wake
 -- ARGV     group, consumer, entry id, history (JSON), delay in ms (0 = now), member for the delayed set, priority step
 -- Returns  1, or 0 when the entry was no longer ours
--- An entry that another consumer holds, or that is not pending, is left alone.
+-- An entry that another consumer holds, or that is not pending, is left alone. An entry that is not a message goes back
+-- at once: the delayed set keeps messages only.
 if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2]) == 0 then return 0 end
 local entry = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])[1]
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
@@ -18,13 +19,14 @@ for i = 1, #entry[2], 2 do
     end
 end
 local delay = tonumber(ARGV[5])
-if delay <= 0 then
+local plain = #kept == 6 and named['headers'] and named['properties'] and named['body']
+if delay <= 0 or not plain then
     kept[#kept + 1] = 'history'
     kept[#kept + 1] = ARGV[4]
     redis.call('XADD', KEYS[1], '*', unpack(kept))
     return 1
 end
-local headers, properties, body = named['headers'] or '', named['properties'] or '', named['body'] or ''
+local headers, properties, body = named['headers'], named['properties'], named['body']
 local now = redis.call('TIME')
 local due = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000) + delay
 redis.call('ZADD', KEYS[2], due, ARGV[6])

@@ -1,0 +1,290 @@
+"""Recovery: what a dead consumer held comes back, is counted, backs off, and is given up at the limit."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import pytest
+
+from celery_streams import keys
+from celery_streams.broker import MAX_BACKOFF_MS, Recovery, StreamBroker
+from celery_streams.connection import RedisClient
+from tests.eventually import eventually
+from tests.redis_state import (
+    delivered,
+    make_idle,
+    message,
+    number_of,
+    redis_now_ms,
+    redis_state,
+)
+
+STREAM = "celery-streams:{q}"
+HOUR_MS = 3_600_000
+
+
+def recover(broker: StreamBroker, **options: Any) -> Recovery:
+    options = {"idle_ms": 15_000, "turn_ms": 1, "delivery_limit": 5, **options}
+    # The turn of the last claimer must be over, or this one may not look.
+    eventually(lambda: not broker.client.call("EXISTS", broker.queue_keys("q").claims))
+    return broker.recover("q", "claimer", **options)
+
+
+def held_by_the_dead(broker: StreamBroker, number: int = 1, *, crashes: int = 0, step: int = 0) -> bytes:
+    history = json.dumps({"first": "1-0", "crashes": crashes}).encode() if crashes else b""
+    (held,) = delivered(broker, "q", "dead", message(number, step=step, history=history))
+    make_idle(broker, held.stream, "dead", held.entry_id, idle_ms=HOUR_MS)
+    return held.entry_id
+
+
+def test_nothing_pending_is_nothing_to_do_and_takes_no_turn(broker: StreamBroker) -> None:
+    broker.ensure_groups(["q"])
+    before = redis_state(broker.client)
+
+    assert recover(broker) == Recovery(0, 0, ())
+    assert redis_state(broker.client) == before
+
+
+def test_queue_that_does_not_exist_is_nothing_to_do(broker: StreamBroker) -> None:
+    assert recover(broker) == Recovery(0, 0, ())
+    assert redis_state(broker.client) == {}
+
+
+def test_stream_without_a_group_does_not_hide_what_others_hold(broker: StreamBroker) -> None:
+    held_by_the_dead(broker, 1, step=1)
+    broker.client.call("DEL", STREAM)
+    broker.publish("q", message(2))
+
+    recovery = recover(broker)
+
+    assert recovery.moved == 1
+
+
+def test_entry_of_a_dead_consumer_is_delivered_again_at_once(broker: StreamBroker) -> None:
+    entry_id = held_by_the_dead(broker, 1, step=2)
+
+    recovery = recover(broker)
+
+    (again,) = broker.read(broker.streams(["q"]), "alive", count=5)
+    assert recovery == Recovery(1, 0, ())
+    assert (number_of(again), again.stream.step) == (1, 2)
+    assert again.message is not None
+    assert again.message.decode_history() == {
+        "first": entry_id.decode(),
+        "crashes": 1,
+        "redelivered": 1,
+        "worker": "dead",
+    }
+
+
+def test_entry_with_a_heartbeat_is_left_alone(broker: StreamBroker) -> None:
+    (held,) = delivered(broker, "q", "slow", message(1))
+    make_idle(broker, held.stream, "slow", held.entry_id, idle_ms=HOUR_MS)
+
+    lost = broker.extend([(held.stream, "slow", held.entry_id)])
+    recovery = recover(broker)
+
+    assert lost == []
+    assert recovery == Recovery(0, 0, ())
+    assert redis_state(broker.client)[STREAM].pending[keys.GROUP] == {held.entry_id.decode(): ("slow", 1)}
+
+
+@pytest.mark.parametrize(("crashes", "delay"), [(1, 1_000), (2, 2_000), (3, 4_000), (6, 32_000), (30, MAX_BACKOFF_MS)])
+def test_repeated_crashes_back_off(broker: StreamBroker, crashes: int, delay: int) -> None:
+    held_by_the_dead(broker, crashes=crashes, step=1)
+    before = redis_now_ms(broker.client)
+
+    recovery = recover(broker, delivery_limit=99)
+
+    state = redis_state(broker.client)
+    ((member, due),) = state[STREAM + ":delayed"].items()
+    assert recovery == Recovery(1, 0, ())
+    assert before + delay <= due <= redis_now_ms(broker.client) + delay
+    assert state[STREAM + ":3"].entries == {}
+    assert [entry["due"] for entry in state[STREAM + ":wake"].entries.values()] == [b"%d" % due]
+    broker.client.call("ZADD", STREAM + ":delayed", 0, member)
+    broker.promote(["q"])
+    (again,) = broker.read(broker.streams(["q"]), "alive", count=5)
+    assert again.stream.step == 1
+    assert again.message is not None
+    assert again.message.decode_history() == {
+        "first": "1-0",
+        "crashes": crashes + 1,
+        "redelivered": 1,
+        "worker": "dead",
+    }
+
+
+def test_two_messages_with_one_first_id_both_survive_the_back_off(broker: StreamBroker) -> None:
+    # Ids are per stream: the same one may stand on the streams of two priorities.
+    held_by_the_dead(broker, 1, crashes=1, step=0)
+    held_by_the_dead(broker, 2, crashes=1, step=1)
+
+    recovery = recover(broker)
+
+    assert recovery.moved == 2
+    assert len(redis_state(broker.client)[STREAM + ":delayed:messages"]) == 2
+
+
+def test_message_at_the_delivery_limit_becomes_the_claimers(broker: StreamBroker) -> None:
+    entry_id = held_by_the_dead(broker, 1, crashes=4)
+
+    recovery = recover(broker)
+
+    ((exhausted, holder),) = recovery.exhausted
+    assert recovery.moved == 0
+    assert (exhausted.entry_id, number_of(exhausted), holder) == (entry_id, 1, "dead")
+    assert exhausted.message is not None
+    assert exhausted.message.decode_history() == {"first": "1-0", "crashes": 4}
+    assert redis_state(broker.client)[STREAM].pending[keys.GROUP] == {entry_id.decode(): ("claimer", 1)}
+    assert broker.reject(
+        "claimer", exhausted.stream, entry_id, death=b'{"reason":"crashed"}', max_length=None, ttl=None
+    )
+
+
+def test_limit_of_one_gives_up_at_the_first_crash(broker: StreamBroker) -> None:
+    held_by_the_dead(broker)
+
+    recovery = recover(broker, delivery_limit=1)
+
+    assert (recovery.moved, len(recovery.exhausted)) == (0, 1)
+
+
+def test_entry_that_somebody_deleted_is_counted_and_no_longer_pending(broker: StreamBroker) -> None:
+    entry_id = held_by_the_dead(broker)
+    broker.client.call("XDEL", STREAM, entry_id)
+
+    recovery = recover(broker)
+
+    assert recovery == Recovery(0, 1, ())
+    assert redis_state(broker.client)[STREAM].pending[keys.GROUP] == {}
+
+
+@pytest.mark.parametrize(
+    "history",
+    [b"not json", b"[]", b"null", b"3", b'{"first":{}}', b'{"first":7}', b'{"crashes":"many"}', b'{"crashes":[]}'],
+)
+def test_history_that_cannot_be_read_starts_anew(broker: StreamBroker, history: bytes) -> None:
+    (held,) = delivered(broker, "q", "dead", message(1, history=history))
+    make_idle(broker, held.stream, "dead", held.entry_id, idle_ms=HOUR_MS)
+
+    recover(broker)
+
+    (again,) = broker.read(broker.streams(["q"]), "alive", count=5)
+    assert again.message is not None
+    assert again.message.decode_history()["crashes"] == 1
+    assert again.message.decode_history()["first"] == held.entry_id.decode()
+
+
+def test_entry_that_is_no_message_keeps_its_fields_through_every_crash(broker: StreamBroker) -> None:
+    broker.ensure_groups(["q"])
+    broker.client.call("XADD", STREAM, "*", "junk", "1")
+
+    for _ in range(3):
+        (held,) = broker.read(broker.streams(["q"]), "dead", count=1)
+        make_idle(broker, held.stream, "dead", held.entry_id, idle_ms=HOUR_MS)
+        assert recover(broker).moved == 1
+
+    (again,) = broker.read(broker.streams(["q"]), "alive", count=1)
+    fields = dict(zip(again.fields[::2], again.fields[1::2], strict=True))
+    assert fields.pop(b"junk") == b"1"
+    assert json.loads(fields.pop(b"history"))["crashes"] == 3
+    assert fields == {}
+
+
+def test_one_claimer_looks_in_each_turn(broker: StreamBroker) -> None:
+    held_by_the_dead(broker, 1)
+    first = broker.recover("q", "one", idle_ms=15_000, turn_ms=60_000, delivery_limit=5)
+    held_by_the_dead(broker, 2)
+
+    second = broker.recover("q", "two", idle_ms=15_000, turn_ms=60_000, delivery_limit=5)
+
+    assert (first.moved, second.moved) == (1, 0)
+
+
+def test_no_more_than_the_limit_of_a_step_is_moved(broker: StreamBroker) -> None:
+    for number in range(5):
+        held_by_the_dead(broker, number, step=number % 2)
+
+    moved = [recover(broker, limit=3).moved, recover(broker, limit=3).moved]
+
+    assert moved == [3, 2]
+
+
+def test_claimers_at_the_same_moment_move_each_entry_once(broker: StreamBroker, redis_url: str) -> None:
+    for number in range(40):
+        held_by_the_dead(broker, number)
+    start = threading.Barrier(4)
+
+    def claim() -> None:
+        own = StreamBroker(RedisClient(redis_url))
+        start.wait(10)
+        for _ in range(10):
+            own.recover("q", "c", idle_ms=15_000, turn_ms=1, delivery_limit=5, limit=5)
+        own.client.close()
+
+    claimers = [threading.Thread(target=claim) for _ in range(4)]
+    for claimer in claimers:
+        claimer.start()
+    for claimer in claimers:
+        claimer.join(30)
+    while recover(broker).moved:
+        pass
+
+    found = broker.read(broker.streams(["q"]), "alive", count=100)
+    assert sorted(number_of(one) for one in found) == list(range(40))
+
+
+# -- consumers --------------------------------------------------------------------------------------------------------
+
+
+def consumers_of(broker: StreamBroker) -> list[str]:
+    return redis_state(broker.client)[STREAM].consumers[keys.GROUP]
+
+
+def test_consumer_that_holds_nothing_is_forgotten_on_all_streams(broker: StreamBroker) -> None:
+    (held,) = delivered(broker, "q", "w", message(1))
+    broker.ack("w", [(held.stream, held.entry_id)])
+
+    count = broker.forget_consumer(["q"], "w")
+
+    assert count >= 1
+    assert consumers_of(broker) == []
+
+
+def test_consumer_that_holds_an_entry_is_never_forgotten(broker: StreamBroker) -> None:
+    (held,) = delivered(broker, "q", "w", message(1))
+
+    broker.forget_consumer(["q"], "w")
+    broker.forget_idle_consumers(["q"], idle_ms=-1)
+
+    assert consumers_of(broker) == ["w"]
+    assert redis_state(broker.client)[STREAM].pending[keys.GROUP] == {held.entry_id.decode(): ("w", 1)}
+
+
+def test_only_consumers_that_were_silent_for_so_long_are_forgotten(broker: StreamBroker) -> None:
+    for name in ("one", "two"):
+        (held,) = delivered(broker, "q", name, message(1))
+        broker.ack(name, [(held.stream, held.entry_id)])
+
+    none = broker.forget_idle_consumers(["q"], idle_ms=60_000)
+    some = broker.forget_idle_consumers(["q"], idle_ms=-1)
+
+    assert none == 0
+    assert some >= 2
+    assert consumers_of(broker) == []
+
+
+def test_forgetting_on_a_queue_that_does_not_exist_does_nothing(broker: StreamBroker) -> None:
+    assert broker.forget_consumer(["q"], "w") == 0
+    assert broker.forget_consumer([], "w") == 0
+    assert broker.forget_idle_consumers(["q"], idle_ms=0) == 0
+
+
+def test_forgetting_on_a_stream_without_a_group_does_nothing(broker: StreamBroker) -> None:
+    broker.publish("q", message(1))
+
+    assert broker.forget_consumer(["q"], "w") == 0
+    assert broker.forget_idle_consumers(["q"], idle_ms=0) == 0

@@ -1,0 +1,410 @@
+"""Settling: each verb does its one thing to an entry that is ours, and nothing at all to one that is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from celery_streams import keys
+from celery_streams.broker import Delivery, StreamBroker
+from celery_streams.message import Message, pack
+from tests.redis_state import StreamState, delivered, message, number_of, redis_now_ms, redis_state
+
+STREAM = "celery-streams:{q}"
+DEATH = b'{"reason":"failed"}'
+
+Verb = Callable[[StreamBroker, str, Delivery], Any]
+
+#: Every verb that settles, with what it returns for an entry that is no longer ours.
+VERBS: dict[str, tuple[Verb, Callable[[Delivery], Any]]] = {
+    "ack": (
+        lambda broker, consumer, one: broker.ack(consumer, [(one.stream, one.entry_id)]),
+        lambda one: [one.entry_id],
+    ),
+    "release": (
+        lambda broker, consumer, one: broker.release(consumer, [(one.stream, one.entry_id)]),
+        lambda one: 0,
+    ),
+    "release_all": (
+        lambda broker, consumer, one: broker.release_all(broker.streams(["q"]), consumer),
+        lambda one: 0,
+    ),
+    "requeue": (
+        lambda broker, consumer, one: broker.requeue(consumer, one.stream, one.entry_id, history={"crashes": 1}),
+        lambda one: False,
+    ),
+    "requeue later": (
+        lambda broker, consumer, one: broker.requeue(
+            consumer, one.stream, one.entry_id, history={"crashes": 1}, delay_ms=60_000
+        ),
+        lambda one: False,
+    ),
+    "retry": (
+        lambda broker, consumer, one: broker.retry(consumer, one.stream, one.entry_id, message(7), queue="q"),
+        lambda one: False,
+    ),
+    "retry later": (
+        lambda broker, consumer, one: broker.retry(
+            consumer, one.stream, one.entry_id, message(7), queue="q", due_ms=2**45, member="m"
+        ),
+        lambda one: False,
+    ),
+    "reject": (
+        lambda broker, consumer, one: broker.reject(
+            consumer, one.stream, one.entry_id, death=DEATH, max_length=None, ttl=None
+        ),
+        lambda one: None,
+    ),
+    "extend": (
+        lambda broker, consumer, one: broker.extend([(one.stream, consumer, one.entry_id)]),
+        lambda one: [one.entry_id],
+    ),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_entry_that_another_consumer_holds_is_left_alone(broker: StreamBroker, verb: str) -> None:
+    act, answer = VERBS[verb]
+    (held,) = delivered(broker, "q", "other", message(1))
+    before = redis_state(broker.client)
+
+    result = act(broker, "me", held)
+
+    assert result == answer(held)
+    assert redis_state(broker.client) == before
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_entry_that_is_settled_already_is_left_alone(broker: StreamBroker, verb: str) -> None:
+    act, answer = VERBS[verb]
+    (held,) = delivered(broker, "q", "me", message(1))
+    broker.ack("me", [(held.stream, held.entry_id)])
+    before = redis_state(broker.client)
+
+    result = act(broker, "me", held)
+
+    assert result == answer(held)
+    assert redis_state(broker.client) == before
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_entry_that_was_put_back_by_somebody_is_left_alone(broker: StreamBroker, verb: str) -> None:
+    act, answer = VERBS[verb]
+    (held,) = delivered(broker, "q", "me", message(1))
+    broker.recover("q", "other", idle_ms=0, turn_ms=60_000, delivery_limit=9)
+    before = redis_state(broker.client)
+
+    result = act(broker, "me", held)
+
+    assert result == answer(held)
+    assert redis_state(broker.client) == before
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "extend"])
+def test_settling_twice_changes_nothing_more(broker: StreamBroker, verb: str) -> None:
+    act, answer = VERBS[verb]
+    (held,) = delivered(broker, "q", "me", message(1))
+    act(broker, "me", held)
+    before = redis_state(broker.client)
+
+    result = act(broker, "me", held)
+
+    assert result == answer(held)
+    assert redis_state(broker.client) == before
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("extend", "release_all")])
+def test_other_entries_of_the_same_consumer_stay_pending(broker: StreamBroker, verb: str) -> None:
+    act, _ = VERBS[verb]
+    held, other = delivered(broker, "q", "me", message(1), message(2))
+
+    act(broker, "me", held)
+
+    state = redis_state(broker.client)[STREAM]
+    assert state.pending[keys.GROUP] == {other.entry_id.decode(): ("me", 1)}
+    assert held.entry_id.decode() not in state.entries
+
+
+# -- ack --------------------------------------------------------------------------------------------------------------
+
+
+def test_ack_deletes_and_leaves_an_empty_stream(broker: StreamBroker) -> None:
+    held = delivered(broker, "q", "me", message(1), message(2, step=1))
+
+    lost = broker.ack("me", [(one.stream, one.entry_id) for one in held])
+
+    assert lost == []
+    state = redis_state(broker.client)
+    assert state[STREAM] == StreamState({}, {keys.GROUP: {}}, {keys.GROUP: ["me"]})
+    assert state[STREAM + ":3"].entries == {}
+
+
+def test_ack_of_several_names_those_that_were_not_ours(broker: StreamBroker) -> None:
+    ours, theirs = delivered(broker, "q", "me", message(1), message(2))
+    broker.client.call("XCLAIM", theirs.stream.key, keys.GROUP, "other", 0, theirs.entry_id, "JUSTID")
+
+    lost = broker.ack("me", [(ours.stream, ours.entry_id), (theirs.stream, theirs.entry_id)])
+
+    assert lost == [theirs.entry_id]
+    assert list(redis_state(broker.client)[STREAM].entries) == [theirs.entry_id.decode()]
+
+
+def test_settling_nothing_asks_nobody(broker: StreamBroker) -> None:
+    broker.client.close()
+
+    assert broker.ack("me", []) == []
+    assert broker.release("me", []) == 0
+    assert broker.release_all([], "me") == 0
+    assert broker.extend([]) == []
+
+
+# -- release ----------------------------------------------------------------------------------------------------------
+
+
+def test_released_entry_is_delivered_again_with_its_first_id_and_no_crash(broker: StreamBroker) -> None:
+    (held,) = delivered(broker, "q", "me", message(1))
+
+    count = broker.release("me", [(held.stream, held.entry_id)])
+
+    (again,) = broker.read(broker.streams(["q"]), "other", count=5)
+    assert count == 1
+    assert again.message is not None
+    assert (again.message.headers, again.message.body) == (message(1).headers, message(1).body)
+    assert again.message.decode_history() == {"first": held.entry_id.decode()}
+    assert redis_state(broker.client)[STREAM].pending[keys.GROUP] == {again.entry_id.decode(): ("other", 1)}
+
+
+def test_entry_released_twice_keeps_the_id_it_was_published_with(broker: StreamBroker) -> None:
+    (held,) = delivered(broker, "q", "me", message(1))
+    broker.release("me", [(held.stream, held.entry_id)])
+    (again,) = broker.read(broker.streams(["q"]), "me", count=5)
+
+    broker.release("me", [(again.stream, again.entry_id)])
+
+    (last,) = broker.read(broker.streams(["q"]), "me", count=5)
+    assert last.message is not None
+    assert last.message.decode_history() == {"first": held.entry_id.decode()}
+
+
+def test_released_entries_keep_their_order(broker: StreamBroker) -> None:
+    held = delivered(broker, "q", "me", *[message(number) for number in range(5)])
+
+    broker.release("me", [(one.stream, one.entry_id) for one in held])
+
+    assert [number_of(one) for one in broker.read(broker.streams(["q"]), "me", count=9)] == [0, 1, 2, 3, 4]
+
+
+def test_release_all_puts_back_every_step_and_only_ours(broker: StreamBroker) -> None:
+    delivered(broker, "q", "me", message(1), message(2, step=2))
+    (theirs,) = delivered(broker, "q", "other", message(3))
+
+    count = broker.release_all(broker.streams(["q"]), "me")
+
+    assert count == 2
+    assert redis_state(broker.client)[STREAM].pending[keys.GROUP] == {theirs.entry_id.decode(): ("other", 1)}
+    assert [number_of(one) for one in broker.read(broker.streams(["q"]), "me", count=9)] == [1, 2]
+
+
+def test_release_wakes_a_blocked_reader(broker: StreamBroker) -> None:
+    (held,) = delivered(broker, "q", "me", message(1))
+    connection = broker.client.open()
+    broker.send_blocking_read(connection, broker.streams(["q"]), "other", block_ms=5_000)
+
+    broker.release("me", [(held.stream, held.entry_id)])
+
+    found = broker.receive_blocking_read(connection, broker.streams(["q"]), timeout=5)
+    connection.close()
+    assert [number_of(one) for one in found] == [1]
+
+
+# -- requeue ----------------------------------------------------------------------------------------------------------
+
+
+def test_requeued_entry_carries_the_new_history_only(broker: StreamBroker) -> None:
+    (held,) = delivered(broker, "q", "me", message(1, step=1, history=b'{"first":"1-0","crashes":1}'))
+    history = {"first": "1-0", "unknown": 5}
+
+    ours = broker.requeue("me", held.stream, held.entry_id, history=history)
+
+    (again,) = broker.read(broker.streams(["q"]), "me", count=5)
+    assert ours is True
+    assert again.message == message(1, step=1, history=json.dumps(history, separators=(",", ":")).encode())
+
+
+def test_requeue_with_a_delay_is_a_delayed_message_of_the_same_priority(broker: StreamBroker) -> None:
+    (held,) = delivered(broker, "q", "me", message(1, step=2))
+    before = redis_now_ms(broker.client)
+
+    ours = broker.requeue("me", held.stream, held.entry_id, history={"first": "1-0"}, delay_ms=5_000)
+
+    state = redis_state(broker.client)
+    ((member, due),) = state[STREAM + ":delayed"].items()
+    assert ours is True
+    assert before + 5_000 <= due <= redis_now_ms(broker.client) + 5_000
+    assert state[STREAM + ":delayed:messages"] == {member: pack(message(1, step=2, history=b'{"first":"1-0"}'))}
+    assert state[STREAM + ":6"].entries == {}
+    assert [entry["due"] for entry in state[STREAM + ":wake"].entries.values()] == [b"%d" % due]
+
+
+# -- retry ------------------------------------------------------------------------------------------------------------
+
+
+def test_retry_takes_the_place_of_the_entry(broker: StreamBroker) -> None:
+    (held,) = delivered(broker, "q", "me", message(1))
+
+    ours = broker.retry("me", held.stream, held.entry_id, message(2, step=3), queue="q")
+
+    found = broker.read(broker.streams(["q"]), "me", count=9)
+    assert ours is True
+    assert [one.message for one in found] == [message(2, step=3)]
+
+
+def test_retry_may_go_to_another_queue(broker: StreamBroker) -> None:
+    (held,) = delivered(broker, "q", "me", message(1))
+    broker.ensure_groups(["elsewhere"])
+
+    broker.retry("me", held.stream, held.entry_id, message(2), queue="elsewhere")
+
+    assert redis_state(broker.client)[STREAM].entries == {}
+    assert [number_of(one) for one in broker.read(broker.streams(["elsewhere"]), "me", count=9)] == [2]
+
+
+def test_retry_to_a_queue_that_was_never_used_makes_it_known(broker: StreamBroker) -> None:
+    (held,) = delivered(broker, "q", "me", message(1))
+
+    broker.retry("me", held.stream, held.entry_id, message(2), queue="new")
+
+    assert redis_state(broker.client)["celery-streams:queues"] == {"q", "new"}
+
+
+def test_retry_with_a_due_time_is_delayed(broker: StreamBroker) -> None:
+    (held,) = delivered(broker, "q", "me", message(1))
+
+    broker.retry("me", held.stream, held.entry_id, message(2, step=1), queue="q", due_ms=2**45, member="id:1")
+
+    state = redis_state(broker.client)
+    assert state[STREAM].entries == {}
+    assert state[STREAM + ":delayed"] == {"id:1": 2**45}
+    assert state[STREAM + ":delayed:messages"] == {"id:1": pack(message(2, step=1))}
+    assert [entry["due"] for entry in state[STREAM + ":wake"].entries.values()] == [b"%d" % 2**45]
+
+
+# -- reject -----------------------------------------------------------------------------------------------------------
+
+
+def test_rejected_entry_is_a_dead_letter_with_everything_it_had(broker: StreamBroker) -> None:
+    (held,) = delivered(broker, "q", "me", message(1, step=1, history=b'{"first":"1-0"}'))
+
+    dead = broker.reject("me", held.stream, held.entry_id, death=DEATH, max_length=None, ttl=None)
+
+    state = redis_state(broker.client)
+    assert dead is not None
+    assert state[STREAM + ":3"] == StreamState({}, {keys.GROUP: {}}, {keys.GROUP: ["me"]})
+    assert state[STREAM + ":dead"].entries == {
+        dead.decode(): {
+            "headers": message(1).headers,
+            "properties": message(1).properties,
+            "body": message(1).body,
+            "history": b'{"first":"1-0"}',
+            "death": DEATH,
+        }
+    }
+
+
+def test_entry_that_is_no_message_is_rejected_with_its_raw_fields(broker: StreamBroker) -> None:
+    broker.ensure_groups(["q"])
+    broker.client.call("XADD", STREAM, "*", "junk", "\x00", "more", "2")
+    (held,) = broker.read(broker.streams(["q"]), "me", count=1)
+
+    dead = broker.reject("me", held.stream, held.entry_id, death=DEATH, max_length=None, ttl=None)
+
+    assert dead is not None
+    assert redis_state(broker.client)[STREAM + ":dead"].entries[dead.decode()] == {
+        "junk": b"\x00",
+        "more": b"2",
+        "death": DEATH,
+    }
+
+
+def test_message_that_was_acknowledged_before_it_ran_is_rejected_whole(broker: StreamBroker) -> None:
+    (held,) = delivered(broker, "q", "me", message(1))
+    broker.ack("me", [(held.stream, held.entry_id)])
+
+    dead = broker.reject("me", held.stream, held.entry_id, death=DEATH, max_length=None, ttl=None, message=message(1))
+
+    assert dead is not None
+    assert redis_state(broker.client)[STREAM + ":dead"].entries[dead.decode()]["body"] == message(1).body
+
+
+def test_dead_letters_are_bounded_by_length_and_the_oldest_go(broker: StreamBroker) -> None:
+    held = delivered(broker, "q", "me", *[message(number) for number in range(5)])
+
+    for one in held:
+        broker.reject("me", one.stream, one.entry_id, death=DEATH, max_length=3, ttl=None)
+
+    bodies = [entry["body"] for entry in redis_state(broker.client)[STREAM + ":dead"].entries.values()]
+    assert bodies == [message(number).body for number in (2, 3, 4)]
+
+
+def test_dead_letters_are_bounded_by_age_on_redis_clock(broker: StreamBroker) -> None:
+    held = delivered(broker, "q", "me", *[message(number) for number in range(2)])
+    now = redis_now_ms(broker.client)
+    for age in (100, 50):
+        broker.client.call("XADD", STREAM + ":dead", f"{now - age * 1000}-0", "death", "{}")
+
+    first = broker.reject("me", held[0].stream, held[0].entry_id, death=DEATH, max_length=None, ttl=75.0)
+    after_75 = list(redis_state(broker.client)[STREAM + ":dead"].entries)
+    second = broker.reject("me", held[1].stream, held[1].entry_id, death=DEATH, max_length=None, ttl=10.0)
+    after_10 = list(redis_state(broker.client)[STREAM + ":dead"].entries)
+
+    assert first is not None
+    assert second is not None
+    assert after_75 == [f"{now - 50_000}-0", first.decode()]
+    assert after_10 == [first.decode(), second.decode()]
+
+
+def test_dead_letter_is_kept_when_its_time_is_longer_than_the_epoch(broker: StreamBroker) -> None:
+    (held,) = delivered(broker, "q", "me", message(1))
+
+    dead = broker.reject("me", held.stream, held.entry_id, death=DEATH, max_length=None, ttl=1e10)
+
+    assert dead is not None
+    assert list(redis_state(broker.client)[STREAM + ":dead"].entries) == [dead.decode()]
+
+
+def test_two_entries_with_one_id_are_both_kept_when_they_are_put_back_for_later(broker: StreamBroker) -> None:
+    broker.ensure_groups(["q"])
+    for step, number in ((0, 1), (1, 2)):
+        broker.client.call("XADD", broker.queue_keys("q").streams[step], "5-0", *message(number).as_fields())
+    held = broker.read(broker.streams(["q"]), "me", count=5)
+    assert [one.entry_id for one in held] == [b"5-0", b"5-0"]
+
+    for one in held:
+        broker.requeue("me", one.stream, one.entry_id, history={"first": "5-0"}, delay_ms=60_000)
+
+    assert len(redis_state(broker.client)[STREAM + ":delayed:messages"]) == 2
+
+
+def test_entry_that_is_no_message_goes_back_at_once_with_its_fields(broker: StreamBroker) -> None:
+    broker.ensure_groups(["q"])
+    broker.client.call("XADD", STREAM, "*", "junk", "1")
+    (held,) = broker.read(broker.streams(["q"]), "me", count=1)
+
+    broker.requeue("me", held.stream, held.entry_id, history={"crashes": 1}, delay_ms=60_000)
+
+    (again,) = broker.read(broker.streams(["q"]), "me", count=1)
+    assert again.fields == (b"junk", b"1", b"history", b'{"crashes":1}')
+
+
+def test_fetch_reads_an_entry_again_and_none_when_it_is_gone(broker: StreamBroker) -> None:
+    (held,) = delivered(broker, "q", "me", message(1))
+
+    found = broker.fetch(held.stream, held.entry_id)
+    broker.ack("me", [(held.stream, held.entry_id)])
+
+    assert found is not None
+    assert found.message == Message(message(1).headers, message(1).properties, message(1).body)
+    assert broker.fetch(held.stream, held.entry_id) is None
