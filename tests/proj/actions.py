@@ -1,0 +1,300 @@
+"""One task that does whatever a test asks for, and its variants with other task options; plain Celery."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+
+from celery import Task, shared_task
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.utils.log import get_task_logger
+
+from . import ledger
+
+logger = get_task_logger(__name__)
+
+
+class ActionError(Exception):
+    """A failure that a test asked for."""
+
+
+class ExpectedError(Exception):
+    """A failure that the task names in ``throws``."""
+
+
+class TransientError(Exception):
+    """A failure that the task names in ``autoretry_for``."""
+
+
+class Recorded(Task):
+    """A user's own Task class: each of its methods leaves a line in the ledger."""
+
+    def before_start(self, task_id, args, kwargs):
+        ledger.write("hook", task_id, hook="before_start")
+
+    def on_success(self, retval, task_id, args, kwargs):
+        ledger.write("hook", task_id, hook="on_success")
+
+    def on_failure(self, exc, task_id, args, kwargs, einfo):
+        ledger.write("hook", task_id, hook="on_failure", exception=repr(exc))
+
+    def on_retry(self, exc, task_id, args, kwargs, einfo):
+        ledger.write("hook", task_id, hook="on_retry")
+
+    def after_return(self, status, retval, task_id, args, kwargs, einfo):
+        ledger.write("hook", task_id, hook="after_return", status=status)
+
+
+def run_action(task, action, value=None, **options):
+    """Record the execution, then do ``action``."""
+    request = task.request
+    ledger.write(
+        "run",
+        request.id,
+        task=task.name,
+        action=action,
+        value=value,
+        retries=request.retries,
+        redelivered=(request.delivery_info or {}).get("redelivered"),
+        hostname=request.hostname,
+    )
+    try:
+        return _ACTIONS[action](task, value, **options)
+    finally:
+        ledger.write("end", request.id)
+
+
+def _ok(task, value):
+    return value
+
+
+def _repr(task, value):
+    return repr(value)
+
+
+def _error(task, value):
+    raise ActionError(value)
+
+
+def _expected_error(task, value):
+    raise ExpectedError(value)
+
+
+def _transient_error(task, value, until=1):
+    """Fail with an error for autoretry until the task was retried ``until`` times."""
+    if task.request.retries < until:
+        raise TransientError(value)
+    return task.request.retries
+
+
+def _retry(task, value, until=1, **options):
+    """Retry until the task was retried ``until`` times."""
+    if task.request.retries < until:
+        raise task.retry(**options)
+    return value
+
+
+def _retry_error(task, value, **options):
+    """Retry because of an exception, for ever."""
+    try:
+        raise ActionError(value)
+    except ActionError as exc:
+        raise task.retry(exc=exc, **options) from exc
+
+
+def _retry_with(task, value, args, kwargs):
+    """Retry once, with other arguments."""
+    raise task.retry(args=args, kwargs=kwargs, countdown=0)
+
+
+def _reject(task, value):
+    raise Reject(value, requeue=False)
+
+
+def _reject_requeue(task, value, times=1):
+    """Put the message back the first ``times`` times it is delivered."""
+    if ledger.count("run", task.request.id) <= times:
+        raise Reject(value, requeue=True)
+    return value
+
+
+def _ignore(task, value):
+    raise Ignore
+
+
+def _exit(task, value):
+    sys.exit(1)
+
+
+def _os_exit(task, value, times=1):
+    if ledger.count("run", task.request.id) <= times:
+        os._exit(1)
+    return value
+
+
+def _kill(task, value, times=1, after=0.0):
+    """Kill this process the first ``times`` times the task runs."""
+    if ledger.count("run", task.request.id) <= times:
+        time.sleep(after)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value
+
+
+def _sleep(task, value, seconds=0.1):
+    time.sleep(seconds)
+    return value
+
+
+def _sleep_first(task, value, seconds=0.1):
+    """Sleep the first time it runs only."""
+    if ledger.count("run", task.request.id) <= 1:
+        time.sleep(seconds)
+    return value
+
+
+def _spin(task, value, seconds=0.1):
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+    return value
+
+
+def _soft_limit(task, value, seconds=5.0):
+    try:
+        time.sleep(seconds)
+    except SoftTimeLimitExceeded:
+        return "cleaned up"
+    return value
+
+
+def _big(task, value, size=1_000_000):
+    return "x" * size
+
+
+def _unserialisable(task, value):
+    return object()
+
+
+def _progress(task, value):
+    task.update_state(state="PROGRESS", meta={"done": value})
+    raise Ignore
+
+
+def _request(task, value):
+    """Return everything that ``self.request`` holds."""
+    fields = {name: field for name, field in vars(task.request).items() if not name.startswith("_")}
+    return json.loads(json.dumps(fields, default=repr))
+
+
+def _publish(task, value):
+    """Publish another task from inside the task."""
+    return act.delay("ok", value).id
+
+
+def _replace(task, value):
+    raise task.replace(act.s("ok", value))
+
+
+def _log(task, value):
+    logger.info("logged by the task: %s", value)
+    print(f"printed by the task: {value}")
+    return value
+
+
+_ACTIONS = {name[1:]: function for name, function in list(globals().items()) if name.startswith("_") and callable(function)}
+
+
+@shared_task(bind=True, base=Recorded)
+def act(self, action, value=None, **options):
+    return run_action(self, action, value, **options)
+
+
+@shared_task(bind=True, base=Recorded, throws=(ExpectedError,))
+def act_throws(self, action, value=None, **options):
+    return run_action(self, action, value, **options)
+
+
+@shared_task(
+    bind=True, base=Recorded, autoretry_for=(TransientError,), max_retries=2, retry_backoff=0.05, retry_jitter=False
+)
+def act_autoretry(self, action, value=None, **options):
+    return run_action(self, action, value, **options)
+
+
+@shared_task(bind=True, base=Recorded, ignore_result=True)
+def act_ignored(self, action, value=None, **options):
+    return run_action(self, action, value, **options)
+
+
+@shared_task(bind=True, base=Recorded, track_started=True)
+def act_tracked(self, action, value=None, **options):
+    return run_action(self, action, value, **options)
+
+
+@shared_task(bind=True, base=Recorded, rate_limit="10/s")
+def act_limited(self, action, value=None, **options):
+    return run_action(self, action, value, **options)
+
+
+@shared_task(bind=True, base=Recorded, soft_time_limit=0.5, time_limit=20)
+def act_soft_limited(self, action, value=None, **options):
+    return run_action(self, action, value, **options)
+
+
+@shared_task(bind=True, base=Recorded, acks_late=True, reject_on_worker_lost=True)
+def act_late(self, action, value=None, **options):
+    return run_action(self, action, value, **options)
+
+
+@shared_task(bind=True, base=Recorded, acks_late=False, streams_acks_late=False)
+def act_early(self, action, value=None, **options):
+    return run_action(self, action, value, **options)
+
+
+@shared_task(bind=True, base=Recorded)
+def act_routed(self, action, value=None, **options):
+    """The settings route it to another queue than the default one."""
+    return run_action(self, action, value, **options)
+
+
+@shared_task
+def add(x, y):
+    return x + y
+
+
+@shared_task
+def total(numbers):
+    return sum(numbers)
+
+
+@shared_task
+def collect(*args, **kwargs):
+    return [list(args), kwargs]
+
+
+@shared_task(bind=True)
+def fail(self, *args):
+    ledger.write("run", self.request.id, task=self.name)
+    raise ActionError("failed in a canvas")
+
+
+@shared_task(bind=True)
+def remember(self, *args):
+    """Record what a callback, chord or link was called with, under the id of the task."""
+    ledger.write("called", self.request.id, args=args, parent=self.request.parent_id, root=self.request.root_id)
+    return list(args)
+
+
+@shared_task(bind=True)
+def on_error(self, request, exc, traceback):
+    """An errback of the new style."""
+    ledger.write("errback", request.id, exception=repr(exc), text=str(exc), traceback=traceback)
+
+
+@shared_task(bind=True)
+def on_error_by_id(self, task_id):
+    """An errback of the old style, which gets nothing but the id."""
+    ledger.write("errback", task_id, style="id")

@@ -1,0 +1,78 @@
+"""The ledger: what really happened, written by tasks and signal receivers through a connection of their own.
+
+A list for each kind and id, ``ledger:KIND:ID``, and one of all executions, ``ledger:runs``. It knows nothing of Celery
+or streams, so that it can be the judge of both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+import redis
+
+from .settings import LEDGER
+
+_clients: dict[tuple[int, str], redis.Redis] = {}
+
+
+class Ledger:
+    """The ledger in the database at ``url``; forked processes get connections of their own."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    @property
+    def client(self) -> redis.Redis:
+        key = (os.getpid(), self.url)
+        client = _clients.get(key)
+        if client is None:
+            client = _clients[key] = redis.Redis.from_url(self.url, socket_timeout=10)
+        return client
+
+    def write(self, kind: str, task_id: str | None, **fields: Any) -> None:
+        """Append one line."""
+        line = json.dumps({"id": task_id, "kind": kind, "pid": os.getpid(), "at": time.time(), **fields}, default=repr)
+        with self.client.pipeline(transaction=False) as pipe:
+            pipe.rpush(f"ledger:{kind}:{task_id}", line)
+            if kind == "run":
+                pipe.rpush("ledger:runs", line)
+            pipe.execute()
+
+    def read(self, kind: str, task_id: str) -> list[dict[str, Any]]:
+        """Return the lines of one kind and id, the oldest first."""
+        return [json.loads(line) for line in self.client.lrange(f"ledger:{kind}:{task_id}", 0, -1)]
+
+    def runs(self, task_id: str | None = None) -> list[dict[str, Any]]:
+        """Return the executions of one task id, or of all."""
+        if task_id is not None:
+            return self.read("run", task_id)
+        return [json.loads(line) for line in self.client.lrange("ledger:runs", 0, -1)]
+
+    def signals(self, task_id: str) -> list[str]:
+        """Return the names of the signals that were sent for one task id, in their order."""
+        return [line["signal"] for line in self.read("signal", task_id)]
+
+    def hooks(self, task_id: str) -> list[str]:
+        """Return the names of the Task methods that were called around one task id, in their order."""
+        return [line["hook"] for line in self.read("hook", task_id)]
+
+    def close(self) -> None:
+        """Close this process' connections."""
+        for key in [key for key in _clients if key[1] == self.url]:
+            _clients.pop(key).close()
+
+
+def write(kind: str, task_id: str | None, **fields: Any) -> None:
+    """Append one line to the ledger that the environment names, if it names one."""
+    url = os.environ.get(LEDGER)
+    if url:
+        Ledger(url).write(kind, task_id, **fields)
+
+
+def count(kind: str, task_id: str) -> int:
+    """Return the number of lines of one kind and id in the ledger that the environment names."""
+    url = os.environ.get(LEDGER)
+    return len(Ledger(url).read(kind, task_id)) if url else 0
