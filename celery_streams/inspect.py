@@ -6,6 +6,7 @@ are exact at the moment of the call. It knows neither Celery nor the worker.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ __all__ = (
 
 #: Entries that one purge step discards, so that Redis is never held up for long.
 _PURGE_STEP = 1_000
+
+_ENTRY_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class DelayedMessage:
     member: str
     #: Seconds since the epoch.
     due: float
+    #: None when there is none, or the value is no packed message.
     message: Message | None
 
 
@@ -190,7 +194,7 @@ def delayed_messages(broker: StreamBroker, queue: str, *, limit: int = 1_000) ->
     members = flat[::2]
     packed = broker.client.call("HMGET", names.delayed_messages, *members) if members else []
     return [
-        DelayedMessage(queue, member.decode(), float(score) / 1000, unpack(raw) if raw else None)
+        DelayedMessage(queue, member.decode(), float(score) / 1000, _unpacked(raw))
         for member, score, raw in zip(members, flat[1::2], packed, strict=True)
     ]
 
@@ -228,7 +232,9 @@ def dead_letters(
 
 
 def dead_letter(broker: StreamBroker, queue: str, entry_id: str) -> DeadLetter | None:
-    """Return one dead letter by its id, or None."""
+    """Return one dead letter by its id, or None (also when the id is no entry id)."""
+    if not _is_entry_id(entry_id):
+        return None
     found = broker.client.call("XRANGE", broker.queue_keys(queue).dead, entry_id, entry_id)
     return _dead_letter(queue, *found[0]) if found else None
 
@@ -236,7 +242,7 @@ def dead_letter(broker: StreamBroker, queue: str, entry_id: str) -> DeadLetter |
 def replay(broker: StreamBroker, letter: DeadLetter, *, queue: str | None = None) -> str | None:
     """Move a dead letter back to its queue, or to another, as a message with no history; it keeps its task id.
 
-    Atomic: run twice, or killed half-way, it is moved once. Returns the new entry id, or None when the letter is no
+    Atomic: run twice, or killed half-way, it is moved once. Two round trips. Returns the new entry id, or None when the letter is no
     longer there.
 
     Raises:
@@ -246,7 +252,11 @@ def replay(broker: StreamBroker, letter: DeadLetter, *, queue: str | None = None
     if message is None:
         raise MessageError(f"Dead letter {letter.entry_id} of queue {letter.queue!r} is not a task message.")
     target = broker.queue_keys(queue or letter.queue)
-    step = target.step_index(message.decode_properties().get("priority"))
+    try:
+        step = target.step_index(message.decode_properties().get("priority"))
+    except TypeError as exc:
+        raise MessageError(f"Dead letter {letter.entry_id} of queue {letter.queue!r} has no numeric priority.") from exc
+    broker.client.call("SADD", keys.queues(broker.prefix), target.queue)
     moved = broker.client.run(
         scripts.REPLAY, [broker.queue_keys(letter.queue).dead, target.streams[step]], [letter.entry_id]
     )
@@ -255,7 +265,7 @@ def replay(broker: StreamBroker, letter: DeadLetter, *, queue: str | None = None
 
 def purge_dead(broker: StreamBroker, queue: str, entry_ids: Iterable[str]) -> int:
     """Delete dead letters for good; returns how many there were."""
-    wanted = list(entry_ids)
+    wanted = [entry_id for entry_id in entry_ids if _is_entry_id(entry_id)]
     return int(broker.client.call("XDEL", broker.queue_keys(queue).dead, *wanted)) if wanted else 0
 
 
@@ -295,11 +305,26 @@ def _dead_letter(queue: str, entry_id: bytes, flat: list[bytes]) -> DeadLetter:
         exception=death.get("exception"),
         traceback=death.get("traceback"),
         worker=death.get("worker"),
-        crashes=int(death.get("crashes") or history.get("crashes") or 0),
+        crashes=_number(death.get("crashes") or history.get("crashes")),
         died=int(entry_id.partition(b"-")[0]) / 1000,
         published=int(published) / 1000 if published.isdigit() else None,
         fields=tuple(fields.items()),
     )
+
+
+def _is_entry_id(text: str) -> bool:
+    return bool(_ENTRY_ID.fullmatch(text)) and all(int(part) < 2**64 for part in text.split("-"))
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _unpacked(raw: bytes | None) -> Message | None:
+    try:
+        return unpack(raw) if raw else None
+    except MessageError:
+        return None
 
 
 def _decoded(raw: bytes) -> dict[str, Any]:
