@@ -14,6 +14,7 @@ from typing import Any
 import billiard
 from billiard import forking_enable, set_start_method
 from billiard.connection import wait
+from billiard.pool import EX_RECYCLE
 from celery import signals
 from celery.worker import state as worker_state
 
@@ -52,6 +53,8 @@ class Child:
     #: It was told to stop and will not be replaced.
     leaving: bool = False
     cause: Cause = field(default_factory=Cause)
+    #: Descriptors that the event loop watches: its end, and what it says.
+    watched: tuple[int, ...] = ()
 
     def snapshot(self) -> Snapshot:
         """Return what it holds now."""
@@ -204,13 +207,15 @@ class TaskPool(StreamsPool):
             self._watch(child)
 
     def _watch(self, child: Child) -> None:
-        self._hub.add_reader(child.process.sentinel, self.guarded, self._reap, child)
-        self._hub.add_reader(child.control.fileno(), self.guarded, self._hear, child)
+        child.watched = (child.process.sentinel, child.control.fileno())
+        self._hub.add_reader(child.watched[0], self.guarded, self._reap, child)
+        self._hub.add_reader(child.watched[1], self.guarded, self._hear, child)
 
     def _unwatch(self, child: Child) -> None:
-        if self._hub is not None:
-            for descriptor in (child.process.sentinel, child.control.fileno()):
-                self._hub.remove(descriptor)
+        # Before the descriptors are closed: their numbers are given to the next child at once.
+        for descriptor in child.watched:
+            self._hub.remove(descriptor)
+        child.watched = ()
 
     def _hear(self, child: Child) -> None:
         try:
@@ -222,8 +227,9 @@ class TaskPool(StreamsPool):
                 elif kind == "counts":
                     self.counted(args[0])
         except (EOFError, OSError):
-            if self._hub is not None and not child.control.closed:
-                self._hub.remove(child.control.fileno())
+            if child.watched:
+                self._hub.remove(child.watched[1])
+                child.watched = child.watched[:1]
 
     def chores(self) -> None:
         """Notice children whose end nobody told of, and start successors."""
@@ -237,9 +243,9 @@ class TaskPool(StreamsPool):
         if self._children.get(child.index) is not child:
             return
         self._hear(child)
+        self._unwatch(child)
         child.process.join()
         exitcode = child.process.exitcode
-        self._unwatch(child)
         shot = child.snapshot()
         kept = child.slot.kept_message() if shot.acked_early else None
         child.slot.clear()
@@ -252,10 +258,18 @@ class TaskPool(StreamsPool):
             cause = Cause(revoked=request._already_revoked, cancelled=request._already_cancelled)
         if cause == Cause() and worker_state.should_terminate:
             cause = Cause(cancelled=True)
-        if exitcode not in (0, 0x9B) and shot.running is None and not self._stopping:
+        if exitcode not in _CLEAN and shot.running is None and not self._stopping:
             logger.error("Child process %s (pid %s) exited: %s", child.consumer, child.process.pid, exitcode)
         self.aftermath.take(
-            Casualty(child.consumer, shot, exitcode, cause, kept=kept, streams=tuple(self._known))
+            Casualty(
+                child.consumer,
+                shot,
+                exitcode,
+                cause,
+                kept=kept,
+                streams=tuple(self._known),
+                clean=exitcode in _CLEAN and shot.running is None and not shot.finished and not shot.waiting,
+            )
         )
         if not child.ready and time.monotonic() - child.born < _YOUNG:
             self._early_deaths += 1
@@ -423,6 +437,9 @@ class TaskPool(StreamsPool):
 
 
 _SIGTERM = signal.SIGTERM
+
+#: Exit codes of children that left by themselves: stopped, or recycled (billiard's EX_RECYCLE).
+_CLEAN = (0, EX_RECYCLE)
 
 
 def _child_target(

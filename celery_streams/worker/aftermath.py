@@ -70,6 +70,8 @@ class Casualty:
     #: The message of a task that was acknowledged before it ran.
     kept: Any = None
     streams: Sequence[StreamRef] = ()
+    #: The child left by itself and settled what it held.
+    clean: bool = False
     #: How far the work is, so that it is not begun anew after Redis was away.
     step: int = 0
     due: float = 0.0
@@ -130,6 +132,8 @@ class Aftermath:
 
     def _proceed(self, casualty: Casualty, now: float) -> bool:
         shot = casualty.snapshot
+        if casualty.clean:
+            return True
         if casualty.step == 0:
             self._acknowledge(casualty.consumer, shot.finished)
             casualty.step = 1
@@ -139,8 +143,8 @@ class Aftermath:
             casualty.step = 2
         if casualty.step == 2:
             self.broker.release(casualty.consumer, [(held.stream, held.entry_id) for held in shot.waiting])
-            casualty.step, casualty.due = 3, now + _SECOND_LOOK
             self._forget(casualty)
+            casualty.step, casualty.due = 3, now + _SECOND_LOOK
             return False
         self._forget(casualty)
         return True

@@ -43,13 +43,13 @@ class Claimer:
     ) -> None:
         self.consumer = consumer
         #: Seconds between two looks.
-        self.interval = max(visibility_timeout / 15, 0.1)
+        self.interval = max(visibility_timeout / 6, 0.1)
         #: Entries put back, and entries that somebody else had deleted while they were pending.
         self.moved = self.vanished = 0
         self._broker = broker
         self._queues = queues
-        # Two looks earlier than the timeout, so that a dead worker's entries run again within it.
-        self._idle_ms = int((visibility_timeout - 2 * self.interval) * 1000)
+        # A look earlier than the timeout, so that a dead worker's entries run again within it.
+        self._idle_ms = int((visibility_timeout - 1.2 * self.interval) * 1000)
         self._round = visibility_timeout / 5
         self._delivery_limit = delivery_limit
         self._on_exhausted = on_exhausted

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import logging
 import random
+import select
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from ..broker import StreamBroker
@@ -24,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 #: Milliseconds: longest sleep; only a bound for what a lost connection may cost.
 _LONGEST_MS = 10_000
+
+#: Seconds beyond that after which a connection that does not answer is taken for dead.
+_GRACE = 3.0
 
 #: Messages moved in one step; a step of this size holds Redis up for a few milliseconds.
 _STEP = 500
@@ -38,6 +43,8 @@ class Promoter:
         self._broker = broker
         self._queues = queues
         self._last: dict[str, bytes] = {}
+        #: When the reply to the blocking read must be there (monotonic seconds); 0.0 when none was sent.
+        self._read_ends = 0.0
         self._connection: BlockingConnection | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -59,6 +66,8 @@ class Promoter:
     def wait(self, next_due_ms: int | None) -> None:
         """Sleep until ``next_due_ms`` is over or an earlier message was stored.
 
+        The time is kept here: an idle Redis looks at the time-outs of its blocked clients only every 100 ms.
+
         Raises:
             BrokerUnavailable: Redis is away.
         """
@@ -68,12 +77,18 @@ class Promoter:
             return
         if self._connection is None:
             self._connection = self._broker.client.open()
-        block_ms = _LONGEST_MS if next_due_ms is None else max(min(next_due_ms, _LONGEST_MS), 1)
-        keys = [self._broker.queue_keys(queue).wake for queue in queues]
-        self._connection.send(
-            "XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *keys, *(self._last.get(key, b"0-0") for key in keys)
-        )
-        for key, entries in self._connection.receive(timeout=block_ms / 1000 + 3.0) or ():
+        now = time.monotonic()
+        if not self._read_ends:
+            keys = [self._broker.queue_keys(queue).wake for queue in queues]
+            last = [self._last.get(key, b"0-0") for key in keys]
+            self._connection.send("XREAD", "COUNT", 1, "BLOCK", _LONGEST_MS, "STREAMS", *keys, *last)
+            self._read_ends = now + _LONGEST_MS / 1000 + _GRACE
+        left = self._read_ends - now
+        sleep = left if next_due_ms is None else min(max(next_due_ms, 1) / 1000, left)
+        if not self._connection.ready() and not select.select([self._connection.fileno()], [], [], sleep)[0] and sleep < left:
+            return
+        self._read_ends = 0.0
+        for key, entries in self._connection.receive(timeout=0.0) or ():
             self._last[key.decode()] = entries[-1][0]
 
     def start(self) -> None:
@@ -97,6 +112,7 @@ class Promoter:
                 if self._connection is not None:
                     self._connection.close()
                     self._connection = None
+                self._read_ends = 0.0
                 self._last.clear()
                 self._stop.wait(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, 2.0)

@@ -96,11 +96,14 @@ class Reader:
         self._client_id = 0
         self._pause = _PAUSES[0]
         self._turn = 0
+        self._quiet = False
 
     def next(self, count: int, *, assisted: bool = False, block: bool = True) -> list[Delivery]:
         """Acknowledge what is done and return what is next; empty when a command, a stop or an error came instead."""
         try:
-            found = self._exchange(count, assisted=assisted)
+            # After a wait that brought nothing there is nothing to read either: wait again.
+            found = [] if self._quiet and not self._settler.waiting else self._exchange(count, assisted=assisted)
+            self._quiet = False
             if not found and block and not self._stopped() and not self._settler.waiting:
                 found = self._wait()
         except BrokerUnavailable as exc:
@@ -189,7 +192,9 @@ class Reader:
                 if self._stopped() or self.streams is not streams:
                     self._unblock()
                     unblocked = True
-        return StreamBroker.receive_blocking_read(connection, streams, timeout=max(left, 0.0))
+        found = StreamBroker.receive_blocking_read(connection, streams, timeout=max(left, 0.0))
+        self._quiet = not found and not unblocked
+        return found
 
     def _unblock(self) -> None:
         """End our own blocking read early; without the permission to do so it ends by itself after BLOCK_MS."""
