@@ -87,7 +87,7 @@ def _delivery(app: Celery) -> Iterator[CheckMessage]:
 def _names(app: Celery) -> Iterator[CheckMessage]:
     for name, message in sorted(unknown_settings(app.conf).items()):
         where = "environment variable" if name in os.environ else "setting"
-        yield Error(f"{message}.", hint=f"Correct or remove the {where} {name}.", id="celery_streams.E002")
+        yield Error(_sentence(message), hint=f"Correct or remove the {where} {name}.", id="celery_streams.E002")
 
 
 def _values(app: Celery) -> Iterator[CheckMessage]:
@@ -121,6 +121,10 @@ def _server(app: Celery) -> Iterator[CheckMessage]:
                 hint="Give one of them another database number, e.g. CELERY_STREAMS_URL = 'redis://HOST:PORT/2'.",
                 id="celery_streams.I001",
             )
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith("?") else f"{text}."
 
 
 def _variable(setting: str) -> str:

@@ -45,11 +45,18 @@ def reads_django_settings(app: Celery) -> bool:
 
 
 def project_app() -> Celery:
-    """Return the project's Celery app; imports ``<package of the settings>.celery`` when no app is there yet.
+    """Return the project's Celery app, on streams if it reads Django's settings.
+
+    Imports ``<package of the settings>.celery`` when no app is there yet.
 
     Raises:
         ImproperlyConfigured: there is none, or there are several and none of them is Celery's current or default app.
     """
+    app = _find_project_app()
+    return celery_streams.install(app) if reads_django_settings(app) else app
+
+
+def _find_project_app() -> Celery:
     preferred = [app for app in (_state._tls.current_app, _state.default_app) if app is not None]
     for app in preferred:
         if reads_django_settings(app):
@@ -126,7 +133,7 @@ _MISSING: Any = object()
 
 @dataclass(slots=True)
 class _Override:
-    #: What was set on ``app.conf`` itself.
+    #: What stood under this name on ``app.conf`` itself.
     before: Any
     depth: int = 0
 
@@ -137,35 +144,24 @@ _overrides: WeakKeyDictionary[Celery, dict[str, _Override]] = WeakKeyDictionary(
 def follow_setting(*, setting: str, value: Any, enter: bool, **kwargs: Any) -> None:
     """Pass an overridden ``CELERY_STREAMS_X`` on to the apps that read it (a receiver of ``setting_changed``).
 
-    Celery keeps the settings object that it saw first, which ``override_settings`` replaces.
+    Celery keeps the settings object that it saw first, which ``override_settings`` replaces. What ``install`` was
+    given stays where it is: under ``streams_x``, which Celery looks up after the name with the namespace.
     """
     for app in list(_state._get_active_apps()):
-        key = _celery_key(app, setting)
-        if key is None:
-            continue
-        known = _overrides.setdefault(app, {})
-        if enter:
-            if key not in known:
-                known[key] = _Override(app.conf.changes.get(key, _MISSING))
-            known[key].depth += 1
-            app.conf[key] = value
-        elif key in known:
-            known[key].depth -= 1
-            if known[key].depth:
-                app.conf[key] = value
-            else:
-                before = known.pop(key).before
-                if before is _MISSING:
-                    app.conf.changes.pop(key, None)
-                else:
-                    app.conf[key] = before
-        if key != "streams_enabled":
-            celery_streams.streams_of(app).reload()
+        if app.namespace and setting.startswith(f"{app.namespace}_STREAMS_") and reads_django_settings(app):
+            _override(app, setting, value, enter=enter)
+            if setting != f"{app.namespace}_STREAMS_ENABLED":
+                celery_streams.streams_of(app).reload()
 
 
-def _celery_key(app: Celery, setting: str) -> str | None:
-    space = f"{app.namespace}_" if app.namespace else ""
-    if not reads_django_settings(app) or not space or not setting.startswith(space):
-        return None
-    key = setting[len(space) :].lower()
-    return key if key.startswith("streams_") else None
+def _override(app: Celery, setting: str, value: Any, *, enter: bool) -> None:
+    app.conf.finalize()
+    known = _overrides.setdefault(app, {})
+    override = known.setdefault(setting, _Override(app.conf.changes.get(setting, _MISSING)))
+    override.depth += 1 if enter else -1
+    if override.depth <= 0:
+        value = known.pop(setting).before
+    if value is _MISSING:
+        app.conf.changes.pop(setting, None)
+    else:
+        app.conf.changes[setting] = value

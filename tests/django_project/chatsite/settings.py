@@ -1,0 +1,36 @@
+import os
+
+SECRET_KEY = "only-for-tests"
+DEBUG = False
+ALLOWED_HOSTS = ["testserver"]
+USE_TZ = True
+ROOT_URLCONF = "chatsite.urls"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "chat",
+    "django_integration",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+]
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.environ.get("CHAT_DATABASE", ":memory:"),
+        "OPTIONS": {"timeout": 20},
+    }
+}
+
+CELERY_BROKER_URL = os.environ.get("CHAT_REDIS", "redis://127.0.0.1:6379/0")
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_ROUTES = {
+    "chat.tasks.send_message": {"queue": "send_message"},
+    "chat.tasks.mark_as_read": {"queue": "mark_as_read"},
+    "chat.tasks.fetch_profile_pic": {"queue": "fetch_profile_pic"},
+}
+CELERY_STREAMS_ENABLED = True
+CELERY_STREAMS_QUEUES = ["send_message", "mark_as_read"]

@@ -1,0 +1,56 @@
+"""Fixtures for tests that have the sample Django project in their own process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+from celery import Celery, _state
+
+from celery_streams.embedded import EmbeddedRedis
+from tests.django_site import PROJECT
+
+
+@pytest.fixture(scope="session")
+def chatsite(redis_server: EmbeddedRedis) -> Iterator[Celery]:
+    """Django, set up once with the sample project; the Celery apps of other tests shall not notice it."""
+    before = _state.default_app, _state._tls.current_app, set(Celery.builtin_fixups)
+    os.environ["CHAT_REDIS"] = redis_server.url
+    os.environ["DJANGO_SETTINGS_MODULE"] = "chatsite.settings"
+    sys.path.insert(0, str(PROJECT))
+
+    import django
+    from django.core.management import call_command
+    from django.db import connections
+
+    try:
+        django.setup()
+        from chatsite.celery import app
+
+        call_command("migrate", run_syncdb=True, verbosity=0)
+    finally:
+        _state.default_app, _state._tls.current_app, fixups = before
+        Celery.builtin_fixups.intersection_update(fixups)
+        del os.environ["DJANGO_SETTINGS_MODULE"]
+    yield app
+    connections.close_all()
+
+
+@pytest.fixture
+def site(chatsite: Celery, redis_url: str) -> Iterator[Celery]:
+    """The sample project's Celery app as the current one, on an empty Redis."""
+    from django.db import connections
+
+    from celery_streams import streams_of
+
+    before = _state._tls.current_app
+    chatsite.set_current()
+    streams_of(chatsite).reload()
+    yield chatsite
+    streams_of(chatsite).reload()
+    _state._tls.current_app = before
+    for name in ("chat_message", "auth_user", "django_session"):
+        with connections["default"].cursor() as cursor:
+            cursor.execute(f"DELETE FROM {name}")
