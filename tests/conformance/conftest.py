@@ -36,7 +36,7 @@ DATABASES = {"lists": 0, "streams": 2, "streams-watched": 4}
 RESULTS, LEDGER = 1, 3
 
 #: Settings beyond the sample project's, for workers and publishers.
-SETTINGS: dict[str, Any] = {"result_expires": 600, "worker_proc_alive_timeout": 10.0}
+SETTINGS: dict[str, Any] = {"result_expires": 600, "worker_proc_alive_timeout": 10.0, "worker_lost_wait": 0.3}
 
 
 @dataclass

@@ -110,6 +110,21 @@ def _retry_with(task, value, args, kwargs):
     raise task.retry(args=args, kwargs=kwargs, countdown=0)
 
 
+def _retry_then_request(task, value, **options):
+    """Retry once, then return what ``self.request`` holds."""
+    if task.request.retries == 0:
+        raise task.retry(**options)
+    return _request(task, value)
+
+
+def _retry_quietly(task, value):
+    """Retry once without leaving the task, as ``throw=False`` allows."""
+    if task.request.retries == 0:
+        task.retry(throw=False, countdown=0)
+        return "went on"
+    return value
+
+
 def _reject(task, value):
     raise Reject(value, requeue=False)
 
@@ -218,9 +233,14 @@ def act_throws(self, action, value=None, **options):
 
 
 @shared_task(
-    bind=True, base=Recorded, autoretry_for=(TransientError,), max_retries=2, retry_backoff=0.05, retry_jitter=False
+    bind=True, base=Recorded, autoretry_for=(TransientError,), retry_kwargs={"max_retries": 2, "countdown": 0}
 )
 def act_autoretry(self, action, value=None, **options):
+    return run_action(self, action, value, **options)
+
+
+@shared_task(bind=True, base=Recorded, autoretry_for=(TransientError,), retry_backoff=True, retry_jitter=False)
+def act_backoff(self, action, value=None, **options):
     return run_action(self, action, value, **options)
 
 
@@ -275,6 +295,11 @@ def collect(*args, **kwargs):
     return [list(args), kwargs]
 
 
+@shared_task
+def double(x):
+    return x * 2
+
+
 @shared_task(bind=True)
 def fail(self, *args):
     ledger.write("run", self.request.id, task=self.name)
@@ -288,13 +313,13 @@ def remember(self, *args):
     return list(args)
 
 
-@shared_task(bind=True)
-def on_error(self, request, exc, traceback):
-    """An errback of the new style."""
+@shared_task
+def on_error(request, exc, traceback):
+    """An errback of the new style: called in place, with everything."""
     ledger.write("errback", request.id, exception=repr(exc), text=str(exc), traceback=traceback)
 
 
 @shared_task(bind=True)
 def on_error_by_id(self, task_id):
-    """An errback of the old style, which gets nothing but the id."""
+    """An errback of the old style: a task of its own, which gets nothing but the id."""
     ledger.write("errback", task_id, style="id")
