@@ -16,11 +16,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from celery import current_app
-from celery.app.amqp import AMQP as CeleryAMQP
+from celery.app import amqp as celery_amqp
 from celery.utils.time import maybe_iso8601, maybe_make_aware
-from kombu import Consumer as KombuConsumer
-from kombu import Exchange, Queue, pools
-from kombu import Producer as KombuProducer
+from kombu import pools
+from kombu.entity import Exchange, Queue
+from kombu.messaging import Consumer as KombuConsumer
+from kombu.messaging import Producer as KombuProducer
 from kombu.utils.functional import retry_over_time
 from kombu.utils.imports import symbol_by_name
 
@@ -182,7 +183,7 @@ class Streams:
         return due_ms if due_ms > self.app.now().timestamp() * 1000 else 0
 
 
-class StreamsProducer(KombuProducer):  # type: ignore[misc]
+class StreamsProducer(KombuProducer):
     """kombu's Producer for an installed app: messages of stream queues go to streams, all others to kombu."""
 
     #: Set on the subclass that is made for each app.
@@ -193,14 +194,14 @@ class StreamsProducer(KombuProducer):  # type: ignore[misc]
         # A held kombu connection, batch or transaction has no meaning for a stream: each message is stored at once.
         queue = self.streams.route(kwargs.get("exchange") or self.exchange, routing_key)
         if queue is None:
-            return super().publish(body, routing_key, *args, **kwargs)
+            return cast("Any", super()).publish(body, routing_key, *args, **kwargs)
         retry, policy = kwargs.pop("retry", False), kwargs.pop("retry_policy", None) or {}
         kwargs[_MARK] = queue
         kwargs["declare"] = ()
         if not retry:
-            return super().publish(body, routing_key, *args, **kwargs)
+            return cast("Any", super()).publish(body, routing_key, *args, **kwargs)
         return retry_over_time(
-            super().publish,
+            cast("Any", super()).publish,
             (BrokerUnavailable, *(policy.get("retry_errors") or ())),
             args=(body, routing_key, *args),
             kwargs=kwargs,
@@ -224,7 +225,7 @@ class StreamsProducer(KombuProducer):  # type: ignore[misc]
     ) -> Any:
         queue = properties.pop(_MARK, None)
         if queue is None:
-            return super()._publish(
+            return cast("Any", super())._publish(
                 body, priority, content_type, content_encoding, headers, properties, *args, **kwargs
             )
         reply_to = properties.get("reply_to")
@@ -234,15 +235,15 @@ class StreamsProducer(KombuProducer):  # type: ignore[misc]
         return self.streams.send(queue, body, headers=headers, properties=properties)
 
 
-class StreamsConsumer(KombuConsumer):  # type: ignore[misc]
+class StreamsConsumer(KombuConsumer):
     """kombu's Consumer for an installed app: purging it purges the streams of its queues too."""
 
     streams: Streams
 
     def purge(self) -> int:
         """Discard what waits in the queues, on lists and on streams; returns the number of messages."""
-        count = int(super().purge() or 0)
-        for queue in self.queues:
+        count = int(cast("Any", super()).purge() or 0)
+        for queue in self.queues or ():
             if self.streams.on_streams(queue.name):
                 count += purge(self.streams.broker, queue.name)
         return count
@@ -283,7 +284,7 @@ class StreamsAMQPMixin:
             self._producer_pool = pools.ProducerPool(
                 pools.connections[self.app.connection_for_write()], limit=self.app.pool.limit, Producer=self.Producer
             )
-        return self._producer_pool
+        return cast("pools.ProducerPool", self._producer_pool)
 
     publisher_pool = producer_pool  # Celery's older name
 
@@ -301,7 +302,7 @@ class StreamsAMQPMixin:
         # A producer that the user made: same state, same connection, our publish.
         if not isinstance(producer, KombuProducer):
             return producer
-        adopted = type("StreamsProducer", _bases(StreamsProducer, type(producer)), {"streams": self.streams})
+        adopted: Any = type("StreamsProducer", _bases(StreamsProducer, type(producer)), {"streams": self.streams})
         view = adopted.__new__(adopted)
         view.__dict__ = producer.__dict__
         return view
@@ -317,10 +318,10 @@ def _amqp_class(base: type) -> type:
     return type(f"Streams{base.__name__}", (StreamsAMQPMixin, base), {"__module__": __name__})
 
 
-def create_amqp(app: Celery) -> CeleryAMQP:
+def create_amqp(app: Celery) -> celery_amqp.AMQP:
     """Build ``app.amqp`` for an installed app (what ``app.amqp_cls`` names, also in spawned children)."""
     base = symbol_by_name(app.conf.get("streams_amqp_cls") or _STOCK_AMQP)
-    return cast("CeleryAMQP", _amqp_class(base)(app))
+    return cast("celery_amqp.AMQP", _amqp_class(base)(app))
 
 
 def streams_of(app: Celery) -> Streams:
@@ -398,7 +399,3 @@ def _report_stock_worker(app: Celery) -> None:
             )
 
     celeryd_after_setup.connect(warn, weak=False, dispatch_uid=f"celery-streams-{id(app)}")
-
-
-
-

@@ -354,15 +354,15 @@ class StreamBroker:
 
     # -- services
 
-    def extend(self, held: Sequence[tuple[StreamRef, str, bytes]]) -> list[bytes]:
-        """Heartbeat for ``(stream, consumer, entry id)``; returns the ids that their consumer no longer owns."""
+    def extend(self, held: Sequence[tuple[StreamRef, str, bytes]]) -> list[int]:
+        """Heartbeat for ``(stream, consumer, entry id)``; returns the positions whose consumer no longer owns it."""
         if not held:
             return []
         order: dict[str, int] = {}
         args: list[Any] = [keys.GROUP]
         for ref, consumer, entry_id in held:
             args += [order.setdefault(ref.key, len(order) + 1), consumer, entry_id]
-        return list(self.client.run(scripts.EXTEND, list(order), args))
+        return [int(position) for position in self.client.run(scripts.EXTEND, list(order), args)]
 
     def promote(self, queues: Sequence[str], *, limit: int = 500) -> Promotion:
         """Move due messages of ``queues`` to their streams, at most ``limit`` in this step."""

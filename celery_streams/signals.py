@@ -17,6 +17,4 @@ from celery.utils.dispatch import Signal
 __all__ = ("entry_lost", "message_dead_lettered")
 
 entry_lost = Signal(name="entry_lost", providing_args={"entry_id", "consumer"})
-message_dead_lettered = Signal(
-    name="message_dead_lettered", providing_args={"queue", "entry_id", "reason", "task_id"}
-)
+message_dead_lettered = Signal(name="message_dead_lettered", providing_args={"queue", "entry_id", "reason", "task_id"})

@@ -1,4 +1,4 @@
-"""The command line: ``celery-streams COMMAND``, ``celery -A proj streams COMMAND``, ``manage.py celery_streams COMMAND``.
+"""The command line: ``celery-streams``, ``celery -A proj streams``, ``manage.py celery_streams``.
 
 ``base`` has the root group and the entry points; each command stands in a file of its own.
 """

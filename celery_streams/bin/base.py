@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from celery import _state
 from celery.app.utils import find_app
-from celery.bin.base import CLIContext
 from celery.bin.celery import celery as celery_group
 from celery.platforms import EX_FAILURE, EX_UNAVAILABLE, EX_USAGE
-from click_didyoumean import DYMGroup
+from click_didyoumean import DYMGroup  # type: ignore[import-untyped]
 from kombu.exceptions import OperationalError
 
 from ..amqp import is_installed
@@ -32,8 +31,9 @@ EX_CONFIG = 78
 _WITHOUT_APP = {"demo"}
 
 #: Celery's commands that mean the same here, or leave streams alone.
-_CELERY_COMMANDS = ("amqp", "beat", "call", "control", "events", "inspect", "list", "logtool", "purge", "report", "result",
-                    "shell")  # fmt: skip
+_CELERY_COMMANDS = tuple(
+    ["amqp", "beat", "call", "control", "events", "inspect", "list", "logtool", "purge", "report", "result", "shell"]
+)
 
 
 class RootGroup(DYMGroup):  # type: ignore[misc]
@@ -84,9 +84,11 @@ def load_app(name: str) -> Celery:
     try:
         return find_app(name)
     except ModuleNotFoundError as exc:
-        if exc.name is None or not (name == exc.name or name.startswith(f"{exc.name}.") or name.startswith(f"{exc.name}:")):
+        if exc.name is None or not (name == exc.name or name.startswith((f"{exc.name}.", f"{exc.name}:"))):
             raise click.ClickException(f"-A {name} failed to load:\n{traceback.format_exc()}") from exc
-        raise click.UsageError(f"-A {name}: there is no module {exc.name!r} (looked in {os.getcwd()} and sys.path)") from exc
+        raise click.UsageError(
+            f"-A {name}: there is no module {exc.name!r} (looked in {os.getcwd()} and sys.path)"
+        ) from exc
     except AttributeError as exc:
         raise click.UsageError(f"-A {name}: no Celery app there ({exc})") from exc
     except Exception as exc:
@@ -101,7 +103,7 @@ def load_app(name: str) -> Celery:
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.pass_context
-def celery_streams(ctx: click.Context, **options: Any) -> None:
+def celery_streams(ctx: click.Context, /, **options: Any) -> None:
     """Celery on Redis Streams.
 
     \b
@@ -128,10 +130,8 @@ def celery_streams(ctx: click.Context, **options: Any) -> None:
 
 
 @click.group()
-@click.pass_context
-def streams(ctx: click.Context) -> None:
+def streams() -> None:
     """Celery on Redis Streams: the commands of celery-streams."""
-    ctx.ensure_object(CLIContext) if ctx.obj is None else None
 
 
 def require_installed(app: Celery) -> None:

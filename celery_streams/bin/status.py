@@ -129,7 +129,7 @@ def render(found: Status) -> RenderableType:
             f"{state.consumers:,}",
             age(state.oldest_waiting),
         )
-    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.time))
+    clock = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(found.time))
     switch = "streams are on" if found.enabled else "streams are off: publishes go to Celery's lists"
     lines: list[RenderableType] = [Text(f"{found.server}   {clock}   {switch}", style="dim"), Text()]
     lines.append(table if found.queues else Text("No queue was used yet."))

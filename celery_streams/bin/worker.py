@@ -125,4 +125,3 @@ $ celery-streams -A proj worker -l INFO -Q send_message,mark_as_read -c 4
 $ celery-streams -A proj worker -Q send_message:3,mark_as_read:2
 $ celery-streams -A proj worker -P threads -c 20
 """
-

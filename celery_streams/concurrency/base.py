@@ -6,6 +6,7 @@ children or threads. Everything that runs user code in the parent is done on the
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -42,6 +43,8 @@ class StreamsPool(BasePool):  # type: ignore[misc]
     """Base of our pools; see Celery's BasePool for what the worker calls."""
 
     app: Celery
+    #: Children or threads that there should be.
+    limit: int
     uses_semaphore = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -147,10 +150,8 @@ class StreamsPool(BasePool):  # type: ignore[misc]
             logger.exception("%s failed; the worker goes on.", getattr(work, "__name__", work))
 
     def _drain(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):  # woken twice for one byte
             os.read(self._wake_read, 4096)
-        except BlockingIOError:
-            pass  # woken twice for one byte
         while self._posted:
             self.guarded(self._posted.popleft())
 
@@ -208,25 +209,30 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         if known is not None:
             return known
         try:
-            if shot.acked_early and held is shot.running:
-                message = self.kept_message(holder)
-                delivery = None if message is None else Delivery(held.stream, held.entry_id, message)
-            else:
-                delivery = self.aftermath.broker.fetch(held.stream, held.entry_id)
-            if delivery is None:
-                return None
-            return build_request(
-                self.app,
-                delivery,
-                hostname=self.hostname,
-                eventer=self._eventer(),
-                on_ack=lambda *_: self._acknowledge(holder.consumer, held),
-                on_reject=lambda *_: None,
-            )
-        except Exception as exc:
+            request = self._build_request(holder, shot, held)
+        except Exception as exc:  # noqa: BLE001
             # Decoding runs serializers and user codecs; remote control must answer all the same.
             logger.warning("Cannot tell what entry %s is: %r", held.entry_id.decode(), exc)
             return None
+        # With tasks in this process Celery's own Request may be at work already.
+        return request if request is None else worker_state.requests.get(request.id, request)
+
+    def _build_request(self, holder: Restrictable, shot: Snapshot, held: Held) -> Any:
+        if shot.acked_early and held is shot.running:
+            message = self.kept_message(holder)
+            delivery = None if message is None else Delivery(held.stream, held.entry_id, message)
+        else:
+            delivery = self.aftermath.broker.fetch(held.stream, held.entry_id)
+        if delivery is None:
+            return None
+        return build_request(
+            self.app,
+            delivery,
+            hostname=self.hostname,
+            eventer=self._eventer(),
+            on_ack=lambda *_: self._acknowledge(holder.consumer, held),
+            on_reject=lambda *_: None,
+        )
 
     def kept_message(self, holder: Restrictable) -> Any:
         """Return the message of a task that was acknowledged before it ran."""

@@ -301,7 +301,8 @@ class TaskPool(StreamsPool):
 
     def on_hard(self, holder: Restrictable, shot: Snapshot) -> None:
         """Kill the child; the parent stores the failure when it is gone."""
-        assert isinstance(holder, Child) and shot.running is not None
+        assert isinstance(holder, Child)
+        assert shot.running is not None
         if not _same(holder.snapshot(), shot):
             return
         holder.cause = Cause(hard_limit=shot.hard, entry_id=shot.running.entry_id)
@@ -403,7 +404,9 @@ class TaskPool(StreamsPool):
                 time.sleep(0.05)
             self.services.stop()
             self.guarded(
-                self.services.broker.forget_consumer, sorted({r.queue for r in self._known}), self.services.claimer.consumer
+                self.services.broker.forget_consumer,
+                sorted({r.queue for r in self._known}),
+                self.services.claimer.consumer,
             )
             self.services = None
         if self._table is not None:

@@ -2,7 +2,7 @@
 --
 -- KEYS     task streams
 -- ARGV     group, then triples: index of the stream in KEYS, consumer, entry id
--- Returns  ids of the entries that their consumer no longer owns
+-- Returns  positions (from 0) of the triples whose consumer no longer owns the entry; ids alone are not unique
 -- The delivery count is left as it is (JUSTID). An entry that another consumer holds is left alone.
 local lost = {}
 for i = 2, #ARGV, 3 do
@@ -10,7 +10,7 @@ for i = 2, #ARGV, 3 do
     if #redis.call('XPENDING', key, ARGV[1], id, id, 1, consumer) == 1 then
         redis.call('XCLAIM', key, ARGV[1], consumer, 0, id, 'JUSTID')
     else
-        lost[#lost + 1] = id
+        lost[#lost + 1] = (i - 2) / 3
     end
 end
 return lost

@@ -29,7 +29,7 @@ from billiard.exceptions import WorkerLostError
 from ..amqp import Streams
 from ..broker import Delivery, StreamBroker, StreamRef
 from ..exceptions import BrokerError, BrokerUnavailable
-from .executor import _flag, plan_for
+from .executor import flag, plan_for, unwrapped
 from .outcome import Action, Circumstances, Event, Outcome, decide
 from .requests import build_request
 from .settle import Death, Settler
@@ -180,6 +180,7 @@ class Aftermath:
             exitcode=casualty.exitcode,
             hard_limit=casualty.cause.hard_limit if casualty.cause.entry_id == running.entry_id else None,
             early=early,
+            exited=casualty.snapshot.exited,
         )
 
     def settle_lost(
@@ -190,6 +191,7 @@ class Aftermath:
         exitcode: int | None = None,
         hard_limit: float | None = None,
         early: bool = False,
+        exited: bool = False,
         exhausted: bool = False,
     ) -> None:
         """Settle a message whose process is gone.
@@ -197,6 +199,7 @@ class Aftermath:
         Args:
             hard_limit: the time limit in seconds for which it was killed; None when it died by itself.
             early: it was acknowledged before it ran.
+            exited: the body raised SystemExit or KeyboardInterrupt.
             exhausted: the crash of this delivery reached the delivery limit (found by a claimer).
 
         Raises:
@@ -223,11 +226,11 @@ class Aftermath:
             settler.settle(delivery, outcome, death=Death(exception=_status(exitcode)), history=history)
             return
         plan = plan_for(request.task, self.streams)
-        event = Event.LOST if hard_limit is None else Event.TIMED_OUT
+        event = Event.TIMED_OUT if hard_limit is not None else Event.EXITED if exited else Event.LOST
         given = Circumstances(
             acks_late=not early,
-            acks_on_failure=_flag(request.task, "acks_on_failure"),
-            acks_on_timeout=_flag(request.task, "acks_on_timeout"),
+            acks_on_failure=flag(request.task, "acks_on_failure"),
+            acks_on_timeout=flag(request.task, "acks_on_timeout"),
             reject_on_worker_lost=request.task.reject_on_worker_lost,
             dead_letter_failures=plan.dead_letter_failures,
             crashes=plan.delivery_limit if exhausted else int(history.get("crashes") or 0),
@@ -235,9 +238,9 @@ class Aftermath:
         )
         outcome = decide(event, given)
         death = Death(request.task.name, request.id)
-        if event is Event.LOST:
+        if event is not Event.TIMED_OUT:
             einfo = _lost(exitcode)
-            death = Death(request.task.name, request.id, repr(einfo.exception), einfo.traceback)
+            death = Death(request.task.name, request.id, repr(unwrapped(einfo.exception)), einfo.traceback)
             stored = getattr(request, "_success_was_stored", None)
             if stored is not None and stored():
                 logger.warning("Task %s[%s] succeeded before its process was lost.", request.name, request.id)
@@ -287,5 +290,3 @@ def _lost(exitcode: int | None) -> ExceptionInfo:
         raise WorkerLostError(f"Worker exited prematurely: {_status(exitcode)}.")
     except WorkerLostError:
         return ExceptionInfo(sys.exc_info())
-
-

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from billiard.common import reset_signals
+from billiard.common import reset_signals, terminate_handler_fired
 from billiard.compat import mem_rss
 from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.pool import EX_RECYCLE, TASK, Worker
@@ -37,7 +37,7 @@ from .slots import MAX_BATCH, Slot, SlotTable
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("ChildOptions", "ChildLoop", "child_main", "consumer_name")
+__all__ = ("ChildLoop", "ChildOptions", "child_main", "consumer_name")
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +86,10 @@ class ChildLoop:
         self._numbers: dict[StreamRef, int] = {}
         self._counts: Counter[str] = Counter()
         self._ran = 0
+        self._finished = 0
         broker = self.streams.new_broker()
         self.settler = Settler(broker, consumer, conf=self.streams.conf, hostname=hostname)
+        self.settler.on_confirmed = lambda: slot.settled(self._finished)
         self.reader = Reader(
             broker,
             consumer,
@@ -180,33 +182,30 @@ class ChildLoop:
             most = min(most, self._options.max_tasks - self._ran)
         return max(most, 1)
 
-    def _run_batch(self, batch: list[Delivery]) -> None:
-        slot, settler, execute = self.slot, self.settler, self.executor.execute
+    def _run_batch(self, batch: Sequence[Delivery]) -> None:
+        slot, settler = self.slot, self.settler
         numbers = self._numbers
         slot.load([(numbers[delivery.stream], delivery.entry_id) for delivery in batch])
+        self._finished = 0
         began = now = time.monotonic()
         ran = 0
         for index, delivery in enumerate(batch):
             suspect = delivery.message is not None and b'"crashes"' in delivery.message.history
             if settler.waiting and (suspect or settler.overdue(now=now, after=ACK_DELAY)):
                 settler.flush(assisted=slot.restricted())
-                slot.settled(index)
-            if suspect and index + 1 < len(batch):
-                # It killed its process before: nothing else shall die with it.
+            if suspect and len(batch) > 1:
+                # It killed its process before: nothing else shall be held by the process that runs it.
+                slot.load([])
+                self._finished = 0
                 self._put_back(batch[index + 1 :])
-                del batch[index + 1 :]
-                slot.load([(numbers[delivery.stream], delivery.entry_id)])
-                self._run_alone(delivery)
-                return
+                self._run_batch([delivery])
+                break
             if not slot.begin(index, soft=self._options.soft_limit, hard=self._options.hard_limit):
                 self._put_back(batch[index:])
                 break
-            self.running = True
-            try:
-                execute(delivery)
-            finally:
-                self.running = False
+            self._run(delivery)
             slot.finish(index)
+            self._finished = index + 1
             ran += 1
             now = time.monotonic()
             if self.stopping:
@@ -215,19 +214,16 @@ class ChildLoop:
         self._ran += ran
         self.pace.observe(ran=ran, seconds=now - began)
 
-    def _run_alone(self, delivery: Delivery) -> None:
-        began = time.monotonic()
-        if not self.slot.begin(0, soft=self._options.soft_limit, hard=self._options.hard_limit):
-            self._put_back([delivery])
-            return
+    def _run(self, delivery: Delivery) -> None:
         self.running = True
         try:
             self.executor.execute(delivery)
+        except (SystemExit, KeyboardInterrupt):
+            if not terminate_handler_fired():
+                self.slot.exited()
+            raise
         finally:
             self.running = False
-        self.slot.finish(0)
-        self._ran += 1
-        self.pace.observe(ran=1, seconds=time.monotonic() - began)
 
     def _put_back(self, entries: Sequence[Delivery]) -> None:
         if entries:
@@ -249,7 +245,9 @@ class ChildLoop:
         if options.max_memory:
             used = mem_rss()
             if used > options.max_memory:
-                logger.warning("child process exiting after exceeding memory limit (%dKiB / %dKiB)", used, options.max_memory)
+                logger.warning(
+                    "child process exiting after exceeding memory limit (%dKiB / %dKiB)", used, options.max_memory
+                )
                 return True
         return False
 

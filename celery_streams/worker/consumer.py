@@ -7,7 +7,7 @@ broker. Ours tells the pool which streams to read. The parent never sees a messa
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 from celery import bootsteps
 from celery.worker import state
@@ -138,7 +138,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     class Blueprint(CeleryConsumer.Blueprint):  # type: ignore[misc]
         """Celery's steps, two of them exchanged; native delayed delivery is RabbitMQ's."""
 
-        default_steps = [
+        default_steps: ClassVar = [
             Connection,
             Mingle,
             Events,

@@ -85,7 +85,11 @@ class Promoter:
             self._read_ends = now + _LONGEST_MS / 1000 + _GRACE
         left = self._read_ends - now
         sleep = left if next_due_ms is None else min(max(next_due_ms, 1) / 1000, left)
-        if not self._connection.ready() and not select.select([self._connection.fileno()], [], [], sleep)[0] and sleep < left:
+        if (
+            not self._connection.ready()
+            and not select.select([self._connection.fileno()], [], [], sleep)[0]
+            and sleep < left
+        ):
             return
         self._read_ends = 0.0
         for key, entries in self._connection.receive(timeout=0.0) or ():

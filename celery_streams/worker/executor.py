@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from celery import Celery
     from celery.app.task import Task
 
-__all__ = ("Executor", "Progress", "TaskPlan", "plan_for")
+__all__ = ("Executor", "Progress", "TaskPlan", "flag", "plan_for", "unwrapped")
 
 logger = logging.getLogger(__name__)
 
@@ -205,6 +205,8 @@ class Executor:
     hard_limit: float | None = None
     #: Called with the task's name when a task starts.
     count: Callable[[str], None] = lambda name: None
+    #: Tasks run in the worker's own process: there Celery's Request counts what it runs by itself.
+    in_parent: bool = False
     consumer: LocalConsumer = field(init=False)
     plans: dict[str, TaskPlan] = field(default_factory=dict)
     run_now: _Run = field(init=False)
@@ -306,7 +308,7 @@ class Executor:
                 "eta": None if eta is None else maybe_make_aware(maybe_iso8601(eta), self.app.timezone),
             }
             strategy_logger.info(trace.LOG_RECEIVED, context, extra={"data": context})
-        soft, hard = request.get("timelimit") and reversed(request["timelimit"]) or (None, None)
+        hard, soft = request.get("timelimit") or (None, None)
         hard = hard or task.time_limit or self.hard_limit
         soft = soft or task.soft_time_limit or self.soft_limit
         if hard or soft:
@@ -342,16 +344,16 @@ class Executor:
             self.settler.ack(delivery)
             worker_state.successful_requests.add(task_id)
             return
-        event, exc = _event_of(info.retval, task)
+        event, raised = _event_of(info.retval, task)
         if event is Event.REJECTED:
-            self._announce_rejected(task, request, exc, retval)
+            self._announce_rejected(task, request, raised, retval)
         self._finish(
             delivery,
             plan,
             history,
             event,
             running=running,
-            death=Death(task.name, task_id, repr(exc), getattr(retval, "traceback", None)),
+            death=Death(task.name, task_id, repr(raised), getattr(retval, "traceback", None)),
         )
 
     def _announce_rejected(self, task: Any, request: dict[str, Any], exc: BaseException, einfo: Any) -> None:
@@ -402,7 +404,7 @@ class Executor:
         except ContentDisallowed as exc:
             self._malformed(delivery, Event.NOT_ACCEPTED, exc, headers)
             return
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001
             # Any serializer, compressor or user codec may raise anything; what it was is in the dead letter.
             self._malformed(delivery, Event.MALFORMED, exc, headers)
             return
@@ -413,6 +415,7 @@ class Executor:
             except (TypeError, KeyError) as exc:
                 self._malformed(delivery, Event.MALFORMED, MessageError(f"no task name: {exc}"), headers)
                 return
+        name, task_id = str(name), str(task_id)
         plan = self.plans.get(name)
         if plan is None:
             self._unknown(delivery, kombu_message, name, task_id, history)
@@ -459,7 +462,7 @@ class Executor:
     def _counted(self, strategy: Callable[..., Any], name: str) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
             result = strategy(*args)
-            if self.run_now.started:
+            if self.run_now.started and not self.in_parent:
                 self.count(name)
             return result
 
@@ -507,8 +510,8 @@ class Executor:
             event,
             Circumstances(
                 acks_late=not acked_early,
-                acks_on_failure=_flag(task, "acks_on_failure"),
-                acks_on_timeout=_flag(task, "acks_on_timeout"),
+                acks_on_failure=flag(task, "acks_on_failure"),
+                acks_on_timeout=flag(task, "acks_on_timeout"),
                 reject_on_worker_lost=task.reject_on_worker_lost,
                 dead_letter_failures=plan.dead_letter_failures,
                 crashes=int(history.get("crashes") or 0),
@@ -586,9 +589,13 @@ class Executor:
             return None
 
 
+def unwrapped(exc: BaseException) -> BaseException:
+    """Return the exception that billiard wrapped for its way between processes."""
+    return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
+
+
 def _event_of(exc: BaseException, task: Any) -> tuple[Event, BaseException]:
-    if isinstance(exc, ExceptionWithTraceback):
-        exc = exc.exc
+    exc = unwrapped(exc)
     if isinstance(exc, Retry):
         return Event.RETRIED, exc
     if isinstance(exc, Reject):
@@ -600,11 +607,9 @@ def _event_of(exc: BaseException, task: Any) -> tuple[Event, BaseException]:
     return Event.FAILED, exc
 
 
-def _flag(task: Any, name: str) -> bool:
+def flag(task: Any, name: str) -> bool:
     """Read ``acks_on_failure`` / ``acks_on_timeout`` (Celery 5.7), or the older flag for both."""
     value = getattr(task, name, None)
     if value is None:
         value = getattr(task, "acks_on_failure_or_timeout", None)
     return True if value is None else bool(value)
-
-

@@ -53,7 +53,7 @@ class Heartbeat:
             BrokerError: Redis is away, or refused.
         """
         held: list[tuple[StreamRef, str, bytes]] = []
-        owners: dict[bytes, tuple[Holder, int]] = {}
+        owners: list[tuple[Holder, int]] = []
         for holder in self._holders():
             shot = holder.snapshot()
             entries = [*shot.finished, *shot.waiting]
@@ -61,17 +61,16 @@ class Heartbeat:
                 entries.append(shot.running)
             for entry in entries:
                 held.append((entry.stream, holder.consumer, entry.entry_id))
-                owners[entry.entry_id] = (holder, shot.batch)
+                owners.append((holder, shot.batch))
         if not held:
             return 0
-        for entry_id in self._broker.extend(held):
-            holder, batch = owners[entry_id]
+        for position in self._broker.extend(held):
+            (stream, consumer, entry_id), (holder, batch) = held[position], owners[position]
             shot = holder.snapshot()
-            mine = shot.batch == batch and any(
-                entry is not None and entry.entry_id == entry_id for entry in (shot.running, *shot.waiting)
-            )
-            if mine:
+            # The child may have settled it meanwhile: only what it still holds was taken from it.
+            kept = [entry for entry in (shot.running, *shot.waiting) if entry is not None]
+            if shot.batch == batch and any(entry.entry_id == entry_id and entry.stream == stream for entry in kept):
                 self.lost += 1
                 holder.mark_lost(batch)
-                logger.warning("Entry %s is no longer held by %s.", entry_id.decode(), holder.consumer)
+                logger.warning("Entry %s is no longer held by %s.", entry_id.decode(), consumer)
         return len(held)

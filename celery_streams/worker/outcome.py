@@ -18,6 +18,8 @@ unknown          requeue after 1 to 30 s until ``streams_unknown_task_ttl``, the
 malformed        dead letter; likewise ``not_accepted`` (content type) and ``invalid``
 early            requeue until its eta: the message came before its time
 timed_out        as failed; requeue with the crash counted when ``acks_on_timeout`` is off
+exited           dead letter: the task's body raised SystemExit or KeyboardInterrupt (Celery: WorkerLostError); as lost
+                 when the task says ``reject_on_worker_lost = True``
 lost             requeue with the crash counted and a back-off, dead letter at the delivery limit or when the task
                  says ``reject_on_worker_lost = False``
 interrupted      requeue at once, marked redelivered (cold shutdown)
@@ -60,6 +62,7 @@ class Event(Enum):
     INVALID = "invalid"
     EARLY = "early"
     TIMED_OUT = "timed_out"
+    EXITED = "exited"
     LOST = "lost"
     INTERRUPTED = "interrupted"
     DISOWNED = "disowned"
@@ -172,8 +175,9 @@ def _decide(event: Event, given: Circumstances) -> Outcome:
         if given.acks_late and not given.acks_on_timeout:
             return _crashed(given)
         return Outcome(Action.DEAD, Reason.TIMED_OUT) if given.dead_letter_failures else _ACK
-    assert event is Event.LOST, event
-    if given.acks_late and given.reject_on_worker_lost is not False:
+    assert event in (Event.LOST, Event.EXITED), event
+    again = given.reject_on_worker_lost
+    if given.acks_late and (again or (again is None and event is Event.LOST)):
         return _crashed(given)
     keep = given.dead_letter_failures or given.acks_late
     return Outcome(Action.DEAD, Reason.CRASHED) if keep else _ACK

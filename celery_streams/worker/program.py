@@ -99,9 +99,7 @@ class Worker(CeleryWorker):  # type: ignore[misc]
             return
         logger.warning("Initiating Soft Shutdown, terminating in %s seconds", timeout)
         deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline and (
-            self._running() or self.app.conf.worker_enable_soft_shutdown_on_idle
-        ):
+        while time.monotonic() < deadline and (self._running() or self.app.conf.worker_enable_soft_shutdown_on_idle):
             time.sleep(0.05)
 
     def _running(self) -> Sequence[Any]:

@@ -97,24 +97,33 @@ class Reader:
         self._pause = _PAUSES[0]
         self._turn = 0
         self._quiet = False
+        self._armed: Sequence[StreamRef] = ()
+        self._deadline = 0.0
+        self._unblocked = False
 
     def next(self, count: int, *, assisted: bool = False, block: bool = True) -> list[Delivery]:
         """Acknowledge what is done and return what is next; empty when a command, a stop or an error came instead."""
         try:
-            # After a wait that brought nothing there is nothing to read either: wait again.
-            found = [] if self._quiet and not self._settler.waiting else self._exchange(count, assisted=assisted)
-            self._quiet = False
-            if not found and block and not self._stopped() and not self._settler.waiting:
-                found = self._wait()
-        except BrokerUnavailable as exc:
-            self._lost_connection(exc)
-            return []
+            return self._next(count, assisted=assisted, block=block)
         except BrokerError as exc:
-            if "NOGROUP" in str(exc):
-                self._recreate()
-            else:
-                self._refused(exc)
+            self.recover_from(exc)
             return []
+
+    def recover_from(self, exc: BrokerError) -> None:
+        """Do what there is to do about a read that failed: pause, or make missing groups again."""
+        if isinstance(exc, BrokerUnavailable):
+            self._lost_connection(exc)
+        elif "NOGROUP" in str(exc):
+            self._recreate()
+        else:
+            self._refused(exc)
+
+    def _next(self, count: int, *, assisted: bool, block: bool) -> list[Delivery]:
+        # After a wait that brought nothing there is nothing to read either: wait again.
+        found = [] if self._quiet and not self._settler.waiting else self._exchange(count, assisted=assisted)
+        self._quiet = False
+        if not found and block and not self._stopped() and not self._settler.waiting:
+            found = self._wait()
         if self._pause != _PAUSES[0]:
             logger.info("Redis is back; %s goes on.", self.consumer)
             self._pause = _PAUSES[0]
@@ -174,26 +183,56 @@ class Reader:
             if select.select([self._wake], [], [], 1.0)[0]:
                 self._on_wake()
             return []
+        streams = self.streams
+        descriptor = self.arm()
+        while not self.due():
+            watched = [descriptor] if self._unblocked else [descriptor, self._wake]
+            readable, _, _ = select.select(watched, [], [], max(self._deadline - time.monotonic(), 0.0))
+            if self._wake in readable:
+                self._on_wake()
+                if self._stopped() or self.streams is not streams:
+                    self.disarm()
+        return self.collect()
+
+    def arm(self) -> int:
+        """Send a blocking read; returns the descriptor that becomes readable when its reply is there.
+
+        Raises:
+            BrokerUnavailable: Redis is away.
+        """
         if self._blocking is None:
             self._blocking = self.broker.client.open()
             self._blocking.send("CLIENT", "ID")
             self._client_id = self._blocking.receive()
-        connection, streams = self._blocking, self.streams
-        StreamBroker.send_blocking_read(connection, streams, self.consumer, block_ms=BLOCK_MS)
-        unblocked = False
-        deadline = time.monotonic() + BLOCK_MS / 1000 + GRACE
-        while True:
-            left = deadline - time.monotonic()
-            if connection.ready() or left <= 0:
-                break
-            readable, _, _ = select.select([connection.fileno()] + ([] if unblocked else [self._wake]), [], [], left)
-            if self._wake in readable and not unblocked:
-                self._on_wake()
-                if self._stopped() or self.streams is not streams:
-                    self._unblock()
-                    unblocked = True
-        found = StreamBroker.receive_blocking_read(connection, streams, timeout=max(left, 0.0))
-        self._quiet = not found and not unblocked
+        self._armed = self.streams
+        StreamBroker.send_blocking_read(self._blocking, self._armed, self.consumer, block_ms=BLOCK_MS)
+        self._deadline = time.monotonic() + BLOCK_MS / 1000 + GRACE
+        self._unblocked = False
+        return self._blocking.fileno()
+
+    def due(self) -> bool:
+        """Return whether the reply to :meth:`arm` is there, or late."""
+        assert self._blocking is not None
+        return self._blocking.ready() or time.monotonic() >= self._deadline
+
+    def disarm(self) -> None:
+        """End the blocking read early; its reply, with an entry or without, must still be collected."""
+        if not self._unblocked:
+            self._unblocked = True
+            self._unblock()
+
+    def collect(self) -> list[Delivery]:
+        """Take the reply to :meth:`arm`.
+
+        Raises:
+            BrokerUnavailable: there is none.
+            BrokerError: Redis refused the read.
+        """
+        assert self._blocking is not None
+        found = StreamBroker.receive_blocking_read(
+            self._blocking, self._armed, timeout=max(self._deadline - time.monotonic(), 0.0)
+        )
+        self._quiet = not found and not self._unblocked
         return found
 
     def _unblock(self) -> None:

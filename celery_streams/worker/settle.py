@@ -79,6 +79,8 @@ class Settler:
         self._insists = insist
         self._give_up = give_up
         self._sleep = sleep
+        #: Called whenever every collected acknowledgement is known to have reached Redis.
+        self.on_confirmed: Callable[[], None] = lambda: None
         self._acks: list[tuple[StreamRef, bytes]] = []
         self._first_ack = 0.0
 
@@ -111,6 +113,8 @@ class Settler:
         del self._acks[: len(sent)]
         if self._acks:
             self._first_ack = time.monotonic()
+        else:
+            self.on_confirmed()
         if lost and not assisted:
             for entry_id in lost:
                 self._report_lost(entry_id)
@@ -147,10 +151,10 @@ class Settler:
         if outcome.action is Action.LEAVE:
             return True
         if outcome.action is Action.ACK or (outcome.action is Action.RETRY and held is None):
-            return self._now("acknowledge", delivery, lambda: not self.broker.ack(self.consumer, [_pair(delivery)]))
+            return self._settled("acknowledge", delivery, lambda: not self.broker.ack(self.consumer, [_pair(delivery)]))
         if outcome.action is Action.RETRY:
             assert held is not None
-            return self._now(
+            return self._settled(
                 "retry",
                 delivery,
                 lambda: self.broker.retry(
@@ -170,7 +174,7 @@ class Settler:
                 past["crashes"] = int(past.get("crashes") or 0) + 1
             if outcome.redelivered:
                 past["redelivered"] = 1
-            return self._now(
+            return self._settled(
                 "requeue",
                 delivery,
                 lambda: self.broker.requeue(
@@ -243,6 +247,9 @@ class Settler:
         return bool(buried)
 
     # -- insisting
+
+    def _settled(self, verb: str, delivery: Delivery, action: Callable[[], Any]) -> bool:
+        return bool(self._now(verb, delivery, action))
 
     def _now(self, verb: str, delivery: Delivery, action: Callable[[], Any]) -> Any:
         result, repeated = self.insist(action, verb)

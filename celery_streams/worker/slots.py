@@ -37,7 +37,9 @@ MAX_BATCH = 100
 
 #: Bytes of a slot: header, batch, and the message of a task that was acknowledged before it ran.
 _SLOT_SIZE = 64 * 1024
-_CHILD = struct.Struct("<qIIIIIIdddqq")  # pid batch count started finished flags settled started_at soft hard done client
+_CHILD = struct.Struct(
+    "<qIIIIIIdddqq"
+)  # pid batch count started finished flags settled started_at soft hard done client
 _PARENT = struct.Struct("<QII")  # restricted (batch << 32 | index), asked, spare
 _PARENT_AT = 128
 _ENTRY = struct.Struct("<QQI4x")  # milliseconds, sequence, index of the stream
@@ -53,6 +55,9 @@ _DONE_AT = 56
 
 #: Flag: the running task's message was acknowledged before it ran.
 ACKED_EARLY = 1
+
+#: Flag: the running task's body raised SystemExit or KeyboardInterrupt.
+EXITED = 2
 
 #: What the parent asked of the child (``asked``).
 LOST_OWNERSHIP = 1
@@ -84,6 +89,8 @@ class Snapshot:
     soft: float | None
     hard: float | None
     acked_early: bool
+    #: Its body raised SystemExit or KeyboardInterrupt; the process ends for that.
+    exited: bool
     #: Tasks that this child finished.
     done: int
 
@@ -161,6 +168,12 @@ class Slot:
         self._memory[at + _LENGTH.size : at + _LENGTH.size + len(packed)] = packed
         struct.pack_into("<I", self._memory, self._at + _PROGRESS_AT + 8, ACKED_EARLY)
 
+    def exited(self) -> None:
+        """Say that the body of the running task raised SystemExit or KeyboardInterrupt."""
+        at = self._at + _PROGRESS_AT + 8
+        (flags,) = struct.unpack_from("<I", self._memory, at)
+        struct.pack_into("<I", self._memory, at, flags | EXITED)
+
     def lost(self) -> bool:
         """Return whether the parent found that an entry of this batch is no longer ours."""
         word, asked, _ = _PARENT.unpack_from(self._memory, self._at + _PARENT_AT)
@@ -206,7 +219,9 @@ class Slot:
         """Return what the slot says now; a batch that changes meanwhile is read again."""
         memory, at = self._memory, self._at
         while True:
-            pid, batch, count, started, finished, flags, settled, since, soft, hard, done, _ = _CHILD.unpack_from(memory, at)
+            pid, batch, count, started, finished, flags, settled, since, soft, hard, done, _ = _CHILD.unpack_from(
+                memory, at
+            )
             count = min(count, MAX_BATCH)
             ids = [_ENTRY.unpack_from(memory, at + _ENTRIES_AT + _ENTRY.size * i) for i in range(count)]
             if struct.unpack_from("<I", memory, at + 8)[0] == batch:
@@ -227,6 +242,7 @@ class Slot:
             soft=soft or None,
             hard=hard or None,
             acked_early=bool(flags & ACKED_EARLY) and running is not None,
+            exited=bool(flags & EXITED) and running is not None,
             done=done,
         )
 

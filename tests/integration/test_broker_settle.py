@@ -22,7 +22,7 @@ Verb = Callable[[StreamBroker, str, Delivery], Any]
 VERBS: dict[str, tuple[Verb, Callable[[Delivery], Any]]] = {
     "ack": (
         lambda broker, consumer, one: broker.ack(consumer, [(one.stream, one.entry_id)]),
-        lambda one: [one.entry_id],
+        lambda one: [0],
     ),
     "release": (
         lambda broker, consumer, one: broker.release(consumer, [(one.stream, one.entry_id)]),
@@ -60,7 +60,7 @@ VERBS: dict[str, tuple[Verb, Callable[[Delivery], Any]]] = {
     ),
     "extend": (
         lambda broker, consumer, one: broker.extend([(one.stream, consumer, one.entry_id)]),
-        lambda one: [one.entry_id],
+        lambda one: [0],
     ),
 }
 

@@ -1,0 +1,181 @@
+"""Solo: the worker's main thread reads, runs and settles, between rounds of Celery's event loop.
+
+Heartbeats, claims and delayed messages go on in the services' threads while a task runs; a task that holds the GIL
+holds them up as well, and with ``-P solo`` only.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from celery import signals
+from celery.exceptions import ImproperlyConfigured, WorkerShutdown, WorkerTerminate
+
+from ..broker import Delivery, StreamRef
+from ..exceptions import BrokerError
+from ..worker.child import consumer_name
+from ..worker.limits import Restrictable
+from ..worker.reader import Pace, Reader
+from ..worker.runner import Runner
+from .base import StreamsPool
+
+__all__ = ("TaskPool",)
+
+logger = logging.getLogger(__name__)
+
+#: Seconds of tasks between two rounds of the event loop (remote control, events).
+_ROUND = 0.05
+
+
+class TaskPool(StreamsPool):
+    """Celery's solo pool for streams. As there, time limits are not enforced."""
+
+    body_can_be_buffer = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.limit = 1
+        self._name = consumer_name(self.hostname, 1)
+        self._runner: Runner | None = None
+        self._reader: Reader | None = None
+        self._watched = -1
+        self._scheduled = False
+        self._known: set[StreamRef] = set()
+        signals.worker_process_init.send(sender=self.hostname)
+
+    def holders(self) -> Sequence[Restrictable]:
+        """Return the one record."""
+        return [self._runner.record] if self._runner is not None else []
+
+    # -- start
+
+    def on_start(self) -> None:
+        """Start the services; reading begins when the consumer says what."""
+        broker = self.streams.new_broker()
+        self._runner = Runner(
+            self.app, self.hostname, self._name, broker, options=self.child_options(), eventer=self._eventer()
+        )
+        self._pace = Pace(most=1)
+        self._reader = Reader(
+            broker, self._name, self._runner.settler, wake=self._wake_read, on_wake=self._drain, stopped=lambda: False
+        )
+        self.start_services()
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Take part in Celery's event loop."""
+        super().register_with_event_loop(loop)
+        self._watched = -1
+        self._schedule()
+
+    def announce(self, streams: Sequence[StreamRef]) -> None:
+        """Read these streams from now on.
+
+        Raises:
+            ImproperlyConfigured: the worker has no event loop.
+        """
+        assert self._reader is not None
+        assert self._runner is not None
+        if self.options.get("threads") is True and streams:
+            raise ImproperlyConfigured("-P solo needs a broker transport with an event loop; use -P threads -c 1")
+        self._known.update(streams)
+        self._runner.executor.consumer.event_dispatcher = self._eventer()
+        self._runner.executor.prepare()
+        if self._watched >= 0:
+            self._reader.disarm()
+            self._finish_read()
+        self._reader.streams = list(streams)
+        self._schedule()
+
+    # -- rounds
+
+    def _schedule(self) -> None:
+        if self._hub is not None and not self._scheduled:
+            self._scheduled = True
+            self._hub.call_soon(self.guarded, self._round)
+
+    def _round(self) -> None:
+        """Run what there is for a while, then wait for more through the event loop."""
+        self._scheduled = False
+        assert self._reader is not None
+        if not self._reader.streams or self._watched >= 0 or self._state != self.RUN:
+            return
+        began = time.monotonic()
+        while time.monotonic() - began < _ROUND and self._reader.streams:
+            batch = self._reader.next(1, block=False)
+            if not batch:
+                break
+            self._run(batch)
+        else:
+            self._schedule()
+            return
+        try:
+            self._watched = self._reader.arm()
+        except BrokerError as exc:
+            self._reader.recover_from(exc)
+            self._schedule()
+        else:
+            self._hub.add_reader(self._watched, self.guarded, self._finish_read)
+
+    def _finish_read(self) -> None:
+        assert self._reader is not None
+        if self._watched < 0:
+            return
+        self._hub.remove(self._watched)
+        self._watched = -1
+        try:
+            batch = self._reader.collect()
+        except BrokerError as exc:
+            self._reader.recover_from(exc)
+            batch = []
+        self._run(batch)
+        self._schedule()
+
+    def _run(self, batch: Sequence[Delivery]) -> None:
+        assert self._runner is not None
+        for delivery in batch:
+            try:
+                self._runner.run(delivery)
+            except (SystemExit, KeyboardInterrupt) as exc:
+                if isinstance(exc, (WorkerShutdown, WorkerTerminate)):
+                    raise
+                self.aftermath.settle_lost(delivery, self._name, exited=True)
+
+    def chores(self) -> None:
+        """Notice a connection that does not answer."""
+        super().chores()
+        if self._watched >= 0 and self._reader is not None and self._reader.due():
+            self._finish_read()
+
+    # -- stop
+
+    def on_stop(self) -> None:
+        """Nothing runs now: the main thread is here."""
+        if self.services is None:
+            return
+        services, self.services = self.services, None
+        services.stop()
+        if self._reader is not None:
+            self._reader.close()
+        queues = sorted({ref.queue for ref in self._known})
+        self.guarded(services.broker.release_all, sorted(self._known, key=lambda ref: ref.step), self._name)
+        for name in (self._name, services.claimer.consumer):
+            self.guarded(services.broker.forget_consumer, queues, name)
+
+    on_terminate = on_stop
+
+    @property
+    def num_processes(self) -> int:
+        """One."""
+        return 1
+
+    def _get_info(self) -> dict[str, Any]:
+        info = dict(super()._get_info())
+        info.update(
+            {"max-concurrency": 1, "processes": [os.getpid()], "max-tasks-per-child": None,
+             "put-guarded-by-semaphore": True, "timeouts": ()}
+        )  # fmt: skip
+        return info

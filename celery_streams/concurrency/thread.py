@@ -1,0 +1,302 @@
+"""Threads: one thread reads what free threads can start at once; each task thread runs and settles for itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from celery.worker import state as worker_state
+
+from ..broker import Delivery, StreamRef
+from ..exceptions import BrokerError
+from ..worker.child import consumer_name
+from ..worker.limits import Restrictable
+from ..worker.reader import Reader
+from ..worker.runner import Runner
+from ..worker.slots import Held, Snapshot
+from .base import StreamsPool
+
+__all__ = ("TaskPool",)
+
+logger = logging.getLogger(__name__)
+
+
+class Backlog:
+    """What was fetched and no thread has started yet; a holder like a thread's record."""
+
+    def __init__(self, consumer: str) -> None:
+        self.consumer = consumer
+        self._items: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
+        self._waiting: dict[tuple[StreamRef, bytes], Delivery] = {}
+        self._lock = threading.Lock()
+
+    def put(self, delivery: Delivery) -> None:
+        """Give a delivery to the next free thread."""
+        with self._lock:
+            self._waiting[delivery.stream, delivery.entry_id] = delivery
+        self._items.put(delivery)
+
+    def take(self) -> Delivery | None:
+        """Wait for the next delivery that was not taken back; None means that the thread shall end."""
+        while True:
+            delivery = self._items.get()
+            if delivery is None:
+                return None
+            with self._lock:
+                if self._waiting.pop((delivery.stream, delivery.entry_id), None) is not None:
+                    return delivery
+
+    def end(self) -> None:
+        """Let one thread end."""
+        self._items.put(None)
+
+    def snapshot(self) -> Snapshot:
+        """Return what waits."""
+        with self._lock:
+            return self._shot(tuple(Held(*key) for key in self._waiting))
+
+    def restrict(self) -> Snapshot:
+        """Take back everything that waits."""
+        with self._lock:
+            shot = self._shot(tuple(Held(*key) for key in self._waiting))
+            self._waiting.clear()
+        return shot
+
+    def mark_lost(self, batch: int) -> None:
+        """An entry that was not started will be found lost when it is settled."""
+
+    @staticmethod
+    def _shot(waiting: tuple[Held, ...]) -> Snapshot:
+        return Snapshot(
+            pid=os.getpid(),
+            batch=0,
+            finished=(),
+            running=None,
+            waiting=waiting,
+            started_at=0.0,
+            soft=None,
+            hard=None,
+            acked_early=False,
+            exited=False,
+            done=0,
+        )
+
+
+class TaskPool(StreamsPool):
+    """Celery's thread pool for streams. As there, time limits cannot end a thread, and are not enforced."""
+
+    body_can_be_buffer = True
+    signal_safe = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._name = consumer_name(self.hostname, 1)
+        self._backlog = Backlog(self._name)
+        self._runners: list[Runner] = []
+        self._threads: list[threading.Thread] = []
+        self._changed = threading.Condition()
+        self._free = 0
+        self._stopping = False
+        self._streams: list[StreamRef] = []
+        self._known: set[StreamRef] = set()
+        self._wake_in, self._wake_out = os.pipe()
+        self._reader_thread: threading.Thread | None = None
+
+    def holders(self) -> Sequence[Restrictable]:
+        """Return the threads' records, and what waits for a thread."""
+        return [*(runner.record for runner in list(self._runners)), self._backlog]
+
+    # -- start
+
+    def on_start(self) -> None:
+        """Start the task threads, the reader and the services."""
+        options = self.child_options()
+        if options.soft_limit or options.hard_limit:
+            logger.warning("Time limits have no effect in threads: a thread cannot be ended.")
+        self._broker = self.streams.new_broker()
+        for _ in range(self.limit or 1):
+            self._start_thread()
+        self._reader_thread = threading.Thread(target=self._read, name="celery-streams-reader", daemon=True)
+        self._reader_thread.start()
+        self.start_services()
+
+    def _start_thread(self) -> None:
+        runner = Runner(
+            self.app, self.hostname, self._name, self._broker, options=self.child_options(), eventer=self._eventer()
+        )
+        thread = threading.Thread(
+            target=self._work, args=(runner,), name=f"ThreadPoolExecutor-0_{len(self._threads)}", daemon=True
+        )
+        self._runners.append(runner)
+        self._threads.append(thread)
+        thread.start()
+
+    def announce(self, streams: Sequence[StreamRef]) -> None:
+        """Have the reader read these streams from now on."""
+        with self._changed:
+            self._streams = list(streams)
+            self._known.update(streams)
+            for runner in self._runners:
+                runner.executor.consumer.event_dispatcher = self._eventer()
+                runner.executor.prepare()
+            self._changed.notify_all()
+        self._interrupt()
+        if not streams:
+            self.guarded(self._give_back)
+
+    def _give_back(self) -> None:
+        shot = self._backlog.restrict()
+        self.aftermath.broker.release(self._name, [(held.stream, held.entry_id) for held in shot.waiting])
+
+    # -- the reader thread
+
+    def _read(self) -> None:
+        reader = Reader(
+            self.streams.new_broker(),
+            self._name,
+            Runner(
+                self.app, self.hostname, self._name, self._broker, options=self.child_options(), eventer=None
+            ).settler,
+            wake=self._wake_in,
+            on_wake=lambda: self._heard(reader),
+            stopped=lambda: self._stopping or not self._streams,
+        )
+        while not self._stopping:
+            with self._changed:
+                while not self._stopping and (self._free <= 0 or not self._streams):
+                    self._changed.wait(timeout=1.0)
+                free = self._free
+                reader.streams = self._streams
+            if self._stopping:
+                break
+            try:
+                deliveries = reader.next(free)
+            except Exception:
+                # The boundary of the thread: without it the worker would stop reading for good.
+                logger.exception("Reading failed; it goes on in a second.")
+                time.sleep(1.0)
+                continue
+            if self._stopping or not self._streams:
+                self._put_back(deliveries)
+                continue
+            with self._changed:
+                self._free -= len(deliveries)
+            for delivery in deliveries:
+                self._backlog.put(delivery)
+        reader.close()
+
+    def _put_back(self, deliveries: Sequence[Delivery]) -> None:
+        if deliveries:
+            try:
+                self._broker.release(self._name, [(item.stream, item.entry_id) for item in deliveries])
+            except BrokerError as exc:
+                logger.warning("Cannot put back what was read last; it is claimed by others later: %s", exc)
+
+    def _heard(self, reader: Reader) -> None:
+        os.read(self._wake_in, 4096)
+        reader.streams = self._streams
+
+    def _interrupt(self) -> None:
+        os.write(self._wake_out, b".")
+
+    # -- the task threads
+
+    def _work(self, runner: Runner) -> None:
+        self.app.set_current()
+        runner.executor.prepare()
+        while True:
+            with self._changed:
+                self._free += 1
+                self._changed.notify_all()
+            delivery = self._backlog.take()
+            if delivery is None:
+                with self._changed:
+                    self._free -= 1
+                return
+            try:
+                runner.run(delivery)
+            except BaseException as exc:  # noqa: BLE001
+                # The boundary of the thread; SystemExit of a task ends neither the thread nor the worker.
+                self._failed(runner, delivery, exc)
+
+    def _failed(self, runner: Runner, delivery: Delivery, exc: BaseException) -> None:
+        logger.error("Task of entry %s raised %r", delivery.entry_id.decode(), exc, exc_info=True)
+        consumer = runner.settler.consumer
+        self.post(lambda: self.aftermath.settle_lost(delivery, consumer, exited=True))
+
+    # -- size and stop
+
+    def grow(self, n: int = 1) -> None:
+        """Start ``n`` more threads."""
+        self.limit = (self.limit or 0) + n
+        for _ in range(n):
+            self._start_thread()
+
+    def shrink(self, n: int = 1) -> None:
+        """End ``n`` threads, when they are idle."""
+        self.limit = (self.limit or 0) - n
+        for _ in range(n):
+            self._backlog.end()
+
+    def on_stop(self) -> None:
+        """Let running tasks finish, then stop the services."""
+        self._end(wait_for=None)
+
+    def on_terminate(self) -> None:
+        """Stop without waiting: what runs stays pending, and is put back for others when this process is gone."""
+        self._end(wait_for=0.5)
+
+    def _end(self, *, wait_for: float | None) -> None:
+        self._stopping = True
+        with self._changed:
+            self._changed.notify_all()
+        self._interrupt()
+        if self.services is not None:
+            self.services.stop_delayed()
+        self.guarded(self._give_back)
+        for _ in self._threads:
+            self._backlog.end()
+        deadline = None if wait_for is None else time.monotonic() + wait_for
+        while any(thread.is_alive() for thread in self._threads):
+            if deadline is None and worker_state.should_terminate:
+                deadline = time.monotonic() + 0.5
+            if deadline is not None and time.monotonic() >= deadline:
+                break
+            for thread in self._threads:
+                thread.join(timeout=0.05)
+            self._drain()
+        if self._reader_thread is not None:
+            self._reader_thread.join(timeout=2.0)
+        self._leave()
+
+    def _leave(self) -> None:
+        if self.services is None:
+            return
+        services, self.services = self.services, None
+        self.aftermath.run_once()
+        running = [record for record in self.holders() if record.snapshot().running is not None]
+        services.stop()
+        queues = sorted({ref.queue for ref in self._known})
+        if not running:
+            self.guarded(services.broker.release_all, sorted(self._known, key=lambda ref: ref.step), self._name)
+        for name in (self._name, services.claimer.consumer):
+            self.guarded(services.broker.forget_consumer, queues, name)
+
+    @property
+    def num_processes(self) -> int:
+        """Threads that there should be."""
+        return int(self.limit or 0)
+
+    def _get_info(self) -> dict[str, Any]:
+        info = dict(super()._get_info())
+        info.update(
+            {"max-concurrency": self.limit, "threads": sum(thread.is_alive() for thread in self._threads),
+             "processes": [os.getpid()], "max-tasks-per-child": "N/A", "put-guarded-by-semaphore": False,
+             "timeouts": ()}
+        )  # fmt: skip
+        return info

@@ -1,0 +1,142 @@
+"""Runner: runs deliveries in this process, for the pools that have no children: its executor, settler and record.
+
+A :class:`Record` is to a thread what a slot is to a child: what it holds, for the heartbeat, the hand-back and remote
+control. Here a lock is enough: who dies, dies with all threads.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from celery.worker import state as worker_state
+
+from ..amqp import streams_of
+from ..broker import Delivery, StreamBroker
+from ..message import Message
+from .child import ChildOptions
+from .executor import Executor
+from .settle import Settler
+from .slots import Held, Snapshot
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("Record", "Runner")
+
+
+class Record:
+    """What one thread is running."""
+
+    def __init__(self, consumer: str) -> None:
+        self.consumer = consumer
+        self._lock = threading.Lock()
+        self._batch = 0
+        self._done = 0
+        self._running: Held | None = None
+        self._limits: tuple[float | None, float | None] = (None, None)
+        self._started_at = 0.0
+        self._lost = False
+        self._kept: Message | None = None
+
+    def start(self, delivery: Delivery) -> None:
+        """Say that ``delivery`` starts now."""
+        with self._lock:
+            self._batch += 1
+            self._running = Held(delivery.stream, delivery.entry_id)
+            self._started_at = time.monotonic()
+            self._limits, self._lost, self._kept = (None, None), False, None
+
+    def finish(self) -> None:
+        """Say that it ran and is settled."""
+        with self._lock:
+            self._running = None
+            self._done += 1
+
+    def limit(self, *, soft: float | None, hard: float | None) -> None:
+        """Note the time limits of the running task."""
+        self._limits = (soft, hard)
+
+    def keep(self, message: Message) -> None:
+        """Keep the message of a task that is about to be acknowledged before it runs."""
+        self._kept = message
+
+    def kept_message(self) -> Message | None:
+        """Return the message of a task that was acknowledged before it ran."""
+        return self._kept
+
+    def lost(self) -> bool:
+        """Return whether the entry is known to be no longer ours."""
+        return self._lost
+
+    def mark_lost(self, batch: int) -> None:
+        """Note that the entry of ``batch`` is no longer ours."""
+        with self._lock:
+            self._lost = self._lost or batch == self._batch
+
+    def restrict(self) -> Snapshot:
+        """There is never anything behind what runs."""
+        return self.snapshot()
+
+    def snapshot(self) -> Snapshot:
+        """Return what is held now."""
+        with self._lock:
+            return Snapshot(
+                pid=os.getpid(),
+                batch=self._batch,
+                finished=(),
+                running=self._running,
+                waiting=(),
+                started_at=self._started_at,
+                soft=self._limits[0],
+                hard=self._limits[1],
+                acked_early=self._kept is not None,
+                exited=False,
+                done=self._done,
+            )
+
+
+class Runner:
+    """Runs one delivery at a time, in the thread that calls :meth:`run`."""
+
+    def __init__(
+        self, app: Celery, hostname: str, consumer: str, broker: StreamBroker, *, options: ChildOptions, eventer: Any
+    ) -> None:
+        streams = streams_of(app)
+        self.record = Record(consumer)
+        self.settler = Settler(broker, consumer, conf=streams.conf, hostname=hostname, give_up=_must_end)
+        self.executor = Executor(
+            app,
+            hostname,
+            streams,
+            self.settler,
+            self.record,
+            soft_limit=options.soft_limit,
+            hard_limit=options.hard_limit,
+            count=_count,
+            in_parent=True,
+        )
+        self.executor.consumer.event_dispatcher = eventer
+
+    def run(self, delivery: Delivery) -> None:
+        """Run and settle ``delivery``.
+
+        SystemExit and KeyboardInterrupt of the body are reported as Celery's pools in one process do: the task fails.
+        """
+        self.record.start(delivery)
+        try:
+            self.executor.execute(delivery)
+            self.settler.flush()
+        finally:
+            self.record.finish()
+
+
+def _count(name: str) -> None:
+    worker_state.total_count.update({name: 1})
+    worker_state.all_total_count[0] += 1
+
+
+def _must_end() -> bool:
+    return worker_state.should_terminate is not None and worker_state.should_terminate is not False
