@@ -411,6 +411,18 @@ class StreamBroker:
             ),
         )
 
+    def take_token(
+        self, queue: str, task: str, *, node: str, interval_ms: float, horizon_ms: int = 10_000
+    ) -> tuple[int, bool]:
+        """Take a token of the rate limit of ``task``; ``node`` is empty for the limit over all workers.
+
+        Returns ``(0, True)`` when the task may run now, ``(wait in ms, True)`` when the token of that moment was
+        reserved, ``(wait in ms, False)`` when the queue for tokens is longer than ``horizon_ms``: ask again then.
+        """
+        key = keys.rate(self.prefix, queue, task, node)
+        wait, reserved = self.client.run(scripts.LIMIT, [key], [interval_ms, horizon_ms])
+        return int(wait), bool(reserved) or not wait
+
     # -- revoked ids, for workers that start later
 
     def revoke(self, task_ids: Iterable[str], *, expires_at: float) -> None:

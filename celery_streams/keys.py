@@ -13,6 +13,7 @@ key                                            type    holds
 ``celery-streams:{Q}:wake``                    stream  at most one entry; a new one says "an earlier due time came"
 ``celery-streams:{Q}:dead``                    stream  dead letters: the whole message, the reason, its history
 ``celery-streams:{Q}:claims``                  string  turn of the claimers, expires by itself
+``celery-streams:{Q}:rate:TASK[:NODE]``        string  rate limit: when the next token is free (ms); expires by itself
 ``celery-streams:queues``                      set     names of all queues that were ever used
 ``celery-streams:revoked``                     zset    revoked task id -> time (s) at which it is forgotten
 =============================================  ======  ===========================================================
@@ -27,7 +28,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ("DEFAULT_PREFIX", "DEFAULT_STEPS", "GROUP", "QueueKeys", "queue_keys", "queues", "revoked")
+__all__ = ("DEFAULT_PREFIX", "DEFAULT_STEPS", "GROUP", "QueueKeys", "queue_keys", "queues", "rate", "revoked")
 
 #: Name of the one consumer group of every task stream.
 GROUP = "celery-streams"
@@ -73,6 +74,11 @@ def queue_keys(prefix: str, queue: str, steps: tuple[int, ...] = DEFAULT_STEPS) 
         dead=f"{base}:dead",
         claims=f"{base}:claims",
     )
+
+
+def rate(prefix: str, queue: str, task: str, node: str) -> str:
+    """Return the key of a task's rate limit on a queue; ``node`` is empty for the limit over all workers."""
+    return f"{prefix}:{{{queue}}}:rate:{task}" + (f":{node}" if node else "")
 
 
 def queues(prefix: str) -> str:

@@ -188,7 +188,7 @@ def _add_commands() -> None:
     for command in ours:
         celery_streams.add_command(command)
         streams.add_command(command)
-    for name in _CELERY_COMMANDS:
+    for name in sorted(_CELERY_COMMANDS):
         command = celery_group.commands.get(name)
         if command is not None:
             celery_streams.add_command(command)

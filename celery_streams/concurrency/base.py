@@ -56,6 +56,8 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         self.consumer: Any = None
         #: The queues that are being read.
         self.queues: list[str] = []
+        #: Task events are sent.
+        self.events_wanted = False
         self.aftermath = Aftermath(self.app, self.hostname, self.streams, eventer=self._eventer)
         self.services: Services | None = None
         self._posted: deque[Callable[[], None]] = deque()
@@ -83,6 +85,12 @@ class StreamsPool(BasePool):  # type: ignore[misc]
 
     def forward(self, *message: Any) -> None:
         """Tell all children something that remote control changed."""
+
+    def want_events(self, wanted: bool) -> None:
+        """Have task events sent or not."""
+        if wanted != self.events_wanted:
+            self.events_wanted = wanted
+            self.forward("events", wanted)
 
     # -- options
 

@@ -146,6 +146,8 @@ class TaskPool(StreamsPool):
             self._watch(child)
         if self._wanted:
             self._announce_to(child)
+        if self.events_wanted:
+            self._tell(child, "events", True)
         if worker_state.revoked:
             self._tell(child, "revoke", list(worker_state.revoked))
         if worker_state.revoked_stamps:

@@ -82,7 +82,7 @@ class TaskPool(StreamsPool):
         if self.options.get("threads") is True and streams:
             raise ImproperlyConfigured("-P solo needs a broker transport with an event loop; use -P threads -c 1")
         self._known.update(streams)
-        self._runner.executor.consumer.event_dispatcher = self._eventer()
+        self._runner.executor.use_events(self._eventer())
         self._runner.executor.prepare()
         if self._watched >= 0:
             self._reader.disarm()

@@ -142,7 +142,7 @@ class TaskPool(StreamsPool):
             self._streams = list(streams)
             self._known.update(streams)
             for runner in self._runners:
-                runner.executor.consumer.event_dispatcher = self._eventer()
+                runner.executor.use_events(self._eventer())
                 runner.executor.prepare()
             self._changed.notify_all()
         self._interrupt()

@@ -29,6 +29,7 @@ from celery.worker import state as worker_state
 
 from ..amqp import Streams, streams_of
 from ..broker import Delivery, StreamRef
+from .events import ChildEvents
 from .executor import Executor
 from .reader import Pace, Reader
 from .settle import Settler
@@ -74,6 +75,7 @@ class ChildLoop:
         self, app: Celery, hostname: str, consumer: str, slot: Slot, control: Any, *, options: ChildOptions
     ) -> None:
         self.app = app
+        self.hostname = hostname
         self.consumer = consumer
         self.slot = slot
         self.streams: Streams = streams_of(app)
@@ -87,9 +89,10 @@ class ChildLoop:
         self._counts: Counter[str] = Counter()
         self._ran = 0
         self._finished = 0
+        self._events: ChildEvents | None = None
         broker = self.streams.new_broker()
         self.settler = Settler(broker, consumer, conf=self.streams.conf, hostname=hostname)
-        self.settler.on_confirmed = lambda: slot.settled(self._finished)
+        self.settler.on_confirmed = self._confirmed
         self.reader = Reader(
             broker,
             consumer,
@@ -115,6 +118,7 @@ class ChildLoop:
             "revoke": self._on_revoke,
             "revoke_stamps": self._on_revoke_stamps,
             "task_option": self._on_task_option,
+            "events": self._on_events,
         }
 
     # -- control
@@ -149,6 +153,14 @@ class ChildLoop:
                 setattr(task, option, value)
             self.executor.prepare()
 
+    def _on_events(self, wanted: bool) -> None:
+        if wanted and self._events is None:
+            self._events = ChildEvents(self.app, self.hostname)
+        elif not wanted and self._events is not None:
+            self._events.end()
+            self._events = None
+        self.executor.use_events(self._events)
+
     def tell(self, *message: Any) -> None:
         """Tell the parent something."""
         try:
@@ -169,7 +181,6 @@ class ChildLoop:
             batch = self.reader.next(self._room(), assisted=self.slot.restricted())
             if batch:
                 self._run_batch(batch)
-            self._report()
             if self._worn_out():
                 self.exitcode = EX_RECYCLE
                 break
@@ -221,6 +232,7 @@ class ChildLoop:
         except (SystemExit, KeyboardInterrupt):
             if not terminate_handler_fired():
                 self.slot.exited()
+                self._report()
             raise
         finally:
             self.running = False
@@ -233,8 +245,12 @@ class ChildLoop:
     def _count(self, name: str) -> None:
         self._counts[name] += 1
 
+    def _confirmed(self) -> None:
+        self.slot.settled(self._finished)
+        self._report()
+
     def _report(self) -> None:
-        if self._counts and (not self.settler.waiting or sum(self._counts.values()) >= 1000):
+        if self._counts:
             self.tell("counts", dict(self._counts))
             self._counts.clear()
 
@@ -252,6 +268,8 @@ class ChildLoop:
         return False
 
     def _leave(self) -> None:
+        if self._events is not None:
+            self._events.end()
         self.settler.flush(assisted=self.slot.restricted())
         self.slot.clear()
         self._report()

@@ -93,6 +93,7 @@ class StreamTasks(bootsteps.StartStopStep):  # type: ignore[misc]
         c.task_consumer = TaskConsumer(c, list(c.app.amqp.queues.consume_from.values()))
         self._load_revoked(c)
         c.pool.forward("revoke", list(state.revoked))
+        c.tell_events()
 
     def stop(self, c: Any) -> None:
         """Stop reading, unless only Celery's connection is being made anew."""
@@ -149,6 +150,12 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             Evloop,
             Agent,
         ]
+
+    def tell_events(self) -> None:
+        """Tell the children whether task events are wanted (``-E``, ``enable_events``)."""
+        dispatcher = self.event_dispatcher
+        wanted = bool(dispatcher and dispatcher.enabled and (not dispatcher.groups or "task" in dispatcher.groups))
+        self.pool.want_events(wanted)
 
     def cancel_active_requests(self) -> None:
         """Cancel what the children run (cold shutdown)."""

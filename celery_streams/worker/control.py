@@ -74,12 +74,18 @@ def _forward_rate_limit(consumer: Any, arguments: dict[str, Any]) -> None:
     consumer.pool.forward("task_option", arguments.get("task_name"), {"rate_limit": arguments.get("rate_limit")})
 
 
+def _forward_events(consumer: Any, arguments: dict[str, Any]) -> None:
+    consumer.tell_events()
+
+
 _FORWARDED: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "revoke": _forward_revoke,
     "terminate": _forward_revoke,
     "revoke_by_stamped_headers": _forward_stamps,
     "time_limit": _forward_time_limit,
     "rate_limit": _forward_rate_limit,
+    "enable_events": _forward_events,
+    "disable_events": _forward_events,
 }
 
 _celery_scheduled = celery_control.Panel.data["scheduled"]

@@ -24,7 +24,7 @@ from celery.app import trace
 from celery.app.task import Context
 from celery.exceptions import Ignore, InvalidTaskError, NotRegistered, Reject, Retry, TaskRevokedError
 from celery.utils.collections import AttributeDict
-from celery.utils.time import maybe_iso8601, maybe_make_aware
+from celery.utils.time import maybe_iso8601, maybe_make_aware, rate
 from celery.worker import state as worker_state
 from celery.worker.strategy import logger as strategy_logger
 from kombu.exceptions import ContentDisallowed, DecodeError, SerializationError
@@ -76,14 +76,17 @@ class TaskPlan:
     acks_late: bool
     delivery_limit: int
     dead_letter_failures: bool
+    #: Milliseconds between two starts by its rate limit; 0.0 is no limit.
+    interval_ms: float = 0.0
 
 
-def plan_for(task: Any, streams: Streams, *, limited: bool = False) -> TaskPlan:
-    """Read the options of a task. ``limited`` says that it has a rate limit."""
+def plan_for(task: Any, streams: Streams, *, rate_limits: bool = True) -> TaskPlan:
+    """Read the options of a task; ``rate_limits`` off ignores its rate limit (``worker_disable_rate_limits``)."""
     conf = streams.conf
     own = getattr(task, "streams_acks_late", None)
     acks_late = bool(conf.acks_late if own is None else own) or bool(task.acks_late)
-    plain = not limited and acks_late and task.Request == _STOCK_REQUEST and task.Strategy == _STOCK_STRATEGY
+    per_second = rate(getattr(task, "rate_limit", None)) if rate_limits else 0.0
+    plain = acks_late and task.Request == _STOCK_REQUEST and task.Strategy == _STOCK_STRATEGY
     limit = getattr(task, "streams_delivery_limit", None)
     keep = getattr(task, "streams_dead_letter_failures", None)
     return TaskPlan(
@@ -92,6 +95,7 @@ def plan_for(task: Any, streams: Streams, *, limited: bool = False) -> TaskPlan:
         acks_late=acks_late,
         delivery_limit=int(limit or conf.delivery_limit),
         dead_letter_failures=conf.dead_letter_failures if keep is None else bool(keep),
+        interval_ms=1000.0 / per_second if per_second else 0.0,
     )
 
 
@@ -224,7 +228,7 @@ class Executor:
         self._does_info = strategy_logger.isEnabledFor(logging.INFO)
         self.consumer.disable_rate_limits = True
         for name, task in app.tasks.items():
-            plan = plan_for(task, self.streams)
+            plan = plan_for(task, self.streams, rate_limits=not app.conf.worker_disable_rate_limits)
             if plan.acks_late:
                 task.acks_late = True
             self.plans[name] = plan
@@ -248,6 +252,8 @@ class Executor:
             return
         name = headers.get("task")
         plan = self.plans.get(name) if isinstance(name, str) else None
+        if plan is not None and plan.interval_ms and not self._has_token(delivery, plan, headers, history):
+            return
         if (
             plan is not None
             and plan.plain
@@ -264,7 +270,35 @@ class Executor:
 
     def _events(self) -> bool:
         dispatcher = self.consumer.event_dispatcher
-        return dispatcher is not None and bool(dispatcher.enabled)
+        return dispatcher is not None and dispatcher.enabled and (not dispatcher.groups or "task" in dispatcher.groups)
+
+    def use_events(self, dispatcher: Any) -> None:
+        """Send task events through ``dispatcher`` from now on; None sends none."""
+        self.consumer.event_dispatcher = dispatcher
+        self._strategies.clear()
+
+    def _has_token(self, delivery: Delivery, plan: TaskPlan, headers: dict[str, Any], history: dict[str, Any]) -> bool:
+        """Return whether the rate limit lets the task run now; if not, the message goes to the delayed set."""
+        if history.pop("granted", None) or headers.get("id") in worker_state.revoked:
+            return True
+        node = "" if self.streams.conf.rate_limit_scope == "global" else self.hostname
+        answer, _ = self.settler.insist(
+            lambda: self.settler.broker.take_token(
+                delivery.stream.queue, plan.task.name, node=node, interval_ms=plan.interval_ms
+            ),
+            "ask for a token",
+        )
+        wait_ms, reserved = answer or (0, True)
+        if not wait_ms:
+            return True
+        self._finish(
+            delivery,
+            plan,
+            {**history, "granted": 1} if reserved else history,
+            Event.LIMITED,
+            early_by=wait_ms / 1000,
+        )
+        return False
 
     # -- the fast path
 

@@ -17,6 +17,7 @@ revoked          ack, also when terminated while it ran
 unknown          requeue after 1 to 30 s until ``streams_unknown_task_ttl``, then dead letter
 malformed        dead letter; likewise ``not_accepted`` (content type) and ``invalid``
 early            requeue until its eta: the message came before its time
+limited          requeue until its token of the rate limit, no delivery counted
 timed_out        as failed; requeue with the crash counted when ``acks_on_timeout`` is off
 exited           dead letter: the task's body raised SystemExit or KeyboardInterrupt (Celery: WorkerLostError); as lost
                  when the task says ``reject_on_worker_lost = True``
@@ -61,6 +62,7 @@ class Event(Enum):
     NOT_ACCEPTED = "not_accepted"
     INVALID = "invalid"
     EARLY = "early"
+    LIMITED = "limited"
     TIMED_OUT = "timed_out"
     EXITED = "exited"
     LOST = "lost"
@@ -108,7 +110,7 @@ class Circumstances:
     #: How long the task has been unknown to workers.
     unknown_for: float = 0.0
     unknown_task_ttl: float = 600.0
-    #: How long until the eta of a message that came early.
+    #: How long until the eta of a message that came early, or until its token of a rate limit.
     early_by: float = 0.0
 
 
@@ -162,7 +164,7 @@ def _decide(event: Event, given: Circumstances) -> Outcome:
         return _LEAVE
     if event in (Event.REQUEUED, Event.INTERRUPTED):
         return Outcome(Action.REQUEUE)
-    if event is Event.EARLY:
+    if event in (Event.EARLY, Event.LIMITED):
         return Outcome(Action.REQUEUE, delay=given.early_by, redelivered=False)
     if event is Event.EXPECTED:
         return _ACK if given.acks_on_failure else Outcome(Action.DEAD, Reason.FAILED)

@@ -118,7 +118,7 @@ class Runner:
             count=_count,
             in_parent=True,
         )
-        self.executor.consumer.event_dispatcher = eventer
+        self.executor.use_events(eventer)
 
     def run(self, delivery: Delivery) -> None:
         """Run and settle ``delivery``.
