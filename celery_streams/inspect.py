@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
+
+from kombu.message import Message as KombuMessage
+from kombu.serialization import prepare_accept_content
 
 from . import keys, scripts
 from .broker import StreamBroker
@@ -18,6 +22,7 @@ from .exceptions import BrokerError, MessageError
 from .message import Message, decode_json, unpack
 
 __all__ = (
+    "Arguments",
     "ConsumerInfo",
     "DeadLetter",
     "DelayedMessage",
@@ -25,6 +30,7 @@ __all__ = (
     "consumers",
     "dead_letter",
     "dead_letters",
+    "decode_arguments",
     "delayed_messages",
     "known_queues",
     "purge",
@@ -124,6 +130,16 @@ class DeadLetter:
             return None
 
 
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What a message's task was called with, as far as the body may be decoded."""
+
+    args: Any = None
+    kwargs: Any = None
+    #: Why the body was not decoded; None when it was.
+    error: str | None = None
+
+
 def known_queues(broker: StreamBroker) -> list[str]:
     """Return the names of all queues that were ever used under this prefix, sorted."""
     return sorted(name.decode() for name in broker.client.call("SMEMBERS", keys.queues(broker.prefix)))
@@ -210,25 +226,60 @@ def dead_letters(
     reason: str | None = None,
     older_than: float | None = None,
     newer_than: float | None = None,
+    ids: Collection[str] | None = None,
     now: float | None = None,
 ) -> Iterator[DeadLetter]:
     """Yield the dead letters of ``queue``, the oldest first, in pages of 100.
 
-    ``older_than`` and ``newer_than`` are ages in seconds. What dies while the iteration goes on may or may not appear.
+    ``task`` is a name or a shell pattern; ``ids`` are entry ids or task ids; ``older_than`` and ``newer_than`` are ages
+    in seconds. What dies after the first page was asked for does not appear, so that whoever replays what is yielded
+    comes to an end.
     """
     key = broker.queue_keys(queue).dead
     clock = time.time() if now is None else now
     start: Any = "-" if newer_than is None else str(int((clock - newer_than) * 1000))
-    end: Any = "+" if older_than is None else str(int((clock - older_than) * 1000))
+    newest = broker.client.call("XREVRANGE", key, "+", "-", "COUNT", 1)
+    if not newest:
+        return
+    end: Any = newest[0][0] if older_than is None else str(int((clock - older_than) * 1000))
     while True:
         page = broker.client.call("XRANGE", key, start, end, "COUNT", 100)
         for entry_id, fields in page:
             letter = _dead_letter(queue, entry_id, fields)
-            if (task is None or letter.task == task) and (reason is None or letter.reason == reason):
+            if (
+                (task is None or letter.task == task or fnmatchcase(letter.task or "", task))
+                and (reason is None or letter.reason == reason)
+                and (ids is None or letter.entry_id in ids or letter.task_id in ids)
+            ):
                 yield letter
         if len(page) < 100:
             return
         start = b"(" + page[-1][0]
+
+
+def decode_arguments(message: Message, *, accept: Iterable[str] | None) -> Arguments:
+    """Decode what the task was called with, through ``accept`` (Celery's ``accept_content``) and nothing else.
+
+    A content type that is not accepted stays undecoded, as in the worker: a pickle is never loaded to be looked at.
+    """
+    try:
+        headers, properties = message.decode_headers(), message.decode_properties()
+        kombu_message = KombuMessage(
+            body=message.body,
+            content_type=properties.get("content_type"),
+            content_encoding=properties.get("content_encoding"),
+            headers=headers,
+            properties=properties,
+            accept=prepare_accept_content(["json"] if accept is None else list(accept)),
+        )
+        payload = kombu_message.decode()
+        if "task" in headers:
+            args, kwargs, *_ = payload
+        else:  # protocol 1
+            args, kwargs = payload.get("args"), payload.get("kwargs")
+    except Exception as exc:  # noqa: BLE001  (decoders, and those that users register, raise anything)
+        return Arguments(error=f"{type(exc).__name__}: {exc}")
+    return Arguments(args, kwargs)
 
 
 def dead_letter(broker: StreamBroker, queue: str, entry_id: str) -> DeadLetter | None:
@@ -242,8 +293,8 @@ def dead_letter(broker: StreamBroker, queue: str, entry_id: str) -> DeadLetter |
 def replay(broker: StreamBroker, letter: DeadLetter, *, queue: str | None = None) -> str | None:
     """Move a dead letter back to its queue, or to another, as a message with no history; it keeps its task id.
 
-    Atomic: run twice, or killed half-way, it is moved once. Two round trips. Returns the new entry id, or None when the letter is no
-    longer there.
+    Atomic: run twice, or killed half-way, it is moved once. Two round trips. Returns the new entry id, or None when
+    the letter is no longer there.
 
     Raises:
         MessageError: the letter is not a task message; no worker could run it.

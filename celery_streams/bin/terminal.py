@@ -1,0 +1,114 @@
+"""What several commands share at the terminal: errors as one line, ages, queue names, tables and progress bars."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timezone
+from typing import Any, TypeVar
+
+import click
+from celery.exceptions import CeleryCommandException
+from celery.platforms import EX_FAILURE, EX_USAGE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..broker import StreamBroker
+from ..conf import nearest
+from ..exceptions import BrokerError, CeleryStreamsError, ConfigurationError
+from ..inspect import known_queues
+from .status import EXIT_CONFIG, EXIT_UNAVAILABLE
+
+__all__ = ("AGE", "bad_input", "console", "iso", "one_line_errors", "progress_bar", "select_queues")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Columns of a table that does not go to a terminal, so that a pipe or log gets whole lines.
+_PLAIN_WIDTH = 200
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_AGE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhdw]?)")
+
+
+class Age(click.ParamType):  # type: ignore[type-arg]
+    """An age: ``90``, ``90s``, ``10m``, ``2h``, ``3d``, ``1w``; its value is in seconds."""
+
+    name = "age"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the age in seconds."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        found = _AGE.fullmatch(str(value).strip().lower())
+        if found is None:
+            self.fail(f"{value!r} is no age; write seconds, or 10m, 2h, 3d", param, ctx)
+        return float(found[1]) * _UNITS[found[2]]
+
+
+AGE = Age()
+
+
+def bad_input(text: str) -> CeleryCommandException:
+    """Return the error for input that cannot be right: one line, exit code 64."""
+    return CeleryCommandException(_one_line(text), EX_USAGE)
+
+
+def one_line_errors(function: F) -> F:
+    """Turn our errors into one line and an exit code, also where ``celery -A proj streams`` runs the command."""
+
+    @functools.wraps(function)
+    def reported(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except ConfigurationError as exc:
+            raise CeleryCommandException(_one_line(exc), EXIT_CONFIG) from exc
+        except BrokerError as exc:
+            raise CeleryCommandException(_one_line(exc), EXIT_UNAVAILABLE) from exc
+        except CeleryStreamsError as exc:
+            raise CeleryCommandException(_one_line(exc), EX_FAILURE) from exc
+
+    return reported  # type: ignore[return-value]
+
+
+def select_queues(broker: StreamBroker, wanted: Sequence[str], *, more: Sequence[str] = ()) -> list[str]:
+    """Return ``wanted``, or every queue that was ever used when there are none.
+
+    ``more`` are queues that are fine although nobody used them yet.
+
+    Raises:
+        CeleryCommandException: a queue was never used; its message suggests the nearest name.
+    """
+    known = known_queues(broker)
+    for name in wanted:
+        if name not in known and name not in more:
+            raise bad_input(f"Queue {name!r} was never used on streams{nearest(name, known)}")
+    return list(dict.fromkeys(wanted)) or known
+
+
+def console(*, no_color: bool) -> Console:
+    """Return the console for results."""
+    return Console(no_color=no_color, highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+
+
+@contextlib.contextmanager
+def progress_bar(text: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """Show a bar on stderr while it is a terminal; yields what is called with the number of items just done."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda done: bar.update(task, advance=done)
+
+
+def iso(seconds: float | None) -> str | None:
+    """Write seconds since the epoch as ISO 8601 in UTC."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
