@@ -1,0 +1,160 @@
+"""The project that the fault harness runs: tasks that record when they start and end, and fail as they are told.
+
+``-A tests.faults.app``; its settings come from the environment, as those of the sample project do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from typing import Any
+
+from celery import Celery, shared_task
+
+import celery_streams
+from tests.faults.ledger import Ledger
+from tests.proj import settings
+
+app = Celery("faults")
+app.conf.update(settings.from_environment())
+if settings.flag(settings.INSTALL):
+    celery_streams.install(app)
+
+_ledger: list[Ledger] = []
+
+
+def ledger() -> Ledger:
+    """Return this process' ledger, opened when the first task needs it."""
+    if not _ledger:
+        _ledger.append(Ledger.from_environment())
+    return _ledger[0]
+
+
+class Planned(Exception):
+    """A failure that was ordered."""
+
+
+def record(task: Any, what: str) -> None:
+    request = task.request
+    ledger().append(
+        "runs",
+        what=what,
+        id=request.id,
+        retries=request.retries,
+        redelivered=bool((request.delivery_info or {}).get("redelivered")),
+        worker=request.hostname,
+        pid=os.getpid(),
+        at=time.time(),
+    )
+
+
+def run(task: Any, action: str, **options: Any) -> Any:
+    record(task, "start")
+    value = _ACTIONS[action](task, **options)
+    record(task, "end")
+    return value
+
+
+def _ok(task: Any, value: Any = None, **_: Any) -> Any:
+    return value
+
+
+def _nap(task: Any, seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def _spin(task: Any, seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+def _hold_gil(task: Any, seconds: float) -> None:
+    """Sleep in C without letting any other thread of this process run."""
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+
+def _flaky(task: Any, until: int, seconds: float = 0.0, countdown: float = 0.0) -> None:
+    """Retry ``until`` times."""
+    time.sleep(seconds)
+    if task.request.retries < until:
+        record(task, "end")
+        raise task.retry(countdown=countdown, max_retries=None)
+
+
+def _fail(task: Any) -> None:
+    raise Planned(task.request.id)
+
+
+def _poison(task: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _crash(task: Any, how: str) -> None:
+    """End the process the first time."""
+    if ledger().first(task.request.id):
+        ledger().note(task.request.id, crash=how)
+        if how == "exit":
+            os._exit(3)
+        elif how == "segfault":
+            ctypes.string_at(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _own(task: Any, seconds: float) -> None:
+    """Wait, then say whether the message is still ours."""
+    time.sleep(seconds)
+    ledger().note(task.request.id, owned=celery_streams.still_owned())
+
+
+def _unserialisable(task: Any) -> object:
+    return object()
+
+
+def _odd_error(task: Any) -> None:
+    class Odd(Exception):
+        def __init__(self, first: Any, second: Any) -> None:
+            super().__init__("odd")
+            self.lock = open(os.devnull)  # noqa: SIM115  (an exception that cannot be pickled is the point)
+
+    raise Odd(1, 2)
+
+
+def _publish(task: Any, count: int) -> None:
+    """Publish ``count`` more tasks from inside the task."""
+    for _ in range(count):
+        result = quiet.delay("ok")
+        ledger().append("submitted", id=result.id, action="ok", at=time.time())
+
+
+_ACTIONS = {name[1:]: value for name, value in list(globals().items()) if name.startswith("_") and callable(value)}
+
+
+@shared_task(bind=True, ignore_result=True, max_retries=None)
+def quiet(self: Any, action: str, **options: Any) -> None:
+    """Do ``action`` and keep no result: the task of the load."""
+    run(self, action, **options)
+
+
+@shared_task(bind=True, max_retries=None)
+def loud(self: Any, action: str, **options: Any) -> Any:
+    """Do ``action`` and keep its result."""
+    return run(self, action, **options)
+
+
+@shared_task(bind=True)
+def double(self: Any, x: int, seconds: float = 0.0) -> int:
+    record(self, "start")
+    time.sleep(seconds)
+    record(self, "end")
+    return 2 * x
+
+
+@shared_task(bind=True)
+def total(self: Any, numbers: list[int]) -> int:
+    record(self, "start")
+    ledger().note(self.request.id, total=sum(numbers))
+    record(self, "end")
+    return sum(numbers)

@@ -1,0 +1,50 @@
+"""Builds that must FAIL: import this module into a worker (``-I tests.faults.broken``) and name one in FAULTS_BROKEN.
+
+``ack-first``      a message is acknowledged before its task runs: a kill loses it
+``no-ownership``   settling no longer asks who holds the entry: a worker that stood still settles what another runs
+
+They exist to prove that the harness can fail; nothing else imports them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from typing import Any
+
+from celery_streams import scripts
+from celery_streams.worker.executor import Executor
+from celery_streams.worker.outcome import Action, Outcome
+
+#: The environment variable that names the build.
+BROKEN = "FAULTS_BROKEN"
+
+#: The first thing that settling scripts do: leave when the entry is not pending for the consumer.
+_OWNERSHIP = re.compile(r"^if #redis\.call\('XPENDING'.*== 0 then return (?:0|false) end$", re.MULTILINE)
+
+
+def acknowledge_first() -> None:
+    """Acknowledge each message before its task runs."""
+    execute = Executor.execute
+
+    def broken(self: Any, delivery: Any) -> None:
+        self.settler.settle(delivery, Outcome(Action.ACK))
+        execute(self, delivery)
+
+    Executor.execute = broken  # type: ignore[method-assign]
+
+
+def forget_ownership() -> None:
+    """Settle whatever id is given."""
+    for name in ("RETRY", "REQUEUE"):
+        script = getattr(scripts, name)
+        text, count = _OWNERSHIP.subn("", script.text)
+        assert count == 1, f"{script.name}.lua has no ownership check to remove"
+        setattr(scripts, name, scripts.Script(script.name, text, hashlib.sha1(text.encode()).hexdigest()))
+
+
+BUILDS = {"ack-first": acknowledge_first, "no-ownership": forget_ownership}
+
+if os.environ.get(BROKEN):
+    BUILDS[os.environ[BROKEN]]()

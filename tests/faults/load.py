@@ -1,0 +1,276 @@
+"""A load run: servers, producer, fleet and faults for some seconds, then the drain, then the verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from celery_streams import inspect
+from celery_streams.broker import StreamBroker
+from celery_streams.connection import RedisClient
+from celery_streams.embedded import EmbeddedRedis
+from celery_streams.exceptions import BrokerError
+from tests.faults import faults
+from tests.faults.ledger import Ledger
+from tests.faults.verdict import Bounds, FaultRecord, FinalState, Verdict, judge
+from tests.faults.workers import FaultWorker, Fleet
+from tests.processes import ROOT, project_environment
+
+QUEUE = "faults"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that makes one run differ from another."""
+
+    seconds: float
+    seed: int
+    rate: float = 120.0
+    workers: int = 2
+    children: int = 2
+    visibility_timeout: float = 3.0
+    #: Seconds between two faults, least and most.
+    pause: tuple[float, float] = (0.8, 2.2)
+    kinds: tuple[type[faults.Fault], ...] = faults.ALL
+    pool: str = "prefork"
+    side: str = "streams"
+    #: ``ack-first`` or ``no-ownership``: a build that must fail.
+    broken: str | None = None
+    server: str | None = None
+    appendfsync: str = "always"
+    #: Only tasks that sleep and retry.
+    only_flaky: bool = False
+    directory: str | None = None
+
+
+#: The profiles of the command line.
+PROFILES = {
+    "short": Plan(seconds=25.0, seed=0),
+    "medium": Plan(seconds=240.0, seed=0, pause=(1.0, 4.0)),
+    "long": Plan(seconds=1020.0, seed=0, pause=(1.5, 6.0)),
+}
+
+
+@dataclass
+class Report:
+    """What a run found."""
+
+    plan: Plan
+    verdict: Verdict
+    faults: list[FaultRecord]
+    directory: Path
+
+    @property
+    def ok(self) -> bool:
+        return self.verdict.ok
+
+    def as_dict(self) -> dict[str, Any]:
+        plan = self.plan
+        return {
+            "verdict": "PASS" if self.ok else "FAIL",
+            "seed": plan.seed,
+            "side": plan.side,
+            "pool": plan.pool,
+            "broken": plan.broken,
+            "seconds": plan.seconds,
+            "workers": plan.workers,
+            "children": plan.children,
+            "visibility_timeout": plan.visibility_timeout,
+            "appendfsync": plan.appendfsync,
+            "checks": {check.letter: {"ok": check.ok, "text": check.text} for check in self.verdict.checks},
+            **self.verdict.figures,
+        }
+
+
+def run(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> Report:
+    """Carry out a plan. No process outlives it."""
+    directory = Path(plan.directory or tempfile.mkdtemp(prefix="celery-streams-faults-"))
+    directory.mkdir(parents=True, exist_ok=True)
+    arguments = ("--appendfsync", plan.appendfsync)
+    with contextlib.ExitStack() as stack:
+        target = stack.enter_context(EmbeddedRedis(appendonly=True, args=arguments, executable=plan.server))
+        books = stack.enter_context(EmbeddedRedis())
+        ledger = Ledger(books.url)
+        stack.callback(ledger.close)
+        environment = _environment(plan, target, books)
+        fleet = Fleet([_worker(plan, index, directory, environment) for index in range(plan.workers)])
+        stack.callback(fleet.kill)
+        chance = random.Random(plan.seed)
+        scene = faults.Scene(target, fleet, chance, plan.visibility_timeout)
+        fleet.start()
+        producer = _start_producer(plan, directory, environment)
+        stack.callback(_end, producer)
+        _load(plan, scene, producer, say)
+        fleet.supervise()
+        say("drain")
+        _drain(plan, scene, ledger)
+        hangs = fleet.stop(timeout=15.0)
+        runs = ledger.runs()
+        uncertain = [line["id"] for line in ledger.lines("uncertain")]
+        submissions = ledger.submissions()
+        records = [*scene.records, *_self_inflicted(ledger, submissions, runs)]
+        verdict = judge(
+            submissions,
+            runs,
+            records,
+            _final_state(plan, target),
+            bounds=Bounds(plan.visibility_timeout),
+            uncertain=uncertain,
+            hangs=hangs,
+        )
+    return Report(plan, verdict, records, directory)
+
+
+def _environment(plan: Plan, target: EmbeddedRedis, books: EmbeddedRedis) -> dict[str, str]:
+    streams = plan.side == "streams"
+    more: dict[str, Any] = {"broker_connection_retry_on_startup": True, "worker_enable_remote_control": False}
+    if streams:
+        more["streams_visibility_timeout"] = plan.visibility_timeout
+    else:
+        # What a careful user of lists does: late acknowledgement, and a visibility timeout beyond his longest task.
+        more.update(
+            task_acks_late=True,
+            task_reject_on_worker_lost=True,
+            broker_transport_options={"visibility_timeout": int(plan.visibility_timeout * 3)},
+        )
+    environment = project_environment(
+        broker=target.url,
+        results=books.database_url(1),
+        ledger=books.url,
+        queue=QUEUE,
+        install=streams,
+        enabled=True if streams else None,
+        **more,
+    )
+    if plan.broken:
+        environment["FAULTS_BROKEN"] = plan.broken
+    return environment
+
+
+def _worker(plan: Plan, index: int, directory: Path, environment: dict[str, str]) -> FaultWorker:
+    return FaultWorker(
+        name=f"w{index + 1}",
+        queues=QUEUE,
+        directory=directory,
+        environment=environment,
+        side=plan.side,
+        concurrency=plan.children,
+        pool=plan.pool,
+        level="WARNING",
+        include=["tests.faults.broken"] if plan.broken else [],
+    )
+
+
+def _start_producer(plan: Plan, directory: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.faults.producer"]
+    command += ["--seconds", str(plan.seconds), "--rate", str(plan.rate), "--seed", str(plan.seed)]
+    command += ["--long", str(plan.visibility_timeout * 1.6)]
+    if plan.only_flaky:
+        command.append("--only-flaky")
+    with (directory / "producer.log").open("wb") as output:
+        return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+def _load(plan: Plan, scene: faults.Scene, producer: subprocess.Popen[bytes], say: Callable[[str], None]) -> None:
+    scheduler = faults.Scheduler(plan.kinds, chance=scene.chance, pause=plan.pause)
+    began = time.monotonic()
+    deadline = began + plan.seconds + 20.0
+    while producer.poll() is None and time.monotonic() < deadline:
+        scene.run_due()
+        scene.fleet.supervise()
+        struck = scheduler.run_once(scene)
+        if struck is not None:
+            say(f"{time.monotonic() - began:7.1f} s  {struck.kind}")
+        time.sleep(0.02)
+    if producer.poll() is None:
+        producer.send_signal(signal.SIGTERM)
+        producer.wait(10)
+    scene.run_due(everything=True)
+    if producer.returncode:
+        raise RuntimeError(f"The producer ended with {producer.returncode}, see producer.log")
+
+
+def _drain(plan: Plan, scene: faults.Scene, ledger: Ledger) -> None:
+    """Wait until nothing is left, or nothing has moved for a while."""
+    patience = plan.visibility_timeout * (3 if plan.side == "streams" else 6) + 12.0
+    moved, seen = time.monotonic(), -1
+    quiet_since = None
+    while time.monotonic() - moved < patience:
+        scene.fleet.supervise()
+        count = ledger.count("runs")
+        if count != seen:
+            moved, seen = time.monotonic(), count
+        left = remaining(plan.side, scene.server)
+        if left == 0:
+            quiet_since = quiet_since or time.monotonic()
+            if time.monotonic() - quiet_since > 0.5:
+                return
+        else:
+            quiet_since = None
+        time.sleep(0.1)
+
+
+def remaining(side: str, server: EmbeddedRedis) -> int:
+    """Return the number of messages that wait, run or are delayed."""
+    if side == "streams":
+        with contextlib.closing(RedisClient(server.url)) as client:
+            try:
+                status = inspect.queue_status(StreamBroker(client), QUEUE)
+            except BrokerError:
+                return -1
+            return status.waiting + status.pending + status.delayed
+    with contextlib.closing(redis.Redis.from_url(server.url, socket_timeout=5)) as client:
+        names = [QUEUE, *(f"{QUEUE}\x06\x16{step}" for step in (3, 6, 9))]
+        return sum(client.llen(name) for name in names) + client.hlen("unacked")
+
+
+def _final_state(plan: Plan, server: EmbeddedRedis) -> FinalState:
+    if plan.side != "streams":
+        return FinalState(waiting=remaining(plan.side, server))
+    with contextlib.closing(RedisClient(server.url)) as client:
+        broker = StreamBroker(client)
+        status = inspect.queue_status(broker, QUEUE)
+        letters = tuple((letter.task_id, letter.reason) for letter in inspect.dead_letters(broker, QUEUE))
+    return FinalState(status.waiting, status.pending, status.delayed, status.dead, letters)
+
+
+def _self_inflicted(ledger: Ledger, submissions: Sequence[Any], runs: Sequence[Any]) -> list[FaultRecord]:
+    """Return the crashes that tasks were told to cause."""
+    found = [
+        FaultRecord(f"F2 {note['crash']} in a task", note["at"], note["at"], frozenset((note["pid"],)))
+        for note in ledger.notes()
+        if "crash" in note
+    ]
+    poison = {one.id for one in submissions if one.action == "poison"}
+    found += [
+        FaultRecord("F16 poison", run.start, run.start, frozenset((run.pid,))) for run in runs if run.id in poison
+    ]
+    return found
+
+
+def with_minutes(plan: Plan, minutes: float | None) -> Plan:
+    """Return the plan with another length."""
+    return plan if minutes is None else replace(plan, seconds=minutes * 60)
+
+
+def logs(report: Report) -> str:
+    """Return where the logs of a run lie."""
+    return os.fspath(report.directory)

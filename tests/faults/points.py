@@ -1,0 +1,86 @@
+"""Points at which a worker's process kills itself once: import into a worker with ``-I tests.faults.points``.
+
+``FAULTS_POINT`` names the point, ``FAULTS_POINT_FILE`` a file that does not exist yet; whoever creates it is the one
+that dies. Nothing in the package knows of this: the methods around which a process can die are wrapped here.
+
+===================  ==============================================================================================
+point                the process dies
+===================  ==============================================================================================
+``read``             F3: after a reply with entries came, before anything was noted of them (child)
+``begin``            F3: after a batch was noted, before its first task starts (child)
+``body``             F4: after the body of a task, before its acknowledgement was collected (child)
+``ack``              F4: with acknowledgements collected and not sent (child)
+``acked``            F4: after acknowledgements were sent (child)
+``retry``            F5: after a retry was decided, before it is stored (child)
+``retried``          F5: after a retry was stored, before the process knows (child)
+``promote``          F6: before due messages are promoted (parent)
+``promoted``         F6: after due messages were promoted, before the process knows (parent)
+``recovered``        F7: after entries of a dead worker were put back (parent)
+``exhausted``        F7: after a message over the limit was claimed, before it is dead-lettered (parent)
+===================  ==============================================================================================
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from celery_streams.broker import StreamBroker
+from celery_streams.worker.reader import Reader
+from celery_streams.worker.settle import Settler
+from celery_streams.worker.slots import Slot
+
+POINT = "FAULTS_POINT"
+FILE = "FAULTS_POINT_FILE"
+
+
+def die_once() -> None:
+    """Kill this process, unless another did so before."""
+    try:
+        os.close(os.open(os.environ[FILE], os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _before(owner: type, name: str, *, when: Callable[..., bool] = lambda *_: True) -> None:
+    original = getattr(owner, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if when(*args):
+            die_once()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def _after(owner: type, name: str, *, when: Callable[[Any], bool] = lambda result: True) -> None:
+    original = getattr(owner, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if when(result):
+            die_once()
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+POINTS: dict[str, Callable[[], None]] = {
+    "read": lambda: _after(Reader, "next", when=bool),
+    "begin": lambda: _before(Slot, "begin"),
+    "body": lambda: _before(Settler, "ack"),
+    "ack": lambda: _after(Settler, "ack"),
+    "acked": lambda: _before(Settler, "confirm"),
+    "retry": lambda: _before(StreamBroker, "retry"),
+    "retried": lambda: _after(StreamBroker, "retry"),
+    "promote": lambda: _before(StreamBroker, "promote"),
+    "promoted": lambda: _after(StreamBroker, "promote", when=lambda result: result.moved > 0),
+    "recovered": lambda: _after(StreamBroker, "recover", when=lambda result: result.moved > 0),
+    "exhausted": lambda: _after(StreamBroker, "recover", when=lambda result: bool(result.exhausted)),
+}
+
+if os.environ.get(POINT):
+    POINTS[os.environ[POINT]]()
