@@ -197,6 +197,7 @@ class StreamsPool(BasePool):  # type: ignore[misc]
             if shot.running is not None:
                 request = self._request_of(holder, shot, shot.running)
                 if request is not None:
+                    request.acknowledged = shot.acked_early
                     request.worker_pid = shot.pid
                     request.time_start = time.time() - (time.monotonic() - shot.started_at)
                     active[shot.running.entry_id] = request
