@@ -32,6 +32,9 @@ SOCKET_TIMEOUT = 5.0
 #: Seconds after which an unused connection is looked at before it is used again.
 _STALE_AFTER = 1.0
 
+#: redis-py's own largest number of connections of a pool.
+_NO_BOUND = 2**31
+
 #: The password of a URL: from the first colon behind the scheme to the last ``@`` (also where the password was not
 #: percent-encoded as it should be), or an argument of the query.
 _PASSWORD = re.compile(r"(//[^:/?#@]*:).*(?=@)")
@@ -331,6 +334,9 @@ def _common_options(options: ConnectionOptions) -> dict[str, Any]:
     transport = options.transport
     extra: dict[str, Any] = {
         "protocol": 2,
+        # The pool only makes connections here, and never hears of the ones that were closed: redis-py 8's default of
+        # 100 would end this process' access to Redis at its hundredth reconnect.
+        "max_connections": _NO_BOUND,
         "retry": Retry(NoBackoff(), 0),
         "retry_on_timeout": False,
         "socket_timeout": transport.get("socket_timeout") or SOCKET_TIMEOUT,

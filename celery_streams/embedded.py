@@ -218,8 +218,10 @@ class EmbeddedRedis:
                     if _process_id(client) == self._process.pid:
                         return
                     reason = f"port {port} belongs to another server"
-                except BrokerError as exc:
+                except BrokerUnavailable as exc:
                     reason = str(exc)
+                except BrokerError:
+                    return  # it answers, and wants a password or has renamed the command
                 if time.monotonic() > deadline:
                     raise BrokerUnavailable(
                         f"The embedded server did not answer within {START_TIMEOUT:g} s ({reason}): {_tail(log)}"

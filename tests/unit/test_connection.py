@@ -150,6 +150,22 @@ def test_server_away_is_our_error_with_the_host_and_without_the_password() -> No
     assert "secret" not in str(caught.value)
 
 
+def test_client_reconnects_without_end() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        client = RedisClient(f"redis://127.0.0.1:{taken.getsockname()[1]}/0")
+
+        for _ in range(150):
+            with pytest.raises(BrokerUnavailable, match="refused"):
+                client.call("PING")
+
+
+def test_sentinel_client_may_reconnect_without_end() -> None:
+    pool = RedisClient("sentinel://one:26379/0?master_name=main")._pool
+
+    assert pool.max_connections >= 2**31
+
+
 def test_transport_options_reach_the_connection() -> None:
     made = connection_of(
         "redis://cache", transport={"socket_timeout": 7, "socket_connect_timeout": 2, "socket_keepalive": True}
