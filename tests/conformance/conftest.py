@@ -8,6 +8,8 @@ The workers run for the whole session on a Redis of their own, because other tes
     must behave the same.
 ``watched``
     ``lists`` and ``streams-watched``: for tests of events and of task_received.
+``plain``
+    ``lists`` and ``streams``: for what has nothing to do with the way of a message, and takes long.
 """
 
 from __future__ import annotations
@@ -178,7 +180,7 @@ def _side(name: str, server: EmbeddedRedis, directory: Path) -> Side:
         queues=f"{queue},{queue}-routed",
         directory=directory,
         environment=environment,
-        options=() if name == "streams" else ("-E",),
+        options=("-E",) if name == "streams-watched" else (),
     )
     app = Celery(f"publisher-{name}", set_as_current=False)
     app.conf.update(celery_settings(**urls, queue=queue, **settings))
@@ -207,6 +209,12 @@ def side(request: pytest.FixtureRequest, world: Callable[[str], Side]) -> Iterat
 @pytest.fixture(params=["lists", "streams-watched"])
 def watched(request: pytest.FixtureRequest, world: Callable[[str], Side]) -> Iterator[Side]:
     """Each side in turn, with a worker that sends events and has a receiver for task_received."""
+    yield from _current(world(request.param))
+
+
+@pytest.fixture(params=["lists", "streams"])
+def plain(request: pytest.FixtureRequest, world: Callable[[str], Side]) -> Iterator[Side]:
+    """Each side in turn, with a worker that was started without events."""
     yield from _current(world(request.param))
 
 

@@ -1,0 +1,199 @@
+"""Task and worker events, as Flower and ``celery events`` receive them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+import pytest
+
+from tests.eventually import eventually
+
+TASK_FIELDS = {"hostname", "utcoffset", "pid", "clock", "timestamp", "type", "uuid", "local_received"}
+
+
+def collect(side):
+    """Yield a list that every event of this side's worker is added to."""
+    seen, stop = [], threading.Event()
+
+    def receive():
+        with side.app.connection_for_read() as connection:
+            receiver = side.app.events.Receiver(connection, handlers={"*": seen.append})
+            with receiver.consumer_context(wakeup=False) as (own, _, _):
+                while not stop.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        own.drain_events(timeout=0.1)
+
+    thread = threading.Thread(target=receive, daemon=True)
+    thread.start()
+
+    def connected():
+        side.app.control.heartbeat([side.worker.hostname])
+        return [event for event in seen if event["type"] == "worker-heartbeat"]
+
+    eventually(connected)
+    yield seen
+    stop.set()
+    thread.join()
+
+
+@pytest.fixture
+def events(watched):
+    """Every event of the worker, task events switched on as Flower does it."""
+    watched.control("enable_events")
+    yield from collect(watched)
+
+
+@pytest.fixture
+def plain_events(plain):
+    """Every event of a worker that was started without task events."""
+    yield from collect(plain)
+
+
+def beat_of(events):
+    """Return the last heartbeat that the worker sent by itself; those that were asked for say nothing of its load."""
+    return eventually(lambda: [event for event in events if event["type"] == "worker-heartbeat" and "active" in event])[
+        -1
+    ]
+
+
+def of(events, result, last):
+    """Return the events of one task, once one of type ``last`` is among them."""
+
+    def found():
+        mine = [event for event in events if event.get("uuid") == result.id]
+        return mine if last in [event["type"] for event in mine] else []
+
+    return eventually(found, message=f"event {last}")
+
+
+def test_events_of_a_success(watched, events):
+    result = watched.act.delay("ok", 5)
+
+    received, started, succeeded = of(events, result, "task-succeeded")
+
+    assert [one["type"] for one in (received, started, succeeded)] == [
+        "task-received",
+        "task-started",
+        "task-succeeded",
+    ]
+    assert received["name"] == "tests.proj.actions.act"
+    assert received["args"] == "('ok', 5)"
+    assert received["kwargs"] == "{}"
+    assert received["root_id"] == result.id
+    assert received["retries"] == 0
+    assert succeeded["result"] == "5"
+    assert 0 <= succeeded["runtime"] < 5
+    assert {one["hostname"] for one in (received, started, succeeded)} == {watched.worker.hostname}
+    assert set(started) >= TASK_FIELDS
+
+
+def test_events_of_a_failure(watched, events):
+    result = watched.act.delay("error", "seen")
+
+    found = of(events, result, "task-failed")
+
+    assert [one["type"] for one in found] == ["task-received", "task-started", "task-failed"]
+    assert found[-1]["exception"] == "ActionError('seen')"
+    assert "ActionError: seen" in found[-1]["traceback"]
+
+
+def test_events_of_a_retry(watched, events):
+    result = watched.act.delay("retry", until=1, countdown=0.3)
+
+    found = of(events, result, "task-succeeded")
+
+    assert [one["type"] for one in found if one["type"] != "task-received"] == [
+        *("task-started", "task-retried"),
+        *("task-started", "task-succeeded"),
+    ]
+
+
+def test_events_of_a_revoked_task(watched, events):
+    result = watched.act.apply_async(("ok", 1), expires=-1)
+
+    (revoked,) = of(events, result, "task-revoked")
+
+    assert revoked["expired"] is True
+    assert revoked["terminated"] is False
+
+
+def test_events_of_a_terminated_task(watched, events):
+    result = watched.act.delay("sleep", seconds=30)
+    watched.ran(result.id)
+
+    watched.control("revoke", result.id, terminate=True)
+
+    revoked = of(events, result, "task-revoked")[-1]
+    assert revoked["terminated"] is True
+
+
+def test_events_of_a_rejected_task(watched, events):
+    result = watched.task("act_late").delay("reject", "no")
+
+    found = of(events, result, "task-rejected")
+
+    assert found[-1]["requeue"] is False
+
+
+def test_events_of_a_task_that_exceeds_its_hard_limit(watched, events):
+    result = watched.act.apply_async(("sleep",), {"seconds": 30}, time_limit=1)
+
+    found = of(events, result, "task-failed")
+
+    # Stock Celery may send task-failed twice.
+    assert list(dict.fromkeys(one["type"] for one in found)) == ["task-received", "task-started", "task-failed"]
+
+
+def test_worker_announces_itself_with_its_load(watched, events):
+    heartbeat = beat_of(events)
+
+    assert heartbeat["hostname"] == watched.worker.hostname
+    assert heartbeat["freq"] == 2.0
+    assert heartbeat["sw_ident"] == "py-celery"
+    assert heartbeat["active"] >= 0
+    assert heartbeat["processed"] >= 0
+    assert len(heartbeat["loadavg"]) == 3
+
+
+def test_processed_counts_the_tasks(watched, events):
+    before = beat_of(events)["processed"]
+    for _ in range(5):
+        watched.value(watched.act.delay("ok"))
+
+    eventually(lambda: beat_of(events)["processed"] >= before + 5)
+
+
+def test_publisher_sends_task_sent_when_asked_to(watched, events):
+    result = watched.act.apply_async(("ok", 1), headers={}, priority=3)
+    watched.value(result)
+    watched.app.conf.task_send_sent_event = True
+    watched.app.amqp.__dict__.pop("send_task_message", None)
+    try:
+        sent = watched.act.delay("ok", 1)
+    finally:
+        watched.app.conf.task_send_sent_event = False
+        watched.app.amqp.__dict__.pop("send_task_message", None)
+
+    event = [one for one in of(events, sent, "task-succeeded") if one["type"] == "task-sent"][0]
+
+    assert event["queue"] == watched.queue
+    assert event["routing_key"] == watched.queue
+    assert [one for one in events if one["type"] == "task-sent" and one["uuid"] == result.id] == []
+
+
+def test_events_are_switched_on_and_off(plain, plain_events):
+    plain.control("enable_events")
+    first = plain.act.delay("ok", 1)
+    of(plain_events, first, "task-succeeded")
+    plain.control("disable_events")
+    silent = plain.act.delay("ok", 2)
+    plain.value(silent)
+    plain.settled()
+    plain.control("enable_events")
+    last = plain.act.delay("ok", 3)
+
+    of(plain_events, last, "task-succeeded")
+    plain.control("disable_events")
+
+    assert [event for event in plain_events if event.get("uuid") == silent.id] == []
