@@ -1,0 +1,134 @@
+"""``python -m benchmarks.publisher SYSTEM VERB COUNT``: a process that publishes, and prints what it measured as JSON.
+
+============  =======================================================================================================
+``backlog``   publishes ``noop`` as fast as it can; wall and CPU time for each
+``fill``      publishes more ``noop`` in pipelines, unmeasured (only ``bare`` needs so many)
+``steady``    publishes ``stamp`` about fifty times a second; the tasks say how long they took to start
+``delayed``   publishes ``stamp`` with an eta one to two seconds ahead; the tasks say how late they are
+``results``   ``echo.delay().get()``, one after the other; the time of each
+============  =======================================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib import import_module
+from typing import Any
+
+import redis
+
+from . import bare
+from .project.settings import URL
+
+__all__ = ("PADDING", "main")
+
+#: The second argument of ``noop``.
+PADDING = "x" * 64
+
+#: Publishes before the measurement: imports, connections and caches are no part of it.
+WARM_UP = 100
+
+#: Entries in one pipeline of ``fill``.
+_PIPELINE = 1_000
+
+#: Seconds between two publishes of ``steady``; uneven, so that they meet no timer's rhythm.
+_STEADY = (0.01, 0.03)
+
+#: Seconds ahead of the etas of ``delayed``.
+_AHEAD = (1.0, 2.0)
+
+
+def main(system: str, verb: str, count: int) -> dict[str, Any]:
+    """Do what ``verb`` says ``count`` times."""
+    if system == "bare":
+        return _VERBS[verb](_bare_send(), count)
+    import_module(f"benchmarks.project.{system}")
+    return _VERBS[verb](_celery_send(), count)
+
+
+Send = Callable[..., Any]
+
+
+def _bare_send() -> Send:
+    client = redis.Redis.from_url(os.environ[URL])
+
+    def send(task: str, *args: Any, **options: Any) -> None:
+        client.xadd(bare.KEY, bare.entry(task, *args))
+
+    return send
+
+
+def _celery_send() -> Send:
+    from .project import tasks
+
+    def send(task: str, *args: Any, **options: Any) -> Any:
+        found = getattr(tasks, task)
+        return found.apply_async(args, **options) if options else found.delay(*args)
+
+    return send
+
+
+def _backlog(send: Send, count: int) -> dict[str, Any]:
+    for number in range(WARM_UP):
+        send("noop", number, PADDING)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for number in range(count):
+        send("noop", number, PADDING)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {"published": WARM_UP + count, "wall_us": wall / count * 1e6, "cpu_us": cpu / count * 1e6}
+
+
+def _fill(send: Send, count: int) -> dict[str, Any]:
+    fields = bare.entry("noop", 0, PADDING)
+    with redis.Redis.from_url(os.environ[URL]) as client:
+        for start in range(0, count, _PIPELINE):
+            pipeline = client.pipeline(transaction=False)
+            for _ in range(min(_PIPELINE, count - start)):
+                pipeline.xadd(bare.KEY, fields)
+            pipeline.execute()
+    return {"published": count}
+
+
+def _steady(send: Send, count: int) -> dict[str, Any]:
+    for _ in range(count):
+        send("stamp", time.time_ns())
+        time.sleep(random.uniform(*_STEADY))
+    return {"published": count}
+
+
+def _delayed(send: Send, count: int) -> dict[str, Any]:
+    now = time.time()
+    for _ in range(count):
+        due = now + random.uniform(*_AHEAD)
+        send("stamp", int(due * 1e9), eta=datetime.fromtimestamp(due, timezone.utc))
+    return {"published": count, "took_s": time.time() - now}
+
+
+def _results(send: Send, count: int) -> dict[str, Any]:
+    took = []
+    for number in range(-20, count):
+        began = time.perf_counter()
+        answer = send("echo", number).get(timeout=30)
+        if answer != number:
+            raise RuntimeError(f"echo({number}) returned {answer!r}")
+        if number >= 0:
+            took.append((time.perf_counter() - began) * 1e3)
+    return {"ms": took}
+
+
+_VERBS: dict[str, Callable[[Send, int], dict[str, Any]]] = {
+    "backlog": _backlog,
+    "fill": _fill,
+    "steady": _steady,
+    "delayed": _delayed,
+    "results": _results,
+}
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1], sys.argv[2], int(sys.argv[3]))))

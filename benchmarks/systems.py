@@ -1,0 +1,116 @@
+"""The three systems: how each is started, told where its Redis is, and asked to publish."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .processes import Program
+from .project.settings import QUEUE, URL
+from .project.tasks import RECORDS
+
+__all__ = ("BARE", "STOCK", "STREAMS", "SYSTEMS", "Bench", "BenchmarkError", "System")
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+class BenchmarkError(Exception):
+    """A system did not do what it was told; there is no figure."""
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One column of the tables."""
+
+    name: str
+    #: As the tables call it.
+    title: str
+    #: One command for each program that has to run.
+    commands: tuple[tuple[str, ...], ...]
+    #: Has delayed tasks and a result backend.
+    is_celery: bool
+
+
+def _worker(program: str, app: str) -> tuple[str, ...]:
+    options = ("worker", "-Q", QUEUE, "-c", "2", "-l", "WARNING")
+    return sys.executable, "-m", program, "-A", f"benchmarks.project.{app}", *options
+
+
+STOCK = System("stock", "celery worker -c 2", (_worker("celery", "stock"),), is_celery=True)
+STREAMS = System("streams", "celery-streams worker -c 2", (_worker("celery_streams", "streams"),), is_celery=True)
+BARE = System(
+    "bare",
+    "bare redis-py, 2 processes",
+    tuple((sys.executable, "-m", "benchmarks.bare", name) for name in ("one", "two")),
+    is_celery=False,
+)
+
+#: In the order of the columns.
+SYSTEMS = (STOCK, STREAMS, BARE)
+
+
+class Bench:
+    """One system at one Redis, with its own records and logs in ``directory``."""
+
+    def __init__(self, system: System, url: str, directory: Path) -> None:
+        self.system = system
+        self.programs: list[Program] = []
+        self._directory = directory
+        self._records = directory / f"{system.name}.records"
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("CELERY_")},
+            URL: url,
+            RECORDS: str(self._records),
+            "C_FORCE_ROOT": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH")))),
+        }
+        self.clear_records()
+
+    def start(self) -> None:
+        """Start the worker; it may not be ready yet."""
+        self.programs = [
+            Program(command, environment=self._environment, log=self._directory / f"{self.system.name}.log")
+            for command in self.system.commands
+        ]
+
+    def stop(self) -> None:
+        """End the worker."""
+        for program in self.programs:
+            program.stop()
+        self.programs = []
+
+    def publish(self, verb: str, count: int) -> dict[str, Any]:
+        """Have a process of its own publish, and return what it measured.
+
+        Raises:
+            BenchmarkError: it failed.
+        """
+        command = [sys.executable, "-m", "benchmarks.publisher", self.system.name, verb, str(count)]
+        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            raise BenchmarkError(f"{self.system.title}: publishing ({verb}) failed:\n{done.stderr[-2000:]}")
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    # -- records of the tasks
+
+    def clear_records(self) -> None:
+        """Forget what the tasks wrote."""
+        self._records.write_bytes(b"")
+
+    def count_bytes(self) -> int:
+        """Return how many ``noop`` tasks ran, if nothing else did."""
+        return self._records.stat().st_size
+
+    def read_milliseconds(self) -> list[float]:
+        """Return what the ``stamp`` tasks wrote, in milliseconds."""
+        return [int(line) / 1e6 for line in self._records.read_bytes().split()]
+
+    def complain(self, what: str) -> BenchmarkError:
+        """Return an error with the end of the worker's output."""
+        tails = "\n".join(program.tail for program in self.programs)
+        return BenchmarkError(f"{self.system.title}: {what}\n{tails}")
