@@ -51,7 +51,8 @@ Figures are medians of {rounds}, in which the systems take turns; the last colum
 round by round (median, and the range in brackets). Ratios carry over to other machines, absolute rates do not.
 The publisher is one process. The bare loop has no tracer, retries, signals or heartbeats: it is the limit of the
 machine, not a task queue, and gets ten times the backlog. Redis commands include those inside scripts; a request is
-what Redis reads from a connection at once, one command or many in a pipeline. A round of the latency has {samples} tasks, so that its 99 % is the second or third worst."""
+what Redis reads from a connection at once, one command or many in a pipeline. A round of the latency has {samples}
+tasks, so that its 99 % is the second or third worst."""
 
 
 def machine() -> dict[str, Any]:
@@ -207,7 +208,7 @@ def _sentences(results: Results, options: Options, about: dict[str, Any]) -> Ite
         f"{about['server']} on loopback without persistence, celery {about['celery']}, kombu {about['kombu']}, "
         f"redis-py {about['redis']}{hiredis}, celery-streams {about['celery-streams']}."
     )
-    yield f"{_count(options.rounds)}, backlogs of {options.tasks:,} tasks."
+    yield f"{_rounds(options).capitalize()}, backlogs of {options.tasks:,} tasks."
     if results.foreign_load is not None:
         yield f"Other processes used {results.foreign_load:.2f} cores meanwhile" + (
             ": take the figures with caution." if results.foreign_load > 0.2 else "."
