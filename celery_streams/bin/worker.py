@@ -18,6 +18,8 @@ from ..exceptions import BrokerUnavailable, ConfigurationError
 
 __all__ = ("worker",)
 
+_STOCK_AUTOSCALER = "celery.worker.autoscale:Autoscaler"
+
 #: Attempts and pause in seconds for the first contact with Redis, unless broker_connection_retry_on_startup is True.
 _FIRST_CONTACT = (3, 0.5)
 
@@ -54,6 +56,8 @@ def _run(**options: Any) -> Any:
         return _detach(ctx, options)
     _first_contact(streams, patient=bool(app.conf.broker_connection_retry_on_startup))
     app.conf.worker_consumer = "celery_streams.worker.consumer:Consumer"
+    if app.conf.worker_autoscaler == _STOCK_AUTOSCALER:
+        app.conf.worker_autoscaler = "celery_streams.worker.autoscale:Autoscaler"
     app.__dict__["Worker"] = app.subclass_with_self("celery_streams.worker.program:Worker", name="Worker")
     assert celery_worker.callback is not None
     try:

@@ -56,6 +56,8 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         self.consumer: Any = None
         #: The queues that are being read.
         self.queues: list[str] = []
+        #: Celery's autoscaler, when there is one.
+        self.autoscaler: Any = None
         #: Task events are sent.
         self.events_wanted = False
         self.aftermath = Aftermath(self.app, self.hostname, self.streams, eventer=self._eventer)
@@ -167,6 +169,8 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         """What the main thread looks after now and then."""
         self._drain()
         self.aftermath.run_once()
+        if self.autoscaler is not None and self.queues:
+            self.autoscaler.look()
 
     def _on_exhausted(self, delivery: Delivery, holder: str) -> None:
         assert self.services is not None

@@ -101,7 +101,7 @@ class TaskPool(StreamsPool):
             forking_enable(True)
         self._table = SlotTable(shared_by_path=spawn)
         self._shares = _shares(self.streams.children, int(self.limit or 1))
-        for _ in range(self.limit or 1):
+        for _ in range(1 if self.limit is None else self.limit):
             self._start_child()
         self.start_services()
 

@@ -1,0 +1,44 @@
+"""Autoscaler: Celery's, with the demand read from the streams: the parent holds no requests that it could count."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery.worker.autoscale import Autoscaler as CeleryAutoscaler
+
+from .. import inspect
+from ..amqp import streams_of
+from ..exceptions import BrokerError
+
+__all__ = ("Autoscaler",)
+
+logger = logging.getLogger(__name__)
+
+
+class Autoscaler(CeleryAutoscaler):  # type: ignore[misc]
+    """Grows with what waits; shrinks when nothing waited for ``AUTOSCALE_KEEPALIVE`` seconds."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._demand = 0
+        self.pool.autoscaler = self
+
+    def look(self) -> None:
+        """Count what runs and what waits, and scale; called by the pool every now and then."""
+        streams = streams_of(self.worker.app)
+        try:
+            waiting = sum(inspect.queue_status(streams.broker, queue).waiting for queue in self.pool.queues)
+        except BrokerError as exc:
+            logger.debug("Cannot count what waits: %s", exc)
+            return
+        running = sum(holder.snapshot().running is not None for holder in self.pool.holders())
+        self._demand = running + waiting
+        if waiting:
+            self.on_task_received(None)
+        self.maybe_scale()
+
+    @property
+    def qty(self) -> int:
+        """Children that would have something to do."""
+        return self._demand
