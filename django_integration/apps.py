@@ -33,7 +33,7 @@ class CeleryStreamsConfig(AppConfig):
         project.install_on_later_apps()
 
     def follow_overridden_settings(self) -> None:
-        """``override_settings(CELERY_STREAMS_...)`` takes effect, although Celery reads Django's settings only once."""
+        """``override_settings(CELERY_STREAMS_...)`` takes effect, although the settings are read only once."""
         setting_changed.connect(project.follow_setting, dispatch_uid="celery-streams")
 
     def register_checks(self) -> None:

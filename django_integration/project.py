@@ -1,4 +1,4 @@
-"""The project's Celery app: which one it is, putting it on streams, and passing changed Django settings on to it.
+"""The project's Celery app: which one it is, putting it on streams, and following Django's settings when they change.
 
 An app is the project's when it reads Django's settings (``app.config_from_object("django.conf:settings", ...)``).
 Other apps in the process are left alone; ``celery_streams.install(app)`` is there for them.
@@ -7,9 +7,7 @@ Other apps in the process are left alone; ``celery_streams.install(app)`` is the
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from celery import Celery, _state
 from celery.app.utils import find_app
@@ -128,40 +126,14 @@ def _on_configure(sender: Celery, **kwargs: Any) -> None:
 
 # -- override_settings ------------------------------------------------------------------------------------------------
 
-_MISSING: Any = object()
 
+def follow_setting(*, setting: str, **kwargs: Any) -> None:
+    """Make the apps that read a changed ``CELERY_STREAMS_X`` read it again (a receiver of ``setting_changed``).
 
-@dataclass(slots=True)
-class _Override:
-    #: What stood under this name on ``app.conf`` itself.
-    before: Any
-    depth: int = 0
-
-
-_overrides: WeakKeyDictionary[Celery, dict[str, _Override]] = WeakKeyDictionary()
-
-
-def follow_setting(*, setting: str, value: Any, enter: bool, **kwargs: Any) -> None:
-    """Pass an overridden ``CELERY_STREAMS_X`` on to the apps that read it (a receiver of ``setting_changed``).
-
-    Celery keeps the settings object that it saw first, which ``override_settings`` replaces. What ``install`` was
-    given stays where it is: under ``streams_x``, which Celery looks up after the name with the namespace.
+    ``app.conf`` follows ``override_settings`` by itself, and so does the switch; the other settings are kept once
+    they were read. What ``install`` was given goes on to win over Django's settings.
     """
     for app in list(_state._get_active_apps()):
         if app.namespace and setting.startswith(f"{app.namespace}_STREAMS_") and reads_django_settings(app):
-            _override(app, setting, value, enter=enter)
             if setting != f"{app.namespace}_STREAMS_ENABLED":
                 celery_streams.streams_of(app).reload()
-
-
-def _override(app: Celery, setting: str, value: Any, *, enter: bool) -> None:
-    app.conf.finalize()
-    known = _overrides.setdefault(app, {})
-    override = known.setdefault(setting, _Override(app.conf.changes.get(setting, _MISSING)))
-    override.depth += 1 if enter else -1
-    if override.depth <= 0:
-        value = known.pop(setting).before
-    if value is _MISSING:
-        app.conf.changes.pop(setting, None)
-    else:
-        app.conf.changes[setting] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -15,11 +16,13 @@ from tests.django_site import PROJECT
 
 @pytest.fixture(scope="session")
 def chatsite(redis_server: EmbeddedRedis) -> Iterator[Celery]:
-    """Django, set up once with the sample project; the Celery apps of other tests shall not notice it."""
-    before = _state.default_app, _state._tls.current_app, set(Celery.builtin_fixups)
+    """Django, set up once with the sample project; it and the Celery apps of other tests do not notice each other."""
+    before = _state.default_app, _state._tls.current_app, set(Celery.builtin_fixups), set(_state._on_app_finalizers)
     os.environ["CHAT_REDIS"] = redis_server.url
     os.environ["DJANGO_SETTINGS_MODULE"] = "chatsite.settings"
     sys.path.insert(0, str(PROJECT))
+    # Tasks of other tests' apps are shared with every app that is finalized later.
+    _state._on_app_finalizers = {one for one in before[3] if one.__module__ == "celery.app.builtins"}
 
     import django
     from django.core.management import call_command
@@ -29,9 +32,11 @@ def chatsite(redis_server: EmbeddedRedis) -> Iterator[Celery]:
         django.setup()
         from chatsite.celery import app
 
+        importlib.import_module("chat.tasks")
+        app.finalize()
         call_command("migrate", run_syncdb=True, verbosity=0)
     finally:
-        _state.default_app, _state._tls.current_app, fixups = before
+        _state.default_app, _state._tls.current_app, fixups, _state._on_app_finalizers = before
         Celery.builtin_fixups.intersection_update(fixups)
         del os.environ["DJANGO_SETTINGS_MODULE"]
     yield app

@@ -80,14 +80,14 @@ def test_overridden_queues_take_effect_and_are_restored(site: Celery, client: Re
     assert (on_stream(client), on_list(client)) == (1, 1)
 
 
-def test_value_given_to_install_comes_back_after_an_override(site: Celery, client: RedisClient) -> None:
+def test_value_given_to_install_wins_over_the_settings(site: Celery, client: RedisClient) -> None:
     celery_streams.install(site, enabled=False)
     try:
         with override_settings(CELERY_STREAMS_ENABLED=True):
             publish()
-        publish()
     finally:
         del site.conf.changes["streams_enabled"]
+    publish()
 
     assert (on_stream(client), on_list(client)) == (1, 1)
 
