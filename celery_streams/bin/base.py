@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import sys
 import traceback
@@ -31,8 +33,8 @@ EX_CONFIG = 78
 _WITHOUT_APP = {"demo"}
 
 #: Celery's commands that mean the same here, or leave streams alone.
-_CELERY_COMMANDS = tuple(
-    ["amqp", "beat", "call", "control", "events", "inspect", "list", "logtool", "purge", "report", "result", "shell"]
+_CELERY_COMMANDS = frozenset(
+    ("amqp", "beat", "call", "control", "events", "inspect", "list", "logtool", "purge", "report", "result", "shell")
 )
 
 
@@ -135,11 +137,14 @@ def streams() -> None:
 
 
 def require_installed(app: Celery) -> None:
-    """Check that ``app`` is on streams.
+    """Check that ``app`` is on streams; its modules are imported first, for Django's apps install it only then.
 
     Raises:
         click.UsageError: ``celery_streams.install`` was never called for it.
     """
+    if not is_installed(app):
+        app.loader.import_default_modules()
+        app.conf.get("streams_enabled")  # reading a setting configures the app, which is when Django's is installed
     if not is_installed(app):
         raise click.UsageError(
             f"App {app.main or app!r} is not on streams: call celery_streams.install(app) where it is made "
@@ -174,24 +179,14 @@ def _fail(text: str, code: int) -> None:
 
 
 def _add_commands() -> None:
-    from .worker import worker
-
-    ours: list[click.Command] = [worker]
-    for name in ("status", "demo", "dead", "migrate", "doctor"):
-        try:
-            module = __import__(f"{__package__}.{name}", fromlist=[name])
-        except ModuleNotFoundError as exc:
-            if exc.name != f"{__package__}.{name}":
-                raise
-        else:
-            ours.append(getattr(module, name))
-    for command in ours:
+    for name in ("worker", "status", "dead", "migrate", "doctor", "demo"):
+        if importlib.util.find_spec(f"{__package__}.{name}") is None:
+            continue
+        command: click.Command = getattr(importlib.import_module(f".{name}", __package__), name)
         celery_streams.add_command(command)
         streams.add_command(command)
     for name in sorted(_CELERY_COMMANDS):
-        command = celery_group.commands.get(name)
-        if command is not None:
-            celery_streams.add_command(command)
+        celery_streams.add_command(celery_group.commands[name])
 
 
 _add_commands()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
+import threading
 import time
 from abc import abstractmethod
 from collections import deque
@@ -94,6 +96,10 @@ class StreamsPool(BasePool):  # type: ignore[misc]
             self.events_wanted = wanted
             self.forward("events", wanted)
 
+    def running(self) -> int:
+        """Return how many tasks run now."""
+        return sum(holder.snapshot().running is not None for holder in self.holders())
+
     # -- options
 
     def child_options(self) -> ChildOptions:
@@ -132,6 +138,8 @@ class StreamsPool(BasePool):  # type: ignore[misc]
             on_exhausted=self._on_exhausted,
         )
         self.services.start()
+        if self.options.get("threads") is True:
+            threading.Thread(target=self._without_loop, name="celery-streams-chores", daemon=True).start()
 
     # -- the main thread
 
@@ -150,6 +158,16 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         self._hub = loop
         loop.add_reader(self._wake_read, self.guarded, self._drain)
         loop.call_repeatedly(_CHORES, self.guarded, self.chores)
+
+    def _without_loop(self) -> None:
+        """Do the chores in a thread, where the transport of Celery's broker has no event loop."""
+        while self.services is not None:
+            self.guarded(self.wait_for_work, _CHORES)
+            self.guarded(self.chores)
+
+    def wait_for_work(self, timeout: float) -> None:
+        """Wait until something was posted, ``timeout`` seconds at most."""
+        select.select([self._wake_read], [], [], timeout)
 
     def guarded(self, work: Callable[..., Any], *args: Any) -> None:
         """Call ``work``; what it raises is logged, for Celery takes some exceptions for a lost connection."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import time
 import warnings
@@ -278,6 +279,15 @@ class TaskPool(StreamsPool):
             self._start_at = time.monotonic() + min(2.0**self._early_deaths / 4, 30.0)
         if not child.leaving:
             self.maintain_pool()
+
+    def wait_for_work(self, timeout: float) -> None:
+        """Wait until something was posted or a child said something or ended."""
+        said = {child.control.fileno(): child for child in self._children.values()}
+        ended = [child.process.sentinel for child in said.values()]
+        readable, _, _ = select.select([self._wake_read, *ended, *said], [], [], timeout)
+        for descriptor in readable:
+            if descriptor in said:
+                self._hear(said[descriptor])
 
     def maintain_pool(self, *args: Any, **kwargs: Any) -> None:
         """Start children until there are as many as there should be."""

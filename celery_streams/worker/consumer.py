@@ -10,7 +10,8 @@ import logging
 from typing import Any, ClassVar
 
 from celery import bootsteps
-from celery.worker import state
+from celery.utils.sysinfo import load_average
+from celery.worker import heartbeat, state
 from celery.worker.consumer.agent import Agent
 from celery.worker.consumer.connection import Connection
 from celery.worker.consumer.consumer import Consumer as CeleryConsumer
@@ -18,7 +19,7 @@ from celery.worker.consumer.consumer import Evloop
 from celery.worker.consumer.control import Control as CeleryControl
 from celery.worker.consumer.events import Events
 from celery.worker.consumer.gossip import Gossip
-from celery.worker.consumer.heart import Heart
+from celery.worker.consumer.heart import Heart as CeleryHeart
 from celery.worker.consumer.mingle import Mingle
 from kombu.common import QoS
 
@@ -116,6 +117,39 @@ class StreamTasks(bootsteps.StartStopStep):  # type: ignore[misc]
             state.merge_revoked(streams_of(c.app).new_broker().revoked())
         except BrokerError as exc:
             logger.warning("Cannot learn which tasks were revoked before this worker started: %s", exc)
+
+
+class WorkerHeartbeat(heartbeat.Heart):  # type: ignore[misc]
+    """Celery's sender of worker-heartbeat events; what is active is asked of the pool, at no cost for Redis."""
+
+    def __init__(self, *args: Any, pool: Any) -> None:
+        super().__init__(*args)
+        self._pool = pool
+
+    def _send(self, event: str, retry: bool = True) -> Any:
+        if self._send_sent_signal is not None:
+            self._send_sent_signal(sender=self)
+        return self.eventer.send(
+            event,
+            freq=self.interval,
+            active=self._pool.running(),
+            processed=state.all_total_count[0],
+            loadavg=load_average(),
+            retry=retry,
+            **state.SOFTWARE_INFO,
+        )
+
+
+class Heart(CeleryHeart):  # type: ignore[misc]
+    """Celery's Heart step with our sender."""
+
+    requires = (Events,)
+    name = "celery_streams.worker.consumer.Heart"
+
+    def start(self, c: Any) -> None:
+        """Begin to send."""
+        c.heart = WorkerHeartbeat(c.timer, c.event_dispatcher, self.heartbeat_interval, pool=c.pool)
+        c.heart.start()
 
 
 class Control(CeleryControl):  # type: ignore[misc]
