@@ -284,7 +284,11 @@ class TaskPool(StreamsPool):
         """Wait until something was posted or a child said something or ended."""
         said = {child.control.fileno(): child for child in self._children.values()}
         ended = [child.process.sentinel for child in said.values()]
-        readable, _, _ = select.select([self._wake_read, *ended, *said], [], [], timeout)
+        try:
+            readable, _, _ = select.select([self._wake_read, *ended, *said], [], [], timeout)
+        except OSError as exc:  # the main thread ended a child meanwhile
+            logger.debug("Looking at the children again: %s", exc)
+            return
         for descriptor in readable:
             if descriptor in said:
                 self._hear(said[descriptor])

@@ -170,6 +170,12 @@ class Control(CeleryControl):  # type: ignore[misc]
 class Consumer(CeleryConsumer):  # type: ignore[misc]
     """Celery's Consumer for streams; the ``worker_consumer`` setting names it."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # READONLY, MISCONF and OOM pass; Celery takes such replies while it connects for a reason to end the worker,
+        # unless broker_channel_error_retry is set, and with it would end children that are at work.
+        self.connection_errors = (*self.connection_errors, *self.channel_errors)
+
     class Blueprint(CeleryConsumer.Blueprint):  # type: ignore[misc]
         """Celery's steps, two of them exchanged; native delayed delivery is RabbitMQ's."""
 

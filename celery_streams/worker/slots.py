@@ -239,8 +239,8 @@ class Slot:
             running=running,
             waiting=tuple(held[max(started, finished) :]),
             started_at=since,
-            soft=soft or None,
-            hard=hard or None,
+            soft=_as_given(soft),
+            hard=_as_given(hard),
             acked_early=bool(flags & ACKED_EARLY) and running is not None,
             exited=bool(flags & EXITED) and running is not None,
             done=done,
@@ -258,6 +258,11 @@ class Slot:
         """Forget the batch of a child that is gone."""
         struct.pack_into("<II", self._memory, self._at + 8, 0, 0)
         _PROGRESS.pack_into(self._memory, self._at + _PROGRESS_AT, 0, 0, 0, 0)
+
+
+def _as_given(limit: float) -> float | None:
+    """Return a time limit as people wrote it, since Celery shows it: 5 and not 5.0."""
+    return (int(limit) if limit.is_integer() else limit) or None
 
 
 class SlotTable:
