@@ -14,6 +14,9 @@ key                                            type    holds
 ``celery-streams:{Q}:dead``                    stream  dead letters: the whole message, the reason, its history
 ``celery-streams:{Q}:claims``                  string  turn of the claimers, expires by itself
 ``celery-streams:{Q}:rate:TASK[:NODE]``        string  rate limit: when the next token is free (ms); expires by itself
+``celery-streams:{Q}:migrating:out``           list    on their way to another database: tag, then a Celery list element
+``celery-streams:{Q}:migrating:in``            list    arrived from another database, before they become entries
+``celery-streams:{Q}:migrating:tags``          zset    tag -> when its element was known to be gone from the other side
 ``celery-streams:queues``                      set     names of all queues that were ever used
 ``celery-streams:revoked``                     zset    revoked task id -> time (s) at which it is forgotten
 =============================================  ======  ===========================================================
@@ -79,6 +82,21 @@ def queue_keys(prefix: str, queue: str, steps: tuple[int, ...] = DEFAULT_STEPS) 
 def rate(prefix: str, queue: str, task: str, node: str) -> str:
     """Return the key of a task's rate limit on a queue; ``node`` is empty for the limit over all workers."""
     return f"{prefix}:{{{queue}}}:rate:{task}" + (f":{node}" if node else "")
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationKeys:
+    """The keys of a migration between databases, in either of them; they are gone when it is done."""
+
+    outgoing: str
+    incoming: str
+    tags: str
+
+
+def migration_keys(prefix: str, queue: str) -> MigrationKeys:
+    """Return the keys of a migration of ``queue``."""
+    base = f"{prefix}:{{{queue}}}:migrating"
+    return MigrationKeys(outgoing=f"{base}:out", incoming=f"{base}:in", tags=f"{base}:tags")
 
 
 def queues(prefix: str) -> str:

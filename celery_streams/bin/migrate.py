@@ -1,0 +1,176 @@
+"""``celery-streams migrate``: moves what is queued between Celery's lists and the streams; ``migration`` does it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
+from rich.box import SIMPLE
+from rich.table import Table
+
+from ..amqp import Streams, streams_of
+from ..migration import Direction, Migration, Moves, Plan, list_client
+from .terminal import bad_input, console, one_line_errors, progress_bar
+
+__all__ = ("migrate",)
+
+
+@click.command(
+    cls=CeleryCommand,
+    epilog="""\b
+Examples:
+  celery-streams -A proj migrate send_message mark_as_read --to streams --dry-run
+  celery-streams -A proj migrate send_message mark_as_read --to streams
+  celery-streams -A proj migrate send_message --to streams --include-unacked
+  celery-streams -A proj migrate send_message --to lists
+""",
+)
+@click.argument("queues", nargs=-1, required=True, metavar="QUEUE...")
+@click.option(
+    "--to",
+    "to",
+    type=click.Choice(["streams", "lists"]),
+    required=True,
+    cls=CeleryOption,
+    help_group="Migrate Options",
+    help="The side that the messages shall be on.",
+)
+@click.option(
+    "--include-unacked",
+    is_flag=True,
+    cls=CeleryOption,
+    help_group="Migrate Options",
+    help="To streams: also take what stock workers have fetched and not acknowledged. What they are running will run "
+    "again: stop them first.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    cls=CeleryOption,
+    help_group="Migrate Options",
+    help="Only count what would be moved.",
+)
+@click.option("--json", "as_json", is_flag=True, cls=CeleryOption, help_group="Migrate Options", help="Print JSON.")
+@click.pass_context
+@handle_preload_options  # type: ignore[untyped-decorator]
+@one_line_errors
+def migrate(
+    ctx: click.Context,
+    queues: tuple[str, ...],
+    to: Direction,
+    include_unacked: bool,
+    dry_run: bool,
+    as_json: bool,
+    **kwargs: Any,
+) -> None:
+    """Move what is queued of QUEUEs between Celery's lists and the streams.
+
+    To streams: everything on the lists; what has an eta ahead becomes a delayed message. To lists: what waits, what is
+    delayed, and what dead consumers hold. What is running stays where it is; dead letters stay on the streams.
+
+    Publishers and workers may go on. Turn the switch first (streams_enabled), or publishers go on filling the other
+    side. Interrupted or killed, run it again: it neither loses nor doubles a message.
+    """
+    if include_unacked and to == "lists":
+        raise bad_input("--include-unacked is for --to streams: only Celery's lists keep unacknowledged messages apart")
+    streams = streams_of(ctx.obj.app)
+    migration = Migration(
+        streams.new_broker(),
+        list_client(ctx.obj.app.conf),
+        options=dict(ctx.obj.app.conf.broker_transport_options or {}),
+        visibility_timeout=streams.conf.visibility_timeout,
+        time_zone=ctx.obj.app.timezone,
+    )
+    names = list(dict.fromkeys(queues))
+    plans = [migration.plan(queue, to) for queue in names]
+    for queue in names:
+        _warn(streams, queue, to)
+    if dry_run:
+        _tell_plans(plans, include_unacked=include_unacked, as_json=as_json, no_color=ctx.obj.no_color)
+        return
+    done: list[Moves] = []
+    total = sum(plan.total + (plan.unacked if include_unacked else 0) for plan in plans)
+    try:
+        with progress_bar(f"To {to}", total, quiet=as_json) as advance:
+            migration.progress = advance
+            for queue in names:
+                moves = Moves(queue, to)
+                done.append(moves)
+                if to == "streams":
+                    migration.to_streams(queue, include_unacked=include_unacked, moves=moves)
+                else:
+                    migration.to_lists(queue, moves=moves)
+    finally:
+        # Also when it was interrupted: what was moved was moved.
+        _tell_moves(done, as_json=as_json)
+    if not as_json:
+        for queue in names:
+            _tell_rest(migration.plan(queue, to))
+
+
+def _warn(streams: Streams, queue: str, to: Direction) -> None:
+    on_streams = streams.enabled() and streams.on_streams(queue)
+    if on_streams != (to == "streams"):
+        where = "to streams" if on_streams else "to Celery's lists"
+        click.echo(
+            f"Warning: {queue}: as far as this process sees, publishers still write {where} "
+            "(streams_enabled, streams_queues); what they write stays there.",
+            err=True,
+        )
+
+
+def _tell_plans(plans: list[Plan], *, include_unacked: bool, as_json: bool, no_color: bool) -> None:
+    if as_json:
+        rows = [{**asdict(plan), "total": plan.total} for plan in plans]
+        click.echo(json.dumps({"dry_run": True, "queues": rows}, indent=2))
+        return
+    table = Table(box=SIMPLE, show_edge=False, pad_edge=False)
+    table.add_column("queue", overflow="fold")
+    to_streams = plans[0].to == "streams"
+    unacked = "unacked" if include_unacked else "unacked (stays)"
+    headers = ("on lists", unacked) if to_streams else ("waiting", "delayed", "abandoned", "running (stays)")
+    for header in (*headers, "in transit", "would move"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for plan in plans:
+        counts = (
+            (plan.queued, plan.unacked) if to_streams else (plan.waiting, plan.delayed, plan.abandoned, plan.running)
+        )
+        total = plan.total + (plan.unacked if to_streams and include_unacked else 0)
+        table.add_row(plan.queue, *(f"{count:,}" for count in (*counts, plan.in_transit, total)))
+    console(no_color=no_color).print(table)
+
+
+def _tell_moves(done: list[Moves], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"queues": [{**asdict(moves), "total": moves.total} for moves in done]}, indent=2))
+        return
+    for moves in done:
+        parts = [f"{moves.moved:,} waiting", f"{moves.delayed:,} delayed"]
+        parts += [
+            f"{count:,} {name}"
+            for count, name in (
+                (moves.abandoned, "of dead consumers"),
+                (moves.malformed, "malformed (a worker will dead-letter them)"),
+                (moves.skipped, "no messages, left on the stream"),
+            )
+            if count
+        ]
+        if moves.recalled:
+            parts.append(f"{moves.recalled:,} of them taken back from stock workers")
+        click.echo(f"{moves.queue}: moved {moves.total:,} to {moves.to} ({', '.join(parts)}).")
+
+
+def _tell_rest(plan: Plan) -> None:
+    if plan.to == "streams" and plan.unacked:
+        click.echo(
+            f"{plan.queue}: {plan.unacked:,} are held by stock workers. Keep these running until they are done, or "
+            "stop them and run this again."
+        )
+    if plan.to == "lists" and plan.running:
+        click.echo(
+            f"{plan.queue}: {plan.running:,} are held by stream workers. Keep these running until they are done, or "
+            "stop them and run this again."
+        )

@@ -1,0 +1,16 @@
+-- Move delayed messages to lists, as the elements they were turned into.
+--
+-- KEYS     delayed, delayed messages, then lists
+-- ARGV     quadruples: member, packed message as it was read, index of the list (from 1), element
+-- Returns  positions (from 0) of the quadruples that were moved
+-- A member that was promoted meanwhile, or whose message was replaced, is left alone.
+local moved = {}
+for i = 1, #ARGV, 4 do
+    local member = ARGV[i]
+    if redis.call('HGET', KEYS[2], member) == ARGV[i + 1] and redis.call('ZREM', KEYS[1], member) == 1 then
+        redis.call('HDEL', KEYS[2], member)
+        redis.call('LPUSH', KEYS[2 + tonumber(ARGV[i + 2])], ARGV[i + 3])
+        moved[#moved + 1] = (i - 1) / 4
+    end
+end
+return moved

@@ -1,0 +1,525 @@
+"""Migration: moves what is queued between Celery's lists and the streams, in either direction, under load.
+
+One database: each message moves in one script, so it is on one side or on the other at every instant, and a worker or
+another migration that was faster wins.
+
+Two databases (``streams_url`` is not the broker's): each element goes through four steps, each atomic::
+
+    1. depart       its list or stream -> `migrating:out` in the same database, behind a tag; no worker sees it any more
+    2. arrive       written in the other database unless its tag is known there
+    3. LREM         deleted from `migrating:out`
+    4. forget_tags  the tag may be forgotten, an hour later
+
+Killed between any two steps and run again, step 2 finds the tag and stores nothing twice. A run begins with what an
+earlier one left behind, in whichever direction that went.
+
+What is running stays where it is: its worker settles it. Dead letters stay on the streams.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone, tzinfo
+from typing import Any, Literal
+
+from celery.utils.time import maybe_iso8601, maybe_make_aware
+
+from . import keys, scripts
+from .broker import StreamBroker
+from .connection import ConnectionOptions, RedisClient
+from .exceptions import BrokerError, MessageError
+from .inspect import queue_status
+from .lists import ListKeys, Wrapped, list_keys, unwrap, unwrap_unacked, wrap
+from .message import Message, decode_json, encode_history, pack, unpack
+
+__all__ = ("Direction", "Migration", "Moves", "Plan", "list_client")
+
+logger = logging.getLogger(__name__)
+
+Direction = Literal["streams", "lists"]
+
+ADOPT = scripts.load("adopt")
+ARRIVE = scripts.load("arrive")
+DEPART = scripts.load("depart")
+FORGET_TAGS = scripts.load("forget_tags")
+RECALL = scripts.load("recall")
+SURRENDER = scripts.load("surrender")
+UNDELAY = scripts.load("undelay")
+
+#: Messages moved in one step, so that Redis is never held up for long.
+_STEP = 100
+
+#: Rounds over a queue: workers put entries back, and delayed messages come due, while the first one goes on.
+_ROUNDS = 5
+
+#: Seconds for which the tag of an element is kept after it was deleted on the other side.
+_KEEP_TAGS = 3_600
+
+#: Length of a tag in front of an element of `migrating:out`: the hexadecimal form of a UUID.
+_TAG = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a migration of one queue would move, and what it would leave."""
+
+    queue: str
+    to: Direction
+    #: On Celery's lists.
+    queued: int
+    #: On the streams and not delivered.
+    waiting: int
+    delayed: int
+    #: Held by consumers without a heartbeat for the visibility timeout.
+    abandoned: int
+    #: Being run by living workers of ours: left alone.
+    running: int
+    #: Fetched by stock workers and not acknowledged: moved only with ``include_unacked``.
+    unacked: int
+    #: Left on the way by a migration that was killed.
+    in_transit: int
+
+    @property
+    def total(self) -> int:
+        """Messages that would be moved."""
+        if self.to == "streams":
+            return self.queued + self.in_transit
+        return self.waiting + self.delayed + self.abandoned + self.in_transit
+
+
+@dataclass(slots=True)
+class Moves:
+    """What a migration of one queue did."""
+
+    queue: str
+    to: Direction
+    #: Messages that can run now.
+    moved: int = 0
+    #: Messages that are due later.
+    delayed: int = 0
+    #: Messages that dead consumers had held.
+    abandoned: int = 0
+    #: Messages taken back from stock workers; they are counted in the others too.
+    recalled: int = 0
+    #: Elements that are no messages, moved for a worker to dead-letter them.
+    malformed: int = 0
+    #: Entries that are no messages, left on the stream.
+    skipped: int = 0
+
+    @property
+    def total(self) -> int:
+        """Messages moved."""
+        return self.moved + self.delayed + self.abandoned + self.malformed
+
+
+def list_client(app_conf: Mapping[str, Any]) -> RedisClient:
+    """Return a client of the project's own broker, where Celery's lists are.
+
+    Raises:
+        ConfigurationError: the broker is no Redis.
+    """
+    url = app_conf.get("broker_write_url") or app_conf.get("broker_url") or "amqp://"
+    return RedisClient(
+        str(url if isinstance(url, str) else next(iter(url))),
+        ConnectionOptions(
+            transport=dict(app_conf.get("broker_transport_options") or {}),
+            ssl=app_conf.get("broker_use_ssl") or False,
+            connect_timeout=app_conf.get("broker_connection_timeout"),
+        ),
+    )
+
+
+class Migration:
+    """Moves queues between the lists behind ``lists`` and the streams of ``broker``.
+
+    Args:
+        options: ``broker_transport_options``.
+        visibility_timeout: seconds without a heartbeat after which a consumer counts as dead.
+        time_zone: of an ``eta`` that names none.
+        progress: called with the number of messages just moved.
+    """
+
+    def __init__(
+        self,
+        broker: StreamBroker,
+        lists: RedisClient,
+        *,
+        options: Mapping[str, Any],
+        visibility_timeout: float,
+        time_zone: tzinfo = timezone.utc,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self.broker = broker
+        self.lists = lists
+        self.progress = progress
+        self._options = options
+        self._idle_ms = int(visibility_timeout * 1000)
+        self._time_zone = time_zone
+        self._one_database = _same_database(broker.client, lists)
+
+    # -- looking
+
+    def plan(self, queue: str, to: Direction) -> Plan:
+        """Return what would be moved now; changes nothing."""
+        names, ours = list_keys(queue, self._options), self.broker.queue_keys(queue)
+        status = queue_status(self.broker, queue)
+        abandoned = sum(1 for stream in ours.streams for _ in self._abandoned(stream))
+        keep = keys.migration_keys(self.broker.prefix, queue)
+        sides = [self.lists] if self._one_database else [self.lists, self.broker.client]
+        transit = [(side.call("LLEN", keep.outgoing), side.call("LLEN", keep.incoming)) for side in sides]
+        return Plan(
+            queue=queue,
+            to=to,
+            queued=sum(int(self.lists.call("LLEN", key)) for key in names.lists),
+            waiting=status.waiting,
+            delayed=status.delayed,
+            abandoned=abandoned,
+            running=status.pending - abandoned,
+            unacked=sum(1 for _ in self._unacked(names)),
+            in_transit=sum(int(count) for pair in transit for count in pair),
+        )
+
+    # -- lists to streams
+
+    def to_streams(self, queue: str, *, include_unacked: bool = False, moves: Moves | None = None) -> Moves:
+        """Move everything on the lists of ``queue`` to its streams; what has an eta ahead becomes a delayed message.
+
+        ``include_unacked`` also takes back what stock workers have fetched. They do not notice: what they run now will
+        run again, and what they hold for its eta will run twice. Stop them first.
+
+        ``moves`` is counted up while it goes on, for whoever wants to know after an error.
+
+        ``streams_max_length`` does not bound a migration: it moves messages and makes none.
+
+        Raises:
+            BrokerError: Redis is away or refuses; what was not moved is still where it was, and another run goes on.
+        """
+        moves = moves or Moves(queue, "streams")
+        names = list_keys(queue, self._options)
+        self.broker.client.call("SADD", keys.queues(self.broker.prefix), queue)
+        self._resume(moves, names)
+        for _ in range(_ROUNDS):
+            before = moves.total
+            if include_unacked:
+                self._recall(moves, names)
+            for key in names.lists:
+                if self._one_database:
+                    self._adopt(moves, key)
+                else:
+                    self._send_to_streams(moves, key, names)
+            if moves.total == before:
+                break
+        return moves
+
+    def _adopt(self, moves: Moves, key: str) -> None:
+        """Move the list ``key``, in the database of the streams, to the streams, until it is empty."""
+        ours = self.broker.queue_keys(moves.queue)
+        target = [key, ours.delayed, ours.delayed_messages, ours.wake, *ours.streams]
+        while True:
+            elements = self.broker.client.call("LRANGE", key, -_STEP, -1)[::-1]
+            if not elements:
+                return
+            converted = [self._convert(element, ours) for element in elements]
+            args: list[Any] = []
+            for element, (due_ms, member, packed) in zip(elements, converted, strict=True):
+                args += [element, due_ms, member, packed]
+            moved = self.broker.client.run(ADOPT, target, args)
+            for position in moved:
+                due_ms, _, packed = converted[int(position)]
+                if not packed:
+                    moves.malformed += 1
+                elif due_ms:
+                    moves.delayed += 1
+                else:
+                    moves.moved += 1
+            self.progress(len(moved))
+
+    def _convert(self, element: bytes, names: keys.QueueKeys) -> tuple[int, str, bytes]:
+        try:
+            message = unwrap(element, names)
+            headers = message.decode_headers()
+        except MessageError as exc:
+            logger.warning("An element of queue %s is no message and will be dead-lettered: %s", names.queue, exc)
+            return 0, "", b""
+        return self._due_ms(headers), f"{headers.get('id')}:migrated:{uuid.uuid4().hex}", pack(message)
+
+    def _due_ms(self, headers: Mapping[str, Any]) -> int:
+        try:
+            due = maybe_make_aware(maybe_iso8601(headers.get("eta")), self._time_zone)
+            due_ms = int(due.timestamp() * 1000)
+        except (AttributeError, ValueError, TypeError, OverflowError):
+            return 0  # none, or one that the worker says what is wrong with
+        return due_ms if due_ms > datetime.now(timezone.utc).timestamp() * 1000 else 0
+
+    def _recall(self, moves: Moves, names: ListKeys) -> None:
+        for tag, element in self._unacked(names):
+            key = names.lists[names.index_of(_priority(element))]
+            moves.recalled += int(self.lists.run(RECALL, [names.unacked, names.unacked_index, key], [tag, element]))
+
+    def _unacked(self, names: ListKeys) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (delivery tag, element) of what stock workers have fetched from the queue."""
+        cursor: Any = b"0"
+        seen: set[bytes] = set()
+        while True:
+            cursor, flat = self.lists.call("HSCAN", names.unacked, cursor, "COUNT", _STEP)
+            for tag, value in zip(flat[::2], flat[1::2], strict=True):
+                try:
+                    element, exchange, routing_key = unwrap_unacked(value)
+                except MessageError:
+                    continue
+                if tag not in seen and names.queue in self._queues_of(exchange, routing_key, names):
+                    seen.add(tag)
+                    yield tag, element
+            if int(cursor) == 0:
+                return
+
+    def _queues_of(self, exchange: str, routing_key: str, names: ListKeys) -> set[str]:
+        if not exchange:
+            return {routing_key}
+        separator = str(self._options.get("sep") or "\x06\x16")
+        bound = [member.decode().split(separator) for member in self.lists.call("SMEMBERS", names.bindings % exchange)]
+        return {parts[2] for parts in bound if len(parts) == 3 and parts[0] == routing_key}
+
+    # -- streams to lists
+
+    def to_lists(self, queue: str, *, moves: Moves | None = None) -> Moves:
+        """Move what waits, what is delayed and what dead consumers hold from the streams of ``queue`` to its lists.
+
+        A delayed message keeps its eta, or gets one: the time it was delayed until. A stock worker runs it then.
+
+        Raises:
+            BrokerError: as in :meth:`to_streams`.
+        """
+        moves = moves or Moves(queue, "lists")
+        names = list_keys(queue, self._options)
+        ours = self.broker.queue_keys(queue)
+        self._resume(moves, names)
+        for _ in range(_ROUNDS):
+            before = moves.total
+            moves.skipped = 0
+            self._undelay(moves, names)
+            for step, stream in enumerate(ours.streams):
+                self._surrender(moves, names, stream, step)
+                self._surrender_abandoned(moves, names, stream, step)
+            if moves.total == before:
+                break
+        return moves
+
+    def _undelay(self, moves: Moves, names: ListKeys) -> None:
+        ours = self.broker.queue_keys(moves.queue)
+        offset = 0
+        while True:
+            flat = self.broker.client.call("ZRANGE", ours.delayed, offset, offset + _STEP - 1, "WITHSCORES")
+            if not flat:
+                return
+            members = flat[::2]
+            packed = self.broker.client.call("HMGET", ours.delayed_messages, *members)
+            args: list[Any] = []
+            wrapped: list[Wrapped] = []
+            for member, score, raw in zip(members, flat[1::2], packed, strict=True):
+                try:
+                    message = unpack(raw or b"")
+                    one = wrap(message, names, eta=self._later_eta(message, float(score)))
+                except MessageError:
+                    moves.skipped += 1
+                    continue
+                wrapped.append(one)
+                args += [member, raw, *self._target(one)]
+            # What is left alone stays in front; what was promoted meanwhile is gone.
+            offset += len(members) - len(wrapped)
+            if not wrapped:
+                continue
+            moved = self.broker.client.run(
+                UNDELAY, [ours.delayed, ours.delayed_messages, *self._target_lists(moves.queue, names)], args
+            )
+            moves.delayed += len(moved)
+            self._sent(moves.queue, names, len(moved))
+
+    def _later_eta(self, message: Message, due_ms: float) -> str | None:
+        """Return the eta to set; None leaves the headers as they are: the message is due, or has its own."""
+        now_ms = datetime.now(timezone.utc).timestamp() * 1000
+        if due_ms <= now_ms or self._due_ms(message.decode_headers()) >= int(due_ms):
+            return None
+        return datetime.fromtimestamp(due_ms / 1000, timezone.utc).isoformat()
+
+    def _surrender(self, moves: Moves, names: ListKeys, stream: str, step: int) -> None:
+        """Move what waits on ``stream``."""
+        start: Any = self._last_delivered(stream)
+        while True:
+            page = self.broker.client.call("XRANGE", stream, b"(" + start if start else "-", "+", "COUNT", _STEP)
+            if not page:
+                return
+            start = page[-1][0]
+            moves.moved += self._give(moves, names, stream, step, page, idle_ms="")
+
+    def _surrender_abandoned(self, moves: Moves, names: ListKeys, stream: str, step: int) -> None:
+        """Move what consumers hold that gave no heartbeat for the visibility timeout."""
+        ids = list(self._abandoned(stream))
+        for at in range(0, len(ids), _STEP):
+            found = self.broker.client.pipeline([("XRANGE", stream, one, one) for one in ids[at : at + _STEP]])
+            page = [entries[0] for entries in _checked(found) if entries]
+            moves.abandoned += self._give(moves, names, stream, step, page, idle_ms=self._idle_ms)
+
+    def _give(
+        self, moves: Moves, names: ListKeys, stream: str, step: int, page: Sequence[Any], *, idle_ms: int | str
+    ) -> int:
+        args: list[Any] = [keys.GROUP, idle_ms]
+        for entry_id, fields in page:
+            try:
+                message = Message.from_fields(fields, step=step)
+                if idle_ms != "":
+                    message = _redelivered(message)
+                args += [entry_id, *self._target(wrap(message, names))]
+            except MessageError:
+                moves.skipped += 1
+        if len(args) == 2:
+            return 0
+        moved = self.broker.client.run(SURRENDER, [stream, *self._target_lists(moves.queue, names)], args)
+        self._sent(moves.queue, names, len(moved))
+        return len(moved)
+
+    def _last_delivered(self, stream: str) -> bytes | None:
+        try:
+            groups = self.broker.client.call("XINFO", "GROUPS", stream)
+        except BrokerError as exc:
+            if "no such key" in str(exc):
+                return None
+            raise
+        for flat in groups:
+            group = dict(zip(flat[::2], flat[1::2], strict=False))
+            if group[b"name"] == keys.GROUP.encode():
+                return bytes(group[b"last-delivered-id"])
+        return None
+
+    def _abandoned(self, stream: str) -> Iterator[bytes]:
+        start: Any = "-"
+        while True:
+            try:
+                page = self.broker.client.call("XPENDING", stream, keys.GROUP, "IDLE", self._idle_ms, start, "+", _STEP)
+            except BrokerError as exc:
+                if "NOGROUP" in str(exc) or "no such key" in str(exc).lower():
+                    return
+                raise
+            yield from (held[0] for held in page)
+            if len(page) < _STEP:
+                return
+            start = b"(" + page[-1][0]
+
+    # -- where elements for the lists are put: the lists themselves, or on their way to another database
+
+    def _target_lists(self, queue: str, names: ListKeys) -> list[str]:
+        return list(names.lists) if self._one_database else [keys.migration_keys(self.broker.prefix, queue).outgoing]
+
+    def _target(self, wrapped: Wrapped) -> tuple[int, bytes]:
+        if self._one_database:
+            return wrapped.index + 1, wrapped.element
+        return 1, wrapped.tag.replace("-", "").encode() + wrapped.element
+
+    def _sent(self, queue: str, names: ListKeys, count: int) -> None:
+        if not self._one_database:
+            self._carry_to_lists(queue, names)
+        self.progress(count)
+
+    # -- between two databases
+
+    def _resume(self, moves: Moves, names: ListKeys) -> None:
+        """Bring what an earlier migration left on its way to where that went."""
+        keep = keys.migration_keys(self.broker.prefix, moves.queue)
+        self._carry_to_streams(moves.queue)
+        self._adopt(moves if moves.to == "streams" else Moves(moves.queue, "streams"), keep.incoming)
+        self._carry_to_lists(moves.queue, names)
+        for source, target in ((self.lists, self.broker.client), (self.broker.client, self.lists)):
+            if not self._one_database and not source.call("LLEN", keep.outgoing):
+                # One that was killed between its last two steps left tags that nothing refers to.
+                open_tags = target.call("ZRANGEBYSCORE", keep.tags, "+inf", "+inf")
+                if open_tags:
+                    target.run(FORGET_TAGS, [keep.tags], [_KEEP_TAGS, *open_tags])
+
+    def _send_to_streams(self, moves: Moves, key: str, names: ListKeys) -> None:
+        keep = keys.migration_keys(self.broker.prefix, moves.queue)
+        while True:
+            tags = [uuid.uuid4().hex for _ in range(_STEP)]
+            if not self.lists.run(DEPART, [key, keep.outgoing], tags):
+                return
+            self._carry_to_streams(moves.queue)
+            self._adopt(moves, keep.incoming)
+
+    def _carry_to_streams(self, queue: str) -> None:
+        if not self._one_database:
+            keep = keys.migration_keys(self.broker.prefix, queue)
+            self._carry(queue, self.lists, self.broker.client, [keep.incoming], lambda element: 1)
+
+    def _carry_to_lists(self, queue: str, names: ListKeys) -> None:
+        if not self._one_database:
+            self._carry(
+                queue,
+                self.broker.client,
+                self.lists,
+                list(names.lists),
+                lambda element: names.index_of(_priority(element)) + 1,
+            )
+
+    def _carry(
+        self,
+        queue: str,
+        source: RedisClient,
+        target: RedisClient,
+        lists: Sequence[str],
+        index_of: Callable[[bytes], int],
+    ) -> None:
+        """Carry steps 2 to 4 out for everything in ``source`` that is on its way."""
+        keep = keys.migration_keys(self.broker.prefix, queue)
+        while True:
+            tagged = source.call("LRANGE", keep.outgoing, -_STEP, -1)[::-1]
+            if not tagged:
+                return
+            args: list[Any] = []
+            for one in tagged:
+                args += [one[:_TAG], index_of(one[_TAG:]), one[_TAG:]]
+            target.run(ARRIVE, [keep.tags, *lists], args)
+            _checked(source.pipeline([("LREM", keep.outgoing, -1, one) for one in tagged]))
+            target.run(FORGET_TAGS, [keep.tags], [_KEEP_TAGS, *(one[:_TAG] for one in tagged)])
+
+
+def _redelivered(message: Message) -> Message:
+    """Return the message with a history that says that a process had started it."""
+    history = {**message.decode_history(), "redelivered": 1}
+    return Message(message.headers, message.properties, message.body, encode_history(history), message.step)
+
+
+def _priority(element: bytes) -> Any:
+    try:
+        envelope = decode_json(element)
+    except MessageError:
+        return None
+    properties = envelope.get("properties") if isinstance(envelope, dict) else None
+    return properties.get("priority") if isinstance(properties, dict) else None
+
+
+def _same_database(one: RedisClient, other: RedisClient) -> bool:
+    """Return whether two clients see the same keys; False when that cannot be known, which is slower and as safe."""
+    if one.url == other.url:
+        return True
+    try:
+        return _identity(one) == _identity(other)
+    except (BrokerError, ValueError):
+        return False
+
+
+def _identity(client: RedisClient) -> tuple[bytes, bytes]:
+    server, connection = client.call("INFO", "server"), client.call("CLIENT", "INFO")
+    run_id = next((line[7:] for line in server.splitlines() if line.startswith(b"run_id:")), b"")
+    database = next((word[3:] for word in connection.split() if word.startswith(b"db=")), b"")
+    if not run_id or not database:
+        raise ValueError("the server does not say who it is")
+    return run_id, database
+
+
+def _checked(replies: list[Any]) -> list[Any]:
+    for reply in replies:
+        if isinstance(reply, BrokerError):
+            raise reply
+    return replies
