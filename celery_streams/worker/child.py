@@ -201,6 +201,10 @@ class ChildLoop:
         began = now = time.monotonic()
         ran = 0
         for index, delivery in enumerate(batch):
+            if now - began > settler.trust:
+                # This process may have stood still: others may have claimed the rest, and what is ours goes back.
+                self._put_back(batch[index:])
+                break
             suspect = delivery.message is not None and b'"crashes"' in delivery.message.history
             if settler.waiting and (suspect or settler.overdue(now=now, after=ACK_DELAY)):
                 settler.flush(assisted=slot.restricted())

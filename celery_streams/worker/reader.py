@@ -3,7 +3,9 @@
 1. One round trip acknowledges what is done and reads what is next, highest priority first.
 2. When nothing waits it sends one blocking read and watches its socket together with the control pipe, so that a
    command from the parent is heard at once and an idle consumer costs one Redis command every few seconds.
-3. Missing streams and groups (FLUSHALL, DEL, a new queue) are made again; a lost connection is met with growing
+3. What a slow read brought is asked about before it is handed out: a process that stood still (SIGSTOP, a suspended
+   machine) finds entries in its socket that another worker has claimed and run meanwhile.
+4. Missing streams and groups (FLUSHALL, DEL, a new queue) are made again; a lost connection is met with growing
    pauses. Both are logged once, not once a try.
 """
 
@@ -98,6 +100,7 @@ class Reader:
         self._turn = 0
         self._quiet = False
         self._armed: Sequence[StreamRef] = ()
+        self._sent_at = 0.0
         self._deadline = 0.0
         self._unblocked = False
 
@@ -145,6 +148,7 @@ class Reader:
             commands.append(StreamBroker.read_command(streams, self.consumer, count=count))
         if not commands:
             return []
+        sent_at = time.monotonic()
         replies = self.broker.client.pipeline(commands)
         if acks:
             lost = replies[0]
@@ -154,7 +158,7 @@ class Reader:
                     raise lost
                 lost = [entry_id for _, entry_id in acks]
             self._settler.confirm(acks, lost, assisted=assisted)
-        return self._take_read(streams, replies, acks)
+        return self._owned(self._take_read(streams, replies, acks), sent_at)
 
     def _take_read(self, streams: Sequence[StreamRef], replies: list[object], acks: Sequence[object]) -> list[Delivery]:
         if len(replies) == (1 if acks else 0):
@@ -205,6 +209,7 @@ class Reader:
             self._blocking.send("CLIENT", "ID")
             self._client_id = self._blocking.receive()
         self._armed = self.streams
+        self._sent_at = time.monotonic()
         StreamBroker.send_blocking_read(self._blocking, self._armed, self.consumer, block_ms=BLOCK_MS)
         self._deadline = time.monotonic() + BLOCK_MS / 1000 + GRACE
         self._unblocked = False
@@ -233,7 +238,16 @@ class Reader:
             self._blocking, self._armed, timeout=max(self._deadline - time.monotonic(), 0.0)
         )
         self._quiet = not found and not self._unblocked
-        return found
+        return self._owned(found, self._sent_at)
+
+    def _owned(self, found: list[Delivery], sent_at: float) -> list[Delivery]:
+        """Return what of ``found`` is still ours; one round trip, and only after a read that took long."""
+        if not found or time.monotonic() - sent_at < self._settler.trust:
+            return found
+        lost = set(self.broker.extend([(one.stream, self.consumer, one.entry_id) for one in found]))
+        if lost:
+            logger.warning("%d entries were claimed from %s before it could start them.", len(lost), self.consumer)
+        return [one for position, one in enumerate(found) if position not in lost]
 
     def _unblock(self) -> None:
         """End our own blocking read early; without the permission to do so it ends by itself after BLOCK_MS."""

@@ -74,6 +74,8 @@ class Settler:
         self.consumer = consumer
         #: Entries that were not ours any more when they were settled.
         self.lost = 0
+        #: Seconds after which an entry that was read and not started may belong to another worker.
+        self.trust = conf.visibility_timeout / 2
         self._conf = conf
         self._hostname = hostname
         self._insists = insist
