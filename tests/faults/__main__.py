@@ -33,7 +33,9 @@ from tests.faults import load
 def main(profile: str, minutes: float | None, seed: int | None, json_path: str | None, **options: object) -> None:
     """Publish under faults and check that nothing is lost, little runs twice, and all is back in seconds."""
     console = Console(stderr=json_path == "-")
-    plan = load.with_minutes(load.PROFILES[profile], minutes)
+    broken = options.get("broken")
+    profiles = load.BROKEN if broken else load.PROFILES
+    plan = load.with_minutes(profiles[str(broken or profile)], minutes)
     plan = replace(plan, seed=random.randrange(1_000_000) if seed is None else seed)
     plan = replace(plan, **{name: value for name, value in options.items() if value is not None})
     console.print(f"seed {plan.seed}, {plan.seconds:g} s of load, {plan.side}, {plan.pool}")

@@ -15,7 +15,7 @@ from typing import Any
 
 from celery_streams import scripts
 from celery_streams.worker.executor import Executor
-from celery_streams.worker.outcome import Action, Outcome
+from celery_streams.worker.settle import Settler
 
 #: The environment variable that names the build.
 BROKEN = "FAULTS_BROKEN"
@@ -24,24 +24,29 @@ BROKEN = "FAULTS_BROKEN"
 _OWNERSHIP = re.compile(r"^if #redis\.call\('XPENDING'.*== 0 then return (?:0|false) end$", re.MULTILINE)
 
 
-def acknowledge_first() -> None:
-    """Acknowledge each message before its task runs."""
-    execute = Executor.execute
-
-    def broken(self: Any, delivery: Any) -> None:
-        self.settler.settle(delivery, Outcome(Action.ACK))
-        execute(self, delivery)
-
-    Executor.execute = broken  # type: ignore[method-assign]
-
-
 def forget_ownership() -> None:
-    """Settle whatever id is given."""
+    """Store retries and put entries back whoever holds them."""
     for name in ("RETRY", "REQUEUE"):
         script = getattr(scripts, name)
         text, count = _OWNERSHIP.subn("", script.text)
         assert count == 1, f"{script.name}.lua has no ownership check to remove"
         setattr(scripts, name, scripts.Script(script.name, text, hashlib.sha1(text.encode()).hexdigest()))
+
+
+def acknowledge_first() -> None:
+    """Acknowledge each message before its task runs; all else goes on as it should, so that only kills do harm."""
+    forget_ownership()
+    execute, settle = Executor.execute, Settler.settle
+
+    def broken_execute(self: Any, delivery: Any) -> None:
+        self.settler.broker.ack(self.settler.consumer, [(delivery.stream, delivery.entry_id)])
+        execute(self, delivery)
+
+    def broken_settle(self: Any, delivery: Any, outcome: Any, **options: Any) -> bool:
+        return settle(self, delivery, outcome, **{**options, "acked_early": True})
+
+    Executor.execute = broken_execute  # type: ignore[method-assign]
+    Settler.settle = broken_settle  # type: ignore[method-assign]
 
 
 BUILDS = {"ack-first": acknowledge_first, "no-ownership": forget_ownership}

@@ -73,7 +73,7 @@ class Fault:
 
 
 class F1KillParent(Fault):
-    """The parent dies; its children are orphans and must end by themselves."""
+    """The parent dies; its children must not outlive it."""
 
     kind = "F1 kill -9 parent"
     weight = 2

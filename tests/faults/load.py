@@ -63,6 +63,15 @@ PROFILES = {
 }
 
 
+#: What brings the fault of each broken build to light soonest.
+BROKEN = {
+    "ack-first": Plan(
+        seconds=10.0, seed=0, kinds=(faults.F1KillWorker, faults.F2KillChild), pause=(0.4, 1.0), rate=150.0
+    ),
+    "no-ownership": Plan(seconds=8.0, seed=0, kinds=(faults.F8Stop,), pause=(0.5, 1.0), rate=15.0, only_flaky=True),
+}
+
+
 @dataclass
 class Report:
     """What a run found."""

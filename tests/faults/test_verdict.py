@@ -1,0 +1,151 @@
+"""The judge itself: each invariant fails when it should, on hand-made ledgers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.faults.verdict import Bounds, FaultRecord, FinalState, Run, Submission, Verdict, judge
+
+KILL = FaultRecord("F2 kill -9 child", at=10.0, until=10.0, pids=frozenset((1,)))
+
+
+def _submission(task_id: str = "a", **more: Any) -> Submission:
+    return Submission(task_id, more.pop("action", "ok"), at=1.0, **more)
+
+
+def _run(task_id: str = "a", start: float = 2.0, end: float | None = 2.5, **more: Any) -> Run:
+    values: dict[str, Any] = {"retries": 0, "redelivered": False, "worker": "w", "pid": 1, **more}
+    return Run(task_id, values["retries"], values["redelivered"], values["worker"], values["pid"], start, end)
+
+
+def _judge(
+    submissions: list[Submission], runs: list[Run], *faults: FaultRecord, state: FinalState | None = None, **more: Any
+) -> Verdict:
+    return judge(submissions, runs, faults, state or FinalState(), bounds=Bounds(visibility_timeout=3.0), **more)
+
+
+def _failed(verdict: Verdict) -> set[str]:
+    return {check.letter for check in verdict.checks if not check.ok}
+
+
+def test_a_task_that_was_submitted_and_ran_once_passes() -> None:
+    verdict = _judge([_submission()], [_run()])
+
+    assert verdict.ok
+    assert [check.letter for check in verdict.checks] == ["L", "D", "E", "P", "Q", "M", "R", "H"]
+
+
+@pytest.mark.parametrize("runs", [[], [_run(end=None)]], ids=["never started", "never ended"])
+def test_a_task_that_did_not_end_is_lost(runs: list[Run]) -> None:
+    assert _failed(_judge([_submission()], runs)) == {"L"}
+
+
+def test_a_retry_that_never_ran_is_lost() -> None:
+    assert _failed(_judge([_submission(retries=1)], [_run()])) == {"L"}
+
+
+def test_a_task_that_ran_and_was_never_noted_as_submitted_is_no_loss() -> None:
+    assert _judge([], [_run()]).ok
+
+
+def test_a_second_execution_without_a_fault_fails() -> None:
+    runs = [_run(), _run(start=3.0, end=3.5, redelivered=True, pid=2)]
+
+    assert _failed(_judge([_submission()], runs)) == {"D"}
+
+
+def test_a_task_that_was_killed_in_the_middle_and_ran_again_passes() -> None:
+    runs = [_run(start=9.0, end=None), _run(start=10.4, end=11.0, redelivered=True, pid=2)]
+
+    verdict = _judge([_submission()], runs, KILL)
+
+    assert verdict.ok
+    assert (verdict.figures["reruns"], verdict.figures["duplicates"]) == (1, 0)
+    assert verdict.figures["recovery"]["max"] == pytest.approx(0.4)
+
+
+def test_a_second_execution_after_the_kill_of_another_process_fails() -> None:
+    runs = [_run(start=9.0, end=None, pid=5), _run(start=10.4, end=11.0, redelivered=True, pid=2)]
+
+    assert _failed(_judge([_submission()], runs, KILL)) == {"D"}
+
+
+def test_a_second_execution_of_what_ended_long_before_the_kill_fails() -> None:
+    runs = [_run(start=2.0, end=3.0), _run(start=10.4, end=11.0, redelivered=True, pid=2)]
+
+    assert _failed(_judge([_submission()], runs, KILL, replace(KILL, at=20.0, until=20.0))) == {"D"}
+
+
+def test_a_second_execution_that_is_not_marked_redelivered_fails() -> None:
+    runs = [_run(start=9.0, end=None), _run(start=10.4, end=11.0, pid=2)]
+
+    assert _failed(_judge([_submission()], runs, KILL)) == {"D"}
+
+
+def test_as_many_duplicates_as_hard_kills_fail() -> None:
+    runs = [_run(start=9.0, end=9.9), _run(start=10.4, end=11.0, redelivered=True, pid=2)]
+
+    one_kill = _judge([_submission()], runs, KILL)
+    two_kills = _judge([_submission()], runs, KILL, replace(KILL, pids=frozenset((9,))))
+
+    assert _failed(one_kill) == {"D"}
+    assert two_kills.ok
+
+
+def test_a_start_before_the_eta_fails() -> None:
+    assert _failed(_judge([_submission(eta=2.2)], [_run(start=2.0)])) == {"E"}
+
+
+@pytest.mark.parametrize("left", [{"waiting": 1}, {"pending": 1}, {"delayed": 1}])
+def test_what_is_left_over_fails(left: dict[str, int]) -> None:
+    assert _failed(_judge([_submission()], [_run()], state=FinalState(**left))) == {"P"}
+
+
+def test_an_expected_dead_letter_passes_and_its_absence_fails() -> None:
+    sent = [_submission(dead="failed")]
+
+    there = _judge(sent, [_run()], state=FinalState(dead=1, letters=(("a", "failed"),)))
+    gone = _judge(sent, [_run()])
+
+    assert there.ok
+    assert _failed(gone) == {"L", "Q", "M"}
+
+
+def test_an_unexpected_dead_letter_fails() -> None:
+    verdict = _judge([_submission()], [_run()], state=FinalState(dead=1, letters=(("a", "crashed"),)))
+
+    assert _failed(verdict) == {"Q", "M"}
+
+
+def test_a_dead_letter_that_is_there_twice_fails() -> None:
+    letters = (("a", "failed"), ("a", "failed"))
+    verdict = _judge([_submission(dead="failed")], [_run()], state=FinalState(dead=2, letters=letters))
+
+    assert _failed(verdict) == {"Q", "M"}
+
+
+def test_a_figure_that_differs_from_the_ledger_fails() -> None:
+    verdict = _judge([_submission(dead="failed")], [], state=FinalState(dead=7, letters=(("a", "failed"),)))
+
+    assert _failed(verdict) == {"M"}
+
+
+def test_a_recovery_beyond_its_bound_fails() -> None:
+    runs = [_run(start=9.0, end=None), _run(start=16.0, end=17.0, redelivered=True, pid=2)]
+
+    assert _failed(_judge([_submission()], runs, KILL)) == {"R"}
+    assert _judge([_submission()], runs, replace(KILL, kind="F1 kill -9 worker")).ok
+
+
+def test_a_redis_that_is_back_and_not_used_for_long_fails() -> None:
+    back = FaultRecord("F10 kill -9 Redis", at=3.0, until=4.0)
+
+    assert _judge([], [_run(), _run("b", start=5.0)], back).ok
+    assert _failed(_judge([], [_run(), _run("b", start=9.5)], back)) == {"R"}
+
+
+def test_a_process_that_hangs_fails() -> None:
+    assert _failed(_judge([_submission()], [_run()], hangs=["w1 did not end"])) == {"H"}
