@@ -27,7 +27,7 @@ from types import TracebackType
 from .connection import RedisClient
 from .exceptions import BrokerError, BrokerUnavailable, ConfigurationError
 
-__all__ = ("EmbeddedRedis", "ServerMissing", "find_server")
+__all__ = ("EmbeddedRedis", "ServerMissing", "death_signal", "find_server")
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ class EmbeddedRedis:
                 stderr=subprocess.DEVNULL,
                 # A session of its own: Ctrl-C is for the process in front, which ends the server when it is done.
                 start_new_session=True,
-                preexec_fn=_death_signal(),
+                preexec_fn=death_signal(),
             )
         except OSError as exc:
             raise ServerMissing(f"{executable} cannot be run: {exc}") from exc
@@ -291,7 +291,7 @@ def _remove(directory: Path, owner: int) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _death_signal() -> Callable[[], object] | None:
+def death_signal() -> Callable[[], object] | None:
     """Return what the child calls before it becomes the server, so that the kernel ends it with its parent.
 
     The kernel watches the thread that forked, so this is for the main thread only.
