@@ -183,17 +183,23 @@ def test_publisher_sends_task_sent_when_asked_to(watched, events):
 
 
 def test_events_are_switched_on_and_off(plain, plain_events):
-    plain.control("enable_events")
-    first = plain.act.delay("ok", 1)
-    of(plain_events, first, "task-succeeded")
-    plain.control("disable_events")
-    silent = plain.act.delay("ok", 2)
-    plain.value(silent)
-    plain.settled()
-    plain.control("enable_events")
-    last = plain.act.delay("ok", 3)
+    published = []
 
-    of(plain_events, last, "task-succeeded")
+    def heard():
+        published.append(plain.act.delay("ok", len(published)))
+        plain.value(published[-1])
+        return {event["uuid"] for event in plain_events if "uuid" in event} & {one.id for one in published}
+
+    plain.control("enable_events")
+    eventually(heard)
+    plain.control("disable_events")
+    silent = [plain.act.delay("ok", n) for n in range(20)]
+    for result in silent:
+        plain.value(result)
+    published.clear()
+    plain.control("enable_events")
+    eventually(heard)
     plain.control("disable_events")
 
-    assert [event for event in plain_events if event.get("uuid") == silent.id] == []
+    # The children of a streams worker may hear of it a moment after the parent has answered.
+    assert [event for event in plain_events if event.get("uuid") in {one.id for one in silent[10:]}] == []

@@ -33,4 +33,5 @@ def fetch_group_info(self, group_id, fail_first=0):
 
 
 def _record(task):
-    ledger.write("run", task.request.id, task=task.name, retries=task.request.retries)
+    request = task.request
+    ledger.write("run", request.id, task=task.name, retries=request.retries, hostname=request.hostname)

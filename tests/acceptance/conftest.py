@@ -1,0 +1,140 @@
+"""A project for each test: an empty Redis, publishers, and worker processes that may be killed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+import celery_streams
+from celery_streams import inspect as streams_inspect
+from celery_streams.broker import StreamBroker
+from celery_streams.embedded import EmbeddedRedis
+from tests.eventually import eventually
+from tests.processes import Worker, project_environment
+from tests.proj.ledger import Ledger
+from tests.proj.settings import celery_settings
+
+
+class Project:
+    """The sample project on one Redis: broker in database 0, results in 1, ledger in 3."""
+
+    def __init__(self, server: EmbeddedRedis, directory: Path) -> None:
+        self.urls = {"broker": server.database_url(0), "results": server.database_url(1)}
+        self.ledger = Ledger(server.database_url(3))
+        self._directory = directory
+        self._workers: list[Worker] = []
+        self._apps: list[Celery] = []
+
+    def environment(self, **options: Any) -> dict[str, str]:
+        """Return the environment of a process of this project; see ``project_environment``."""
+        return project_environment(**{**self.urls, "ledger": self.ledger.url, **options})
+
+    def worker(
+        self,
+        program: str = "streams",
+        *,
+        name: str = "worker",
+        queues: str = "celery",
+        concurrency: int = 2,
+        pool: str = "prefork",
+        options: Sequence[str] = (),
+        wait: bool = True,
+        **environment: Any,
+    ) -> Worker:
+        """Start a worker of the sample project."""
+        environment.setdefault("install", program == "streams")
+        environment.setdefault("enabled", True if program == "streams" else None)
+        worker = Worker(
+            program,
+            name=name,
+            queues=queues,
+            directory=self._directory,
+            environment=self.environment(**environment),
+            concurrency=concurrency,
+            pool=pool,
+            options=options,
+        )
+        self._workers.append(worker)
+        worker.start()
+        if wait:
+            worker.wait_ready()
+        return worker
+
+    def app(self, *, enabled: Any = True, **settings: Any) -> Celery:
+        """Return an installed app that publishes from this process."""
+        app = Celery("publisher", set_as_current=False)
+        app.conf.update(celery_settings(**self.urls, queue="celery", **settings))
+        app.conf.include = ["tests.proj.tasks", "tests.proj.actions"]
+        app.loader.import_default_modules()
+        celery_streams.install(app, enabled=enabled)
+        app.finalize()
+        self._apps.append(app)
+        return app
+
+    @property
+    def broker(self) -> StreamBroker:
+        """The streams' broker of the last app."""
+        return celery_streams.streams_of(self._apps[-1]).broker
+
+    def status(self, queue: str = "celery") -> streams_inspect.QueueStatus:
+        """Return what Redis says of a queue."""
+        return streams_inspect.queue_status(self.broker, queue)
+
+    def dead_letters(self, queue: str = "celery") -> list[streams_inspect.DeadLetter]:
+        """Return the dead letters of a queue."""
+        return list(streams_inspect.dead_letters(self.broker, queue))
+
+    def starts(self, task_id: str, times: int = 1, *, timeout: float = 15.0) -> list[dict[str, Any]]:
+        """Wait until a task was started so many times, and return its executions."""
+
+        def found() -> list[dict[str, Any]]:
+            runs = self.ledger.runs(task_id)
+            return runs if len(runs) >= times else []
+
+        return eventually(found, timeout=timeout, message=f"task {task_id} started {times} times")
+
+    def counted(self) -> Counter[str]:
+        """Return how often each task id was started."""
+        return Counter(run["id"] for run in self.ledger.runs())
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+        for app in self._apps:
+            app.backend.result_consumer.stop()
+            app.backend.result_consumer.subscribed_to.clear()
+            app.backend.client.close()
+            celery_streams.streams_of(app).reload()
+            app.close()
+        self.ledger.close()
+
+
+@pytest.fixture
+def project(redis_server: EmbeddedRedis, redis_url: str, tmp_path: Path) -> Iterator[Project]:
+    """The sample project on an empty Redis."""
+    made = Project(redis_server, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def app(project: Project) -> Celery:
+    """A publisher of the sample project, on streams."""
+    return project.app()
+
+
+@pytest.fixture
+def act(app: Celery) -> Any:
+    """The action task, published to streams."""
+    return app.tasks["tests.proj.actions.act"]
+
+
+@pytest.fixture
+def worker(project: Project) -> Callable[..., Worker]:
+    """Start workers of the sample project: ``worker("streams", name="first")``."""
+    return project.worker

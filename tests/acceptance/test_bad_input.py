@@ -1,0 +1,150 @@
+"""Bad input: one clear line that says what to do, an exit code, no traceback."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from celery_streams.connection import RedisClient
+from celery_streams.embedded import EmbeddedRedis
+from tests.processes import ROOT
+
+
+def run(environment, *words):
+    """Run ``celery-streams`` with these words and return what it did."""
+    return subprocess.run(
+        [sys.executable, "-m", "celery_streams", *words],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def refusal(done):
+    """Assert that the command refused in one clear line, and return that line."""
+    said = done.stdout + done.stderr
+    assert done.returncode not in (0, None), said
+    assert done.returncode > 0, f"ended by signal {-done.returncode}"
+    assert "Traceback" not in said, said
+    lines = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
+    assert len(lines) == 1, said
+    return lines[0]
+
+
+@pytest.fixture
+def free_port():
+    """A port that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture
+def server_with_password():
+    """A Redis that asks for a password."""
+    with EmbeddedRedis() as server:
+        client = RedisClient(server.url)
+        client.call("CONFIG", "SET", "requirepass", "right")
+        client.close()
+        yield server
+
+
+WORKER = ("worker", "-A", "tests.proj", "-l", "INFO", "-c", "1")
+
+
+def test_server_that_is_away_is_named(project, free_port):
+    environment = project.environment(
+        broker=f"redis://127.0.0.1:{free_port}/0", enabled=True, broker_connection_retry_on_startup=False
+    )
+
+    line = refusal(run(environment, *WORKER))
+
+    assert f"127.0.0.1:{free_port}" in line
+
+
+def test_wrong_password_is_told_and_not_shown(project, server_with_password):
+    environment = project.environment(
+        broker=f"redis://:verysecret@127.0.0.1:{server_with_password.port}/0",
+        enabled=True,
+        broker_connection_retry_on_startup=False,
+    )
+
+    done = run(environment, *WORKER)
+
+    assert "password" in refusal(done).lower()
+    assert "verysecret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "url", ["amqp://guest@localhost//", "ftp://localhost/0", "redis://localhost:notaport/0", "redis://localhost/notadb"]
+)
+def test_url_that_is_not_of_a_redis_is_told(project, url):
+    environment = project.environment(broker=url, enabled=True, broker_connection_retry_on_startup=False)
+
+    refusal(run(environment, *WORKER))
+
+
+def test_unknown_setting_suggests_the_nearest(project):
+    environment = project.environment(enabled=True, streams_visibilty_timeout=3)
+
+    line = refusal(run(environment, *WORKER))
+
+    assert "streams_visibilty_timeout" in line
+    assert "streams_visibility_timeout" in line
+
+
+def test_unknown_environment_variable_suggests_the_nearest(project):
+    environment = {**project.environment(enabled=True), "CELERY_STREAMS_QUEUE": "a,b"}
+
+    line = refusal(run(environment, *WORKER))
+
+    assert "CELERY_STREAMS_QUEUES" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("streams_visibility_timeout", "soon"), ("streams_delivery_limit", 0), ("streams_queues", {"celery": 7})],
+)
+def test_wrong_value_names_its_setting(project, name, value):
+    environment = project.environment(enabled=True, **{name: value})
+
+    assert name in refusal(run(environment, *WORKER))
+
+
+def test_missing_app_is_asked_for(project):
+    line = refusal(run(project.environment(), "worker"))
+
+    assert "-A" in line
+
+
+def test_app_that_does_not_exist_is_named(project):
+    line = refusal(run(project.environment(), "-A", "no_such_project", "worker"))
+
+    assert "no_such_project" in line
+
+
+def test_app_that_was_never_installed_is_told_how(project):
+    line = refusal(run(project.environment(install=False), *WORKER))
+
+    assert "celery_streams.install" in line
+
+
+def test_unknown_command_and_option_are_refused(project):
+    assert "wroker" in refusal(run(project.environment(), "-A", "tests.proj", "wroker"))
+    assert "--no-such-option" in refusal(run(project.environment(), *WORKER, "--no-such-option"))
+
+
+@pytest.mark.parametrize("queue", ["with space", "weird[x]*?", "grüße", "a{b}c", "with:colon", "-dash"])
+def test_queue_name_with_odd_characters_works(project, queue):
+    app = project.app()
+    project.worker(queues=f"other,{queue}", concurrency=1)
+
+    result = app.tasks["tests.proj.actions.act"].apply_async(("request",), queue=queue, countdown=0.1)
+
+    assert result.get(timeout=10)["delivery_info"]["routing_key"] == queue

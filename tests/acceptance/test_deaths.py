@@ -1,0 +1,132 @@
+"""SIGKILL for a child, for a whole worker, and for every process that touches a message."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+
+import pytest
+
+from tests.eventually import eventually
+
+
+def test_task_of_a_killed_child_runs_again_at_once_on_the_same_worker(project, act, worker):
+    running = worker()
+    result = act.delay("sleep_first", "done", seconds=60)
+    (first,) = project.starts(result.id)
+
+    os.kill(first["pid"], signal.SIGKILL)
+    killed = eventually(lambda: not os.path.exists(f"/proc/{first['pid']}") or first["at"])
+    _, second = project.starts(result.id, times=2)
+
+    assert killed
+    assert result.get(timeout=10) == "done"
+    assert second["hostname"] == first["hostname"] == running.hostname
+    assert second["pid"] != first["pid"]
+    assert (first["redelivered"], second["redelivered"]) == (False, True)
+    assert project.counted()[result.id] == 2
+
+
+def test_killed_child_is_replaced_and_takes_nothing_with_it(project, act, worker):
+    worker(concurrency=2)
+    long = act.delay("sleep_first", "done", seconds=60)
+    (first,) = project.starts(long.id)
+    others = [act.delay("sleep", n, seconds=0.005) for n in range(100)]
+
+    os.kill(first["pid"], signal.SIGKILL)
+
+    assert [result.get(timeout=15) for result in others] == list(range(100))
+    assert long.get(timeout=10) == "done"
+    assert project.counted() == Counter({long.id: 2, **{result.id: 1 for result in others}})
+    assert eventually(lambda: project.status().length == 0)
+
+
+def test_second_execution_after_a_kill_comes_within_a_second(project, act, worker):
+    worker(concurrency=1)
+    act.delay("ok").get(timeout=10)
+
+    result = act.delay("kill", "done", times=1)
+
+    assert result.get(timeout=10) == "done"
+    first, second = project.ledger.runs(result.id)
+    assert second["at"] - first["at"] < 1.5
+
+
+@pytest.mark.slow
+def test_tasks_of_a_killed_worker_run_on_another(project, act, worker):
+    settings = {"streams_visibility_timeout": 3}
+    victim = worker(name="victim", concurrency=2, **settings)
+    running = [act.delay("sleep_first", n, seconds=60) for n in range(2)]
+    started = [project.starts(result.id)[0] for result in running]
+    rescuer = worker(name="rescuer", concurrency=2, **settings)
+    waiting = [act.delay("ok", n) for n in range(20)]
+
+    victim.signal(signal.SIGKILL)
+
+    assert [result.get(timeout=15) for result in waiting] == list(range(20))
+    assert [result.get(timeout=15) for result in running] == [0, 1]
+    again = [project.starts(result.id, times=2)[1] for result in running]
+    assert {run["hostname"] for run in started} == {victim.hostname}
+    assert {run["hostname"] for run in again} == {rescuer.hostname}
+    assert [run["redelivered"] for run in again] == [True, True]
+    assert project.counted() == Counter({result.id: 2 for result in running} | {result.id: 1 for result in waiting})
+    assert eventually(lambda: project.status().length == 0)
+
+
+def test_children_of_a_killed_worker_end_too(project, act, worker):
+    victim = worker(concurrency=2)
+    pids = act.app.control.inspect([victim.hostname], timeout=5, limit=1).stats()[victim.hostname]["pool"]["processes"]
+
+    victim.signal(signal.SIGKILL)
+    victim.wait()
+
+    def gone():
+        for pid in pids:
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                continue
+            return False
+        return True
+
+    assert len(pids) == 2
+    eventually(gone)
+
+
+@pytest.mark.slow
+def test_poison_message_is_given_up_while_others_finish(project, act, worker):
+    worker(concurrency=2, streams_delivery_limit=3)
+    poison = [act.delay("kill", n, times=99) for n in range(3)]
+    others = [act.delay("ok", n) for n in range(200)]
+
+    assert [result.get(timeout=20) for result in others] == list(range(200))
+    letters = eventually(lambda: found if len(found := project.dead_letters()) == 3 else None, timeout=20)
+
+    assert {letter.task_id for letter in letters} == {result.id for result in poison}
+    assert {letter.reason for letter in letters} == {"crashed"}
+    assert {letter.crashes for letter in letters} == {3}
+    assert [len(project.ledger.runs(result.id)) for result in poison] == [3, 3, 3]
+    assert all(project.counted()[result.id] == 1 for result in others)
+    assert eventually(lambda: project.status().length == 0)
+
+
+def test_message_that_crashed_a_few_times_leaves_no_trace_when_it_succeeds(project, act, worker):
+    worker(concurrency=1)
+
+    result = act.delay("kill", "at last", times=2)
+
+    assert result.get(timeout=15) == "at last"
+    assert len(project.ledger.runs(result.id)) == 3
+    assert project.dead_letters() == []
+    assert eventually(lambda: project.status().length == 0)
+
+
+def test_segfault_of_a_child_is_survived_as_a_kill_is(project, act, worker):
+    worker(concurrency=1)
+    result = act.delay("sleep_first", "done", seconds=60)
+    (first,) = project.starts(result.id)
+
+    os.kill(first["pid"], signal.SIGSEGV)
+
+    assert result.get(timeout=10) == "done"
