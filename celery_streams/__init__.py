@@ -17,18 +17,22 @@ and the errors of :mod:`celery_streams.exceptions`. Signals stand in :mod:`celer
 
 from __future__ import annotations
 
-from .amqp import Streams, install, is_installed, streams_of
-from .context import still_owned
-from .exceptions import (
-    BrokerError,
-    BrokerFull,
-    BrokerUnavailable,
-    CeleryStreamsError,
-    ConfigurationError,
-    MessageError,
-    QueueFull,
-)
-from .tasks import shared_task
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .amqp import Streams, install, is_installed, streams_of
+    from .context import still_owned
+    from .exceptions import (
+        BrokerError,
+        BrokerFull,
+        BrokerUnavailable,
+        CeleryStreamsError,
+        ConfigurationError,
+        MessageError,
+        QueueFull,
+    )
+    from .tasks import shared_task
 
 __version__ = "0.1.0"
 
@@ -48,3 +52,20 @@ __all__ = (
     "still_owned",
     "streams_of",
 )
+
+#: Where the public names live. They are imported at first use: gevent and eventlet must patch the standard library
+#: before anything else of this package is imported (see ``__main__``).
+_HOMES = {
+    "Streams": "amqp",
+    "install": "amqp",
+    "is_installed": "amqp",
+    "streams_of": "amqp",
+    "still_owned": "context",
+    "shared_task": "tasks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES.get(name, 'exceptions')}", __name__), name)

@@ -1,8 +1,22 @@
-"""``python -m celery_streams`` is ``celery-streams``."""
+"""``celery-streams`` and ``python -m celery_streams``: the entry point, which imports nothing before it must."""
 
 from __future__ import annotations
 
-from .bin.base import main
+import sys
+
+__all__ = ("main",)
+
+
+def main() -> None:
+    """Run the command line; with ``-P gevent`` or ``-P eventlet`` the standard library is patched first."""
+    from celery import maybe_patch_concurrency
+
+    if {"-P", "--pool"} & {word.partition("=")[0] for word in sys.argv}:
+        maybe_patch_concurrency()
+    from .bin.base import main as run
+
+    run(prog_name="celery-streams")
+
 
 if __name__ == "__main__":
-    main(prog_name="celery-streams")
+    main()

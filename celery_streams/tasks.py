@@ -7,6 +7,7 @@ from typing import Any
 from celery import shared_task as celery_shared_task
 
 from .conf import nearest
+from .coroutines import as_function
 from .exceptions import ConfigurationError
 
 __all__ = ("TASK_OPTIONS", "shared_task")
@@ -30,7 +31,8 @@ def shared_task(*args: Any, **options: Any) -> Any:
     ``streams_dead_letter_failures``
         Whether a task that failed for good is dead-lettered.
 
-    On list queues they are ignored.
+    On list queues they are ignored. An ``async def`` function becomes a task that every pool can run, a stock Celery
+    worker's too; called directly it returns its result, not a coroutine.
 
     Raises:
         ConfigurationError: an option beginning with ``streams_`` is not known.
@@ -38,4 +40,7 @@ def shared_task(*args: Any, **options: Any) -> Any:
     for name in options:
         if name.startswith("streams_") and name not in TASK_OPTIONS:
             raise ConfigurationError(f"shared_task has no option {name!r}{nearest(name, TASK_OPTIONS)}")
-    return celery_shared_task(*args, **options)
+    if len(args) == 1 and callable(args[0]):
+        return celery_shared_task(as_function(args[0]), **options)
+    declare = celery_shared_task(*args, **options)
+    return lambda fun: declare(as_function(fun))

@@ -8,12 +8,13 @@ import time
 from typing import Any
 
 import click
-from celery.bin.worker import detach
+from celery import concurrency
+from celery.bin.worker import WorkersPool, detach
 from celery.bin.worker import worker as celery_worker
 from celery.exceptions import ImproperlyConfigured
 
 from ..amqp import streams_of
-from ..concurrency import pool_for
+from ..concurrency import OWN_POOLS, pool_for
 from ..exceptions import BrokerUnavailable, ConfigurationError
 
 __all__ = ("worker",)
@@ -113,7 +114,17 @@ def _detach(ctx: click.Context, options: dict[str, Any]) -> Any:
 
 
 worker: click.Command = copy.copy(celery_worker)
-worker.params = list(celery_worker.params)
+concurrency.ALIASES.update(OWN_POOLS)
+
+
+def _our_param(param: click.Parameter) -> click.Parameter:
+    if param.name == "pool":
+        param = copy.copy(param)
+        param.type = WorkersPool()
+    return param
+
+
+worker.params = [_our_param(param) for param in celery_worker.params]
 worker.callback = _run
 worker.help = """Start a worker on Redis Streams: the options are those of celery worker.
 
@@ -128,4 +139,5 @@ Examples
 $ celery-streams -A proj worker -l INFO -Q send_message,mark_as_read -c 4
 $ celery-streams -A proj worker -Q send_message:3,mark_as_read:2
 $ celery-streams -A proj worker -P threads -c 20
+$ celery-streams -A proj worker -P asyncio -c 200
 """

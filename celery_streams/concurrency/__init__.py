@@ -12,14 +12,19 @@ from kombu.utils.imports import symbol_by_name
 
 from ..exceptions import ConfigurationError
 
-__all__ = ("POOLS", "pool_for")
+__all__ = ("OWN_POOLS", "POOLS", "pool_for")
 
 #: Celery's pool class -> ours.
 POOLS = {
     "celery.concurrency.prefork:TaskPool": "celery_streams.concurrency.prefork:TaskPool",
     "celery.concurrency.solo:TaskPool": "celery_streams.concurrency.solo:TaskPool",
     "celery.concurrency.thread:TaskPool": "celery_streams.concurrency.thread:TaskPool",
+    "celery.concurrency.gevent:TaskPool": "celery_streams.concurrency.gevent:TaskPool",
+    "celery.concurrency.eventlet:TaskPool": "celery_streams.concurrency.eventlet:TaskPool",
 }
+
+#: Pools that Celery does not have: name for ``-P`` -> class.
+OWN_POOLS = {"asyncio": "celery_streams.concurrency.aio:TaskPool"}
 
 
 def pool_for(pool: Any) -> Any:

@@ -170,6 +170,8 @@ class Control(CeleryControl):  # type: ignore[misc]
 class Consumer(CeleryConsumer):  # type: ignore[misc]
     """Celery's Consumer for streams; the ``worker_consumer`` setting names it."""
 
+    connection_errors: tuple[type[BaseException], ...]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # READONLY, MISCONF and OOM pass; Celery takes such replies while it connects for a reason to end the worker,

@@ -11,6 +11,7 @@ The tracer, the Request and the strategy are Celery's, looked up late: Sentry an
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import time
@@ -34,6 +35,7 @@ from kombu.serialization import loads, prepare_accept_content
 from ..amqp import Streams
 from ..broker import Delivery
 from ..context import RunningTask, current
+from ..coroutines import as_function
 from ..exceptions import MessageError
 from .outcome import Action, Circumstances, Event, Outcome, decide
 from .settle import Death, Settler
@@ -97,6 +99,14 @@ def plan_for(task: Any, streams: Streams, *, rate_limits: bool = True) -> TaskPl
         dead_letter_failures=conf.dead_letter_failures if keep is None else bool(keep),
         interval_ms=1000.0 / per_second if per_second else 0.0,
     )
+
+
+def _make_callable(task: Any) -> None:
+    """Let an ``async def`` task that was declared with Celery's own decorator run in every pool."""
+    if hasattr(task, "_orig_run"):  # with autoretry_for Celery wrapped the function, and catches what it raises
+        task._orig_run = as_function(task._orig_run)
+    elif inspect.iscoroutinefunction(task.run):
+        task.run = as_function(task.run)
 
 
 @dataclass(slots=True)
@@ -231,6 +241,7 @@ class Executor:
             plan = plan_for(task, self.streams, rate_limits=not app.conf.worker_disable_rate_limits)
             if plan.acks_late:
                 task.acks_late = True
+            _make_callable(task)
             self.plans[name] = plan
             task.__trace__ = trace.build_tracer(name, task, app.loader, self.hostname, app=app)
         self._strategies.clear()

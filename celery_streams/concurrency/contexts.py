@@ -1,0 +1,57 @@
+"""contexts: what Celery keeps for each thread, kept for each context, for pools that run coroutines elsewhere."""
+
+from __future__ import annotations
+
+import contextvars
+import sys
+from typing import TYPE_CHECKING, Any
+
+from celery import _state
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("ContextStack", "keep_contexts")
+
+
+class ContextStack:
+    """Celery's LocalStack, for each context instead of each thread."""
+
+    def __init__(self, name: str) -> None:
+        self._items: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar(name, default=())
+
+    def push(self, item: Any) -> None:
+        """Put ``item`` on top."""
+        self._items.set((*self._items.get(), item))
+
+    def pop(self) -> Any:
+        """Take the top off; None when there is none."""
+        items = self._items.get()
+        if not items:
+            return None
+        self._items.set(items[:-1])
+        return items[-1]
+
+    def __len__(self) -> int:
+        return len(self._items.get())
+
+    @property
+    def stack(self) -> list[Any]:
+        """All items, the oldest first."""
+        return list(self._items.get())
+
+    @property
+    def top(self) -> Any:
+        """The item on top, or None."""
+        items = self._items.get()
+        return items[-1] if items else None
+
+
+def keep_contexts(app: Celery) -> None:
+    """Exchange the stacks behind ``self.request`` and ``current_task``; before the tracers are built."""
+    for name, task in app.tasks.items():
+        task.request_stack = ContextStack(f"request of {name}")
+    old, new = _state._task_stack, ContextStack("current task")
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith("celery.") and getattr(module, "_task_stack", None) is old:
+            module._task_stack = new  # type: ignore[attr-defined]

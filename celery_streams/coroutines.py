@@ -1,0 +1,69 @@
+"""coroutines: ``async def`` tasks in pools that call tasks as functions; it knows neither Redis nor Celery.
+
+A task's function is called by Celery's tracer and must return its result. :func:`as_function` makes such a function
+of an ``async def``: it hands the coroutine to the :data:`runner` of the pool (``-P asyncio``: one loop for all), or
+runs it on an event loop that the thread keeps. So the same task works in every pool, and under a stock Celery worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+__all__ = ("as_function", "run", "runner")
+
+T = TypeVar("T")
+
+#: Who runs coroutines in this context; None is this thread itself.
+runner: ContextVar[Callable[[Coroutine[Any, Any, Any]], Any] | None] = ContextVar("celery_streams_runner", default=None)
+
+_local = threading.local()
+
+
+def as_function(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that runs the ``async def`` function ``fun``; any other function is returned as it is."""
+    if not inspect.iscoroutinefunction(fun):
+        return fun
+
+    @functools.wraps(fun)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return run(fun(*args, **kwargs))
+
+    call.__signature__ = inspect.signature(fun)  # type: ignore[attr-defined]
+    return call
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run ``coroutine`` to its end and return its result, from code that is not asynchronous.
+
+    Inside a running event loop (``task_always_eager`` in an asynchronous view) it runs in a thread of its own.
+    An exception that strikes from outside (SoftTimeLimitExceeded, SystemExit) cancels the coroutine, lets it clean
+    up, and goes on.
+    """
+    chosen = runner.get()
+    if chosen is not None:
+        return chosen(coroutine)  # type: ignore[no-any-return]
+    if asyncio._get_running_loop() is None:  # get_running_loop raises, which would be the context of what tasks raise
+        return _run_here(coroutine)
+    with ThreadPoolExecutor(1, thread_name_prefix="celery-streams-eager") as executor:
+        return executor.submit(asyncio.run, coroutine).result()
+
+
+def _run_here(coroutine: Coroutine[Any, Any, T]) -> T:
+    loop: asyncio.AbstractEventLoop | None = getattr(_local, "loop", None)
+    if loop is None or loop.is_closed():
+        loop = _local.loop = asyncio.new_event_loop()
+    task = loop.create_task(coroutine)
+    try:
+        return loop.run_until_complete(task)
+    except BaseException:
+        if not task.done():
+            task.cancel()
+            loop.run_until_complete(asyncio.wait([task], timeout=5.0))
+        raise
