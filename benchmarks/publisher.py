@@ -2,7 +2,7 @@
 
 ============  =======================================================================================================
 ``backlog``   publishes ``noop`` as fast as it can; wall and CPU time for each
-``fill``      publishes more ``noop`` in pipelines, unmeasured (only ``bare`` needs so many)
+``fill``      adds copies of what is in the stream, in pipelines, unmeasured (not for ``stock``)
 ``steady``    publishes ``stamp`` about fifty times a second; the tasks say how long they took to start
 ``delayed``   publishes ``stamp`` with an eta one to two seconds ahead; the tasks say how late they are
 ``results``   ``echo.delay().get()``, one after the other; the time of each
@@ -23,8 +23,10 @@ from typing import Any
 
 import redis
 
+from celery_streams.keys import DEFAULT_PREFIX as PREFIX
+
 from . import bare
-from .project.settings import URL
+from .project.settings import QUEUE, URL
 
 __all__ = ("PADDING", "main")
 
@@ -85,12 +87,13 @@ def _backlog(send: Send, count: int) -> dict[str, Any]:
 
 
 def _fill(send: Send, count: int) -> dict[str, Any]:
-    fields = bare.entry("noop", 0, PADDING)
     with redis.Redis.from_url(os.environ[URL]) as client:
+        stream = bare.KEY if client.exists(bare.KEY) else f"{PREFIX}:{{{QUEUE}}}"
+        entries: Any = client.xrange(stream, count=_PIPELINE)
         for start in range(0, count, _PIPELINE):
             pipeline = client.pipeline(transaction=False)
-            for _ in range(min(_PIPELINE, count - start)):
-                pipeline.xadd(bare.KEY, fields)
+            for _, fields in entries[: count - start]:
+                pipeline.xadd(stream, fields)
             pipeline.execute()
     return {"published": count}
 

@@ -19,12 +19,12 @@ from . import measures
 from .measures import Figures
 from .processes import HAS_PROC, busy_seconds
 from .publisher import WARM_UP
-from .systems import STOCK, STREAMS, SYSTEMS, Bench, System
+from .systems import BARE, STOCK, STREAMS, SYSTEMS, Bench, System
 
 __all__ = ("Options", "Results", "run")
 
-#: The bare loop gets so many times the backlog of the others: it would be done before it can be watched.
-_BARE_FACTOR = 10
+#: How many times the backlog a system gets: the faster ones would be done before they can be watched.
+_FACTORS = {STOCK: 1, STREAMS: 5, BARE: 10}
 
 #: Seconds that idle workers settle before they are watched.
 _SETTLE = 4.0
@@ -112,8 +112,9 @@ def _round(bench: Bench, client: redis.Redis, options: Options) -> Figures:
         if "publish" in only or "drain" in only:
             count = options.tasks
             found = measures.publish(bench, client, count)
-            if not bench.system.is_celery:
-                count += int(bench.publish("fill", count * (_BARE_FACTOR - 1))["published"])
+            more = count * (_FACTORS[bench.system] - 1)
+            if more and "drain" in only:
+                count += bench.publish("fill", more)["published"]
             if "publish" in only:
                 figures.update(found)
             if "drain" in only:
