@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import select
 import signal
 import time
 from collections import Counter
@@ -44,6 +45,10 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that an acknowledgement may wait for others; a crash re-runs at most what ended within this time.
 ACK_DELAY = 0.005
+
+
+#: Seconds that a child which was told to stop goes on trying to settle while Redis is away; then others claim it.
+STOP_PATIENCE = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +94,17 @@ class ChildLoop:
         self._counts: Counter[str] = Counter()
         self._ran = 0
         self._finished = 0
+        self._stop_by = 0.0
         self._events: ChildEvents | None = None
         broker = self.streams.new_broker()
-        self.settler = Settler(broker, consumer, conf=self.streams.conf, hostname=hostname)
+        self.settler = Settler(
+            broker,
+            consumer,
+            conf=self.streams.conf,
+            hostname=hostname,
+            give_up=self._must_end,
+            sleep=self._sleep,
+        )
         self.settler.on_confirmed = self._confirmed
         self.reader = Reader(
             broker,
@@ -139,6 +152,15 @@ class ChildLoop:
 
     def _on_stop(self) -> None:
         self.stopping = True
+        self._stop_by = time.monotonic() + STOP_PATIENCE
+
+    def _must_end(self) -> bool:
+        return self.stopping and time.monotonic() >= self._stop_by
+
+    def _sleep(self, seconds: float) -> None:
+        """Pause between two attempts to settle, and hear the parent all the same."""
+        if select.select([self._control.fileno()], [], [], seconds)[0]:
+            self.hear()
 
     def _on_revoke(self, task_ids: Sequence[str]) -> None:
         worker_state.revoked.update(task_ids)
