@@ -262,6 +262,8 @@ class Reader:
         if self._pause == _PAUSES[0]:
             logger.error("Connection to Redis lost: %s. Trying again until it is back.", exc)
         self.close()
+        # What lies idle is most likely as dead, and would cost a time-out each.
+        self.broker.client.close()
         self._sleep()
 
     def _refused(self, exc: BrokerError) -> None:
