@@ -90,6 +90,11 @@ class TaskPool(StreamsPool):
         self._reader.streams = list(streams)
         self._schedule()
 
+    def forward(self, *message: Any) -> None:
+        """Read the options of tasks again that remote control changed; all else is shared."""
+        if message[0] == "task_option" and self._runner is not None:
+            self._runner.executor.prepare()
+
     # -- rounds
 
     def _schedule(self) -> None:

@@ -153,6 +153,12 @@ class TaskPool(StreamsPool):
         shot = self._backlog.restrict()
         self.aftermath.broker.release(self._name, [(held.stream, held.entry_id) for held in shot.waiting])
 
+    def forward(self, *message: Any) -> None:
+        """Read the options of tasks again that remote control changed; all else is shared with the threads."""
+        if message[0] == "task_option":
+            for runner in list(self._runners):
+                runner.executor.prepare()
+
     # -- the reader thread
 
     def _read(self) -> None:

@@ -141,7 +141,11 @@ class ChildLoop:
         try:
             while self._control.poll(0):
                 name, *args = self._control.recv()
-                self._commands[name](*args)
+                try:
+                    self._commands[name](*args)
+                except Exception:
+                    # A boundary of the process: remote control must not end a child with tasks in its hands.
+                    logger.exception("Child %s cannot carry out %s%r; it goes on.", self.consumer, name, tuple(args))
         except (EOFError, OSError):
             self.stopping = True  # the parent is gone
 

@@ -65,13 +65,12 @@ def _forward_stamps(consumer: Any, arguments: dict[str, Any]) -> None:
     consumer.pool.forward("revoke_stamps", dict(worker_state.revoked_stamps))
 
 
-def _forward_time_limit(consumer: Any, arguments: dict[str, Any]) -> None:
-    options = {"soft_time_limit": arguments.get("soft"), "time_limit": arguments.get("hard")}
-    consumer.pool.forward("task_option", arguments.get("task_name"), options)
-
-
-def _forward_rate_limit(consumer: Any, arguments: dict[str, Any]) -> None:
-    consumer.pool.forward("task_option", arguments.get("task_name"), {"rate_limit": arguments.get("rate_limit")})
+def _forward_task_options(consumer: Any, arguments: dict[str, Any]) -> None:
+    # What Celery's command made of the arguments, not the arguments: it may have refused them.
+    task = consumer.app.tasks.get(arguments.get("task_name"))
+    if task is not None:
+        options = {name: getattr(task, name) for name in ("rate_limit", "time_limit", "soft_time_limit")}
+        consumer.pool.forward("task_option", task.name, options)
 
 
 def _forward_events(consumer: Any, arguments: dict[str, Any]) -> None:
@@ -82,8 +81,8 @@ _FORWARDED: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "revoke": _forward_revoke,
     "terminate": _forward_revoke,
     "revoke_by_stamped_headers": _forward_stamps,
-    "time_limit": _forward_time_limit,
-    "rate_limit": _forward_rate_limit,
+    "time_limit": _forward_task_options,
+    "rate_limit": _forward_task_options,
     "enable_events": _forward_events,
     "disable_events": _forward_events,
 }
