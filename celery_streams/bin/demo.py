@@ -156,9 +156,12 @@ class Worker:
             except subprocess.TimeoutExpired:
                 self._process.kill()
         self._process.wait()
-        # Children that outlived their parent are in its session.
+        # Children that outlived their parent are in its session; SIGKILL takes a moment.
+        deadline = time.monotonic() + 2.0
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            while time.monotonic() < deadline:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                time.sleep(0.02)
 
 
 class Demo:
@@ -181,6 +184,8 @@ class Demo:
             **{name: value for name, value in os.environ.items() if not name.startswith("CELERY_")},
             REDIS: redis.url,
             LEDGER: str(self.ledger.path),
+            # Their temporary files go with ours, also when they are killed.
+            "TMPDIR": str(folder),
             "C_FORCE_ROOT": "1",
         }
         self._shown: dict[str, tuple[float, int]] = {}
