@@ -22,7 +22,7 @@ Verb = Callable[[StreamBroker, str, Delivery], Any]
 VERBS: dict[str, tuple[Verb, Callable[[Delivery], Any]]] = {
     "ack": (
         lambda broker, consumer, one: broker.ack(consumer, [(one.stream, one.entry_id)]),
-        lambda one: [0],
+        lambda one: [one.entry_id],
     ),
     "release": (
         lambda broker, consumer, one: broker.release(consumer, [(one.stream, one.entry_id)]),
