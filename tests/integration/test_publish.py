@@ -813,7 +813,8 @@ def test_publishing_does_not_import_the_worker(redis_url: str) -> None:
         app = Celery("web", broker=sys.argv[1])
         celery_streams.install(app, enabled=True)
         app.send_task("t")
-        print([name for name in sys.modules if name.startswith(("celery_streams.worker", "celery_streams.concurrency"))])
+        ours = ("celery_streams.worker", "celery_streams.concurrency")
+        print([name for name in sys.modules if name.startswith(ours)])
         """
     )
 
