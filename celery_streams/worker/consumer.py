@@ -7,6 +7,7 @@ broker. Ours tells the pool which streams to read. The parent never sees a messa
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any, ClassVar
 
 from celery import bootsteps
@@ -30,6 +31,9 @@ from .control import Pidbox
 __all__ = ("Consumer", "Control", "StreamTasks", "TaskConsumer")
 
 logger = logging.getLogger(__name__)
+
+#: Seconds until Celery's connection is tried again after Redis refused what kombu does first.
+_REFUSED_PAUSE = 1.0
 
 
 class TaskConsumer:
@@ -192,6 +196,16 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             Evloop,
             Agent,
         ]
+
+    def on_connection_error_before_connected(self, exc: BaseException) -> None:
+        """Let the children read although Celery's connection cannot be made: Redis may be full, and only they drain it.
+
+        kombu writes a key when it connects, which a full Redis refuses; it is asked again each second.
+        """
+        super().on_connection_error_before_connected(exc)
+        if isinstance(exc, self.channel_errors):
+            self.pool.consume(list(self.app.amqp.queues.consume_from))
+            time.sleep(_REFUSED_PAUSE)
 
     def tell_events(self) -> None:
         """Tell the children whether task events are wanted (``-E``, ``enable_events``)."""
