@@ -125,6 +125,12 @@ class Stage:
             self._closing.callback(self._client.close)
         return self._client
 
+    def other_client(self) -> RedisClient:
+        """Return one more client, for a thread."""
+        made = RedisClient(self.server.url)
+        self._closing.callback(made.close)
+        return made
+
     @property
     def broker(self) -> StreamBroker:
         return StreamBroker(self.client)

@@ -1,0 +1,117 @@
+"""F13, F14: connections that are half open, reset or slow, and publishes whose reply never came."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from celery_streams import BrokerUnavailable
+from celery_streams.worker.reader import BLOCK_MS, GRACE
+from tests.faults.conftest import Stage
+from tests.faults.proxy import Proxy
+
+
+@pytest.fixture
+def proxy(stage: Stage) -> Iterator[Proxy]:
+    """Between the workers and Redis; the publisher goes straight."""
+    with Proxy(stage.server.port) as made:
+        yield made
+
+
+def test_f13_a_worker_whose_connections_go_silent_goes_on_within_the_block_time_and_its_grace(
+    stage: Stage, proxy: Proxy
+) -> None:
+    worker = stage.worker(url=proxy.url, concurrency=2)
+    first = stage.send("ok")
+    stage.drained(first)
+
+    assert proxy.black_hole() > 0
+    at = time.time()
+    sent = [stage.send("ok") for _ in range(10)]
+
+    stage.wait(lambda: stage.ended(*sent), timeout=BLOCK_MS / 1000 + GRACE + 8.0)
+    assert min(run.start for run in stage.runs() if run.id in sent) - at < BLOCK_MS / 1000 + GRACE + 3.0
+    stage.wait(stage.empty, timeout=20)
+    assert worker.running
+
+
+def test_f13_resets_in_the_middle_of_the_load_lose_nothing_and_run_nothing_twice(stage: Stage, proxy: Proxy) -> None:
+    stage.worker(url=proxy.url, concurrency=2)
+    sent = []
+    for _ in range(8):
+        sent += [stage.send("nap", seconds=0.01) for _ in range(25)]
+        stage.wait(lambda count=len(stage.runs()): len(stage.runs()) > count)
+        proxy.reset()
+
+    stage.drained(*sent, timeout=20)
+    assert len(stage.runs()) == len(sent)
+
+
+def test_f13_a_network_with_latency_only_makes_it_slower(stage: Stage, proxy: Proxy) -> None:
+    proxy.latency = 0.05
+    stage.worker(url=proxy.url, concurrency=2)
+
+    sent = [stage.send("ok") for _ in range(50)]
+
+    stage.drained(*sent, timeout=20)
+    assert len(stage.runs()) == 50
+
+
+def test_f13_a_worker_that_hears_nothing_ends_when_it_is_told_to(stage: Stage, proxy: Proxy) -> None:
+    worker = stage.worker(
+        url=proxy.url, concurrency=1, settings={"broker_transport_options": {"socket_timeout": 1.0}}
+    )
+    proxy.swallow_new = True
+    proxy.black_hole()
+
+    worker.signal(signal.SIGTERM)
+
+    worker.wait(BLOCK_MS / 1000 + GRACE + 10.0)
+
+
+@pytest.mark.parametrize("countdown", [None, 0.3])
+def test_f14_a_publish_without_a_reply_is_a_typed_error_and_at_most_one_task(
+    make_stage: Callable[..., Stage], countdown: float | None
+) -> None:
+    stage = make_stage(settings={"broker_transport_options": {"socket_timeout": 0.5}})
+    with Proxy(stage.server.port) as proxy:
+        direct, stage.url = stage.url, proxy.url
+        options = {} if countdown is None else {"countdown": countdown}
+        first = stage.send("ok", **options)
+        proxy.drop_replies = True
+
+        with pytest.raises(BrokerUnavailable):
+            stage.send("ok", task_id="unsure", **options)
+        proxy.drop_replies = False
+        proxy.reset()
+        again = stage.send("ok", **options)
+
+        stage.worker(url=direct, concurrency=1)
+        stage.drained(first, again)
+        assert len(stage.runs("unsure")) <= 1
+        assert len(stage.runs()) <= 3
+
+
+def test_f14_a_publish_that_is_repeated_after_a_lost_reply_runs_at_most_twice(make_stage: Callable[..., Stage]) -> None:
+    stage = make_stage(settings={"broker_transport_options": {"socket_timeout": 0.5}})
+    with Proxy(stage.server.port) as proxy:
+        direct, stage.url = stage.url, proxy.url
+        stage.send("ok", task_id="warm")
+        proxy.drop_replies = True
+
+        def restore() -> None:
+            proxy.drop_replies = False
+            proxy.reset()
+
+        timer = threading.Timer(0.2, restore)
+        timer.start()
+        stage.send("ok", task_id="sure", retry=True, retry_policy={"max_retries": 3, "interval_step": 0.1})
+        timer.join()
+
+        stage.worker(url=direct, concurrency=1)
+        stage.drained("warm", "sure")
+        assert 1 <= len(stage.runs("sure")) <= 2

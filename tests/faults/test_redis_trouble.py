@@ -1,0 +1,278 @@
+"""F10, F11, F12, F15: Redis dies, comes back empty, refuses, pauses, or is full."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from celery_streams import BrokerError, BrokerFull, keys
+from tests.faults.conftest import QUEUE, VISIBILITY_TIMEOUT, Stage
+
+#: Seconds within which workers go on once Redis does.
+BACK = 5.0
+
+
+def _sent(stage: Stage, count: int, action: str = "ok", **options: object) -> list[str]:
+    """Publish; what raises was not stored."""
+    done = []
+    for _ in range(count):
+        with contextlib.suppress(BrokerError):
+            done.append(stage.send(action, **options))
+    return done
+
+
+# -- F10 ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+def test_f10_what_was_published_before_redis_died_runs_and_workers_go_on_by_themselves(
+    make_stage: Callable[..., Stage], fsync: str
+) -> None:
+    stage = make_stage(appendonly=True, args=("--appendfsync", fsync))
+    worker = stage.worker()
+    sent = _sent(stage, 30, "nap", seconds=0.02) + _sent(stage, 5, countdown=1.0)
+    long = stage.send("nap", seconds=3.0)
+    stage.wait(lambda: stage.started(long))
+    if fsync == "everysec":
+        time.sleep(1.5)  # what this mode promises: the last second may be lost
+
+    stage.server.kill()
+    time.sleep(1.0)
+    stage.server.start()
+    back = time.time()
+    after = stage.wait(lambda: _sent(stage, 1))
+
+    stage.wait(lambda: stage.ended(*after), timeout=BACK)
+    assert min(run.start for run in stage.runs() if run.start > back) - back < BACK
+    stage.drained(*sent, long)
+    assert worker.running
+    assert len(stage.runs(long)) == 1, "a running task is not claimed from its living owner"
+    assert len(stage.runs()) == len({run.id for run in stage.runs()}), "nothing ran twice"
+
+
+def test_f10_a_task_that_ends_while_redis_is_away_is_acknowledged_later_and_does_not_run_again(
+    make_stage: Callable[..., Stage],
+) -> None:
+    stage = make_stage(appendonly=True, args=("--appendfsync", "always"))
+    stage.worker(concurrency=1)
+    sent = stage.send("nap", seconds=0.5)
+    stage.wait(lambda: stage.started(sent))
+
+    stage.server.kill()
+    stage.wait(lambda: stage.ended(sent))
+    time.sleep(VISIBILITY_TIMEOUT * 1.5)  # the entry is idle for longer than the visibility timeout meanwhile
+    stage.server.start()
+
+    stage.wait(stage.empty, timeout=10)
+    assert len(stage.runs(sent)) == 1
+
+
+# -- F11 ----------------------------------------------------------------------------------------------------------------
+
+
+def _flush(stage: Stage) -> None:
+    stage.client.call("FLUSHALL")
+
+
+def _delete_stream(stage: Stage) -> None:
+    stage.client.call("DEL", stage.broker.queue_keys(QUEUE).streams[0])
+
+
+def _destroy_group(stage: Stage) -> None:
+    for name in stage.broker.queue_keys(QUEUE).streams:
+        stage.client.call("XGROUP", "DESTROY", name, keys.GROUP)
+
+
+def _restart_empty(stage: Stage) -> None:
+    stage.client.close()
+    stage.server.restart()
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+@pytest.mark.parametrize("harm", [_flush, _delete_stream, _destroy_group, _restart_empty])
+def test_f11_groups_that_are_gone_are_made_again_and_new_messages_run(
+    stage: Stage, harm: Callable[[Stage], None], busy: bool
+) -> None:
+    worker = stage.worker(concurrency=1)
+    if busy:
+        running = stage.send("nap", seconds=1.0)
+        stage.wait(lambda: stage.started(running))
+    else:
+        first = stage.send("ok")
+        stage.drained(first)
+
+    harm(stage)
+    sent = stage.wait(lambda: _sent(stage, 1))
+
+    stage.wait(lambda: stage.ended(*sent), timeout=BACK + 2.0)
+    stage.wait(stage.empty)
+    assert worker.running
+    assert worker.log.count("missing consumer groups") <= 3, "no hot loop"
+
+
+def test_f11_a_stream_of_another_type_is_said_loudly_and_survived(stage: Stage) -> None:
+    worker = stage.worker(concurrency=1)
+    name = stage.broker.queue_keys(QUEUE).streams[0]
+    stage.client.call("DEL", name)
+    stage.client.call("SET", name, "mine")
+
+    stage.wait(lambda: "WRONGTYPE" in worker.log, message="the log names the reason")
+    before = len(worker.log.splitlines())
+    time.sleep(1.5)
+    lines = len(worker.log.splitlines()) - before
+    stage.client.call("DEL", name)
+    sent = stage.send("ok")
+
+    stage.wait(lambda: stage.ended(sent), timeout=BACK + 2.0)
+    assert lines < 40, "no hot loop"
+    assert worker.running
+
+
+# -- F12 ----------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _commands(stage: Stage, begin: tuple[object, ...], end: tuple[object, ...]) -> Iterator[None]:
+    stage.client.call(*begin)
+    try:
+        yield
+    finally:
+        stage.client.call(*end)
+
+
+def _read_only(stage: Stage) -> contextlib.AbstractContextManager[None]:
+    return _commands(stage, ("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"))
+
+
+@contextlib.contextmanager
+def _master_down(stage: Stage) -> Iterator[None]:
+    with (
+        _commands(
+            stage,
+            ("CONFIG", "SET", "replica-serve-stale-data", "no"),
+            ("CONFIG", "SET", "replica-serve-stale-data", "yes"),
+        ),
+        _read_only(stage),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _misconf(stage: Stage) -> Iterator[None]:
+    """A snapshot that cannot be written: the directory is gone."""
+    directory = Path(stage.client.call("CONFIG", "GET", "dir")[1].decode())
+    stage.client.call("CONFIG", "SET", "save", "1 1")
+    shutil.rmtree(directory)
+    with contextlib.suppress(BrokerError):
+        stage.client.call("BGSAVE")
+    stage.wait(lambda: b"rdb_last_bgsave_status:err" in stage.client.call("INFO", "persistence"))
+    yield
+    stage.client.call("CONFIG", "SET", "stop-writes-on-bgsave-error", "no")
+
+
+@contextlib.contextmanager
+def _busy_script(stage: Stage) -> Iterator[None]:
+    stage.client.call("CONFIG", "SET", "lua-time-limit", "50")
+
+    def loop() -> None:
+        with contextlib.suppress(BrokerError):
+            stage.other_client().call("EVAL", "while true do end", 0)
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    yield
+    stage.client.call("SCRIPT", "KILL")
+    thread.join(5)
+
+
+@contextlib.contextmanager
+def _paused(stage: Stage) -> Iterator[None]:
+    stage.client.call("CLIENT", "PAUSE", 1500, "ALL")
+    yield
+
+
+@contextlib.contextmanager
+def _clients_killed(stage: Stage) -> Iterator[None]:
+    for _ in range(5):
+        stage.client.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        time.sleep(0.1)
+    yield
+
+
+@contextlib.contextmanager
+def _no_more_clients(stage: Stage) -> Iterator[None]:
+    stage.client.call("CONFIG", "SET", "maxclients", 2)
+    stage.client.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    yield
+    stage.client.call("CONFIG", "SET", "maxclients", 1000)
+
+
+@pytest.fixture(params=["prefork"])
+def worked(stage: Stage, request: pytest.FixtureRequest) -> Stage:
+    """A stage with a worker that has run something."""
+    stage.worker(concurrency=1, pool=request.param)
+    sent = stage.send("ok")
+    stage.drained(sent)
+    return stage
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [_read_only, _master_down, _misconf, _busy_script, _paused, _clients_killed, _no_more_clients],
+    ids=lambda trouble: trouble.__name__.strip("_"),
+)
+def test_f12_a_redis_that_refuses_for_a_while_is_outlasted_and_nothing_runs_twice(
+    worked: Stage, trouble: Callable[[Stage], contextlib.AbstractContextManager[None]]
+) -> None:
+    before = worked.send("nap", seconds=0.3)
+    delayed = worked.send("ok", countdown=0.5)
+    worked.wait(lambda: worked.started(before))
+
+    with trouble(worked):
+        time.sleep(1.0)
+    back = time.time()
+    after = worked.wait(lambda: _sent(worked, 1), timeout=5)
+
+    worked.wait(lambda: worked.ended(before, delayed, *after), timeout=BACK + 1.0)
+    assert time.time() - back < BACK + 1.5
+    worked.wait(worked.empty, timeout=BACK)
+    assert len(worked.runs()) == 4, "each ran once"
+    [worker] = worked.workers
+    assert worker.running
+
+
+# -- F15 ----------------------------------------------------------------------------------------------------------------
+
+
+def test_f15_a_full_redis_refuses_publishers_and_lets_workers_drain_retry_and_bury(stage: Stage) -> None:
+    flaky = [stage.send("flaky", until=1) for _ in range(3)]
+    later = [stage.send("flaky", until=1, countdown=0.5) for _ in range(3)]
+    bad = [stage.send("fail") for _ in range(3)]
+    plain = [stage.send("ok") for _ in range(200)]
+    stage.broker.ensure_groups([QUEUE])
+    worker = stage.worker(concurrency=1, ready=False)
+    stage.client.call("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    stage.client.call("CONFIG", "SET", "maxmemory", 1)
+
+    with pytest.raises(BrokerFull):
+        stage.send("ok")
+    with pytest.raises(BrokerFull):
+        stage.send("ok", countdown=5)
+
+    stage.wait(lambda: stage.ended(*plain), timeout=20, message="the worker drains")
+    stage.wait(lambda: len(stage.letters()) == 3)
+    stage.wait(lambda: {run.id for run in stage.runs() if run.retries == 1} == {*flaky, *later}, timeout=10)
+    stage.wait(stage.empty)
+    assert {letter.task_id for letter in stage.letters()} == set(bad)
+    assert worker.running
+
+    stage.client.call("CONFIG", "SET", "maxmemory", 0)
+    again = stage.send("ok")
+    stage.drained(again)
+    assert len(stage.runs()) == len(plain) + 2 * len([*flaky, *later]) + len(bad) + 1
