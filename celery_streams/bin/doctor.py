@@ -1,0 +1,96 @@
+"""``celery-streams doctor``: what is wrong, or soon will be, and what to do; ``monitoring.doctor`` does the looking."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
+from rich.box import SIMPLE
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..amqp import streams_of
+from ..monitoring.checks import LEVELS
+from ..monitoring.doctor import Diagnosis, diagnose
+from .status import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING
+from .terminal import console, one_line_errors
+
+__all__ = ("doctor",)
+
+_EXIT_CODES = {"ok": EXIT_OK, "info": EXIT_OK, "warning": EXIT_WARNING, "critical": EXIT_CRITICAL}
+_STYLES = {"ok": "green", "info": "cyan", "warning": "yellow", "critical": "bold red"}
+
+
+@click.command(
+    cls=CeleryCommand,
+    epilog="""\b
+Exit codes:
+  0   nothing, or only something to know
+  1   at least one warning
+  2   at least one critical finding
+  69  Redis cannot be reached, or refuses
+  78  a setting is wrong, or the URL is not one of a Redis
+
+\b
+Examples:
+  celery-streams -A proj doctor
+  celery-streams -A proj doctor send_message mark_as_read
+  celery-streams -A proj doctor --no-workers --json | jq '.findings[] | select(.level == "critical")'
+""",
+)
+@click.argument("queues", nargs=-1, metavar="[QUEUE...]")
+@click.option(
+    "--no-workers",
+    is_flag=True,
+    cls=CeleryOption,
+    help_group="Doctor Options",
+    help="Do not ask running workers which queues they consume.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    cls=CeleryOption,
+    help_group="Doctor Options",
+    help="Time for workers to answer.",
+)
+@click.option("--json", "as_json", is_flag=True, cls=CeleryOption, help_group="Doctor Options", help="Print JSON.")
+@click.pass_context
+@handle_preload_options  # type: ignore[untyped-decorator]
+@one_line_errors
+def doctor(
+    ctx: click.Context, queues: tuple[str, ...], no_workers: bool, timeout: float, as_json: bool, **kwargs: Any
+) -> None:
+    """Check the server, its settings, permissions and clock, and both sides of each queue.
+
+    All queues that were ever used, and those that streams_queues names, unless QUEUEs are given. Changes nothing.
+    """
+    found = diagnose(streams_of(ctx.obj.app), queues or None, ask_workers=not no_workers, timeout=timeout)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=2))
+    else:
+        console(no_color=ctx.obj.no_color).print(render(found))
+    ctx.exit(_EXIT_CODES[found.level])
+
+
+def render(found: Diagnosis) -> RenderableType:
+    """Lay a diagnosis out for the terminal."""
+    table = Table(box=SIMPLE, show_edge=False, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in found.findings:
+        said = Text(f"{finding.queue}: {finding.what}" if finding.queue else finding.what)
+        if finding.why:
+            said.append(f"\n{finding.why}", style="dim")
+        if finding.todo:
+            said.append(f"\n-> {finding.todo}")
+        table.add_row(Text(finding.level, style=_STYLES[finding.level]), finding.check, said)
+    counts = [(level, sum(one.level == level for one in found.findings)) for level in LEVELS]
+    summary = ", ".join(f"{count} {level}" for level, count in counts if count)
+    return Group(Text(found.server, style="dim"), Text(), table, Text(), Text(summary))

@@ -1,0 +1,267 @@
+"""Diagnosis: the raw looks at Redis that ``monitoring.doctor`` judges; each changes nothing and judges nothing.
+
+It knows neither Celery nor the worker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import keys
+from .broker import StreamBroker
+from .connection import RedisClient
+from .exceptions import BrokerError, BrokerUnavailable
+from .lists import ListKeys
+
+__all__ = (
+    "ClockSkew",
+    "Denial",
+    "ServerInfo",
+    "SilentHolder",
+    "clock_skew",
+    "denied_commands",
+    "list_length",
+    "needed_commands",
+    "server_info",
+    "silent_consumers",
+    "silent_holders",
+    "streams_without_group",
+)
+
+#: Looks at the clock; the one with the shortest round trip counts.
+_CLOCK_LOOKS = 5
+
+#: Commands whose second word is a command of its own.
+_CONTAINERS = frozenset(("CLIENT", "XGROUP", "XINFO"))
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What the server says of itself; None where it does not say."""
+
+    #: ``Redis`` or ``Valkey``.
+    name: str
+    version: tuple[int, ...]
+    cluster: bool
+    #: ``master``, ``slave`` or another word of the server's.
+    role: str
+    used_memory: int
+    #: 0 is no bound.
+    maxmemory: int
+    policy: str | None
+    append_only: bool
+    append_fsync: str | None
+    #: The ``save`` setting; empty when no snapshots are made.
+    snapshots: str | None
+    #: Whether the last write to disk succeeded, of the append-only file and of snapshots.
+    append_ok: bool
+    snapshot_ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClockSkew:
+    """How far this host's clock is ahead of Redis' (negative: behind), in seconds."""
+
+    ahead: float
+    #: Half of the round trip: the clocks may differ by so much more or less.
+    uncertainty: float
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """A command that the user may not send, and the server's words."""
+
+    command: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SilentHolder:
+    """A consumer that holds entries and gave no heartbeat for too long."""
+
+    consumer: str
+    entries: int
+    #: Seconds since the last heartbeat for the longest silent entry.
+    silent: float
+
+
+def server_info(client: RedisClient) -> ServerInfo:
+    """Return what the server says of itself."""
+    told: dict[str, str] = {}
+    for section in ("server", "memory", "persistence", "replication", "cluster"):
+        for line in client.call("INFO", section).decode(errors="replace").splitlines():
+            name, colon, value = line.partition(":")
+            if colon:
+                told[name] = value
+    valkey = told.get("valkey_version")
+    return ServerInfo(
+        name="Valkey" if valkey else "Redis",
+        version=tuple(int(part) for part in (valkey or told.get("redis_version", "0")).split(".") if part.isdigit()),
+        cluster=told.get("cluster_enabled") == "1",
+        role=told.get("role", "master"),
+        used_memory=int(told.get("used_memory", 0)),
+        maxmemory=int(told.get("maxmemory", 0)),
+        policy=told.get("maxmemory_policy"),
+        append_only=told.get("aof_enabled") == "1",
+        append_fsync=_setting(client, "appendfsync"),
+        snapshots=_setting(client, "save"),
+        append_ok=told.get("aof_last_write_status", "ok") == "ok",
+        snapshot_ok=told.get("rdb_last_bgsave_status", "ok") == "ok",
+    )
+
+
+def _setting(client: RedisClient, name: str) -> str | None:
+    try:
+        found = client.call("CONFIG", "GET", name)
+    except BrokerUnavailable:
+        raise
+    except BrokerError:
+        return None  # managed servers keep CONFIG to themselves
+    return found[1].decode() if found else None
+
+
+def clock_skew(client: RedisClient, *, clock: Callable[[], float] = time.time) -> ClockSkew:
+    """Compare this host's clock with Redis'."""
+    best: ClockSkew | None = None
+    for _ in range(_CLOCK_LOOKS):
+        before = clock()
+        seconds, micros = client.call("TIME")
+        after = clock()
+        look = ClockSkew((before + after) / 2 - int(seconds) - int(micros) / 1e6, (after - before) / 2)
+        if best is None or look.uncertainty < best.uncertainty:
+            best = look
+    assert best is not None
+    return best
+
+
+def needed_commands(broker: StreamBroker, queue: str) -> list[tuple[Any, ...]]:
+    """Return one example of each command that publishers, workers and operators send, with the keys of ``queue``."""
+    names = broker.queue_keys(queue)
+    stream, group = names.streams[0], keys.GROUP
+    return [
+        ("PING",),
+        ("TIME",),
+        ("EVAL", "return 0", 0),
+        ("EVALSHA", "0" * 40, 0),
+        ("CLIENT", "ID"),
+        ("CLIENT", "UNBLOCK", 0),
+        ("EXISTS", stream),
+        ("GET", names.claims),
+        ("SADD", keys.queues(broker.prefix), queue),
+        ("SMEMBERS", keys.queues(broker.prefix)),
+        ("SET", names.claims, "", "NX", "PX", 1),
+        ("XADD", stream, "*", "field", "value"),
+        ("XREADGROUP", "GROUP", group, "doctor", "COUNT", 1, "STREAMS", stream, ">"),
+        ("XREAD", "COUNT", 1, "STREAMS", names.wake, "0-0"),
+        ("XACK", stream, group, "0-1"),
+        ("XDEL", stream, "0-1"),
+        ("XCLAIM", stream, group, "doctor", 0, "0-1", "JUSTID"),
+        ("XPENDING", stream, group),
+        ("XRANGE", stream, "-", "+"),
+        ("XREVRANGE", names.dead, "+", "-"),
+        ("XLEN", stream),
+        ("XTRIM", names.dead, "MINID", "0"),
+        ("XINFO", "GROUPS", stream),
+        ("XINFO", "CONSUMERS", stream, group),
+        ("XGROUP", "CREATE", stream, group, "0", "MKSTREAM"),
+        ("XGROUP", "DELCONSUMER", stream, group, "doctor"),
+        ("ZADD", names.delayed, 0, "member"),
+        ("ZREM", names.delayed, "member"),
+        ("ZCARD", names.delayed),
+        ("ZSCORE", names.delayed, "member"),
+        ("ZRANGE", names.delayed, 0, 0),
+        ("ZRANGEBYSCORE", names.delayed, 0, 0),
+        ("ZREVRANGEBYSCORE", keys.revoked(broker.prefix), 0, 0),
+        ("ZREMRANGEBYSCORE", keys.revoked(broker.prefix), 0, 0),
+        ("HSET", names.delayed_messages, "member", ""),
+        ("HGET", names.delayed_messages, "member"),
+        ("HMGET", names.delayed_messages, "member"),
+        ("HDEL", names.delayed_messages, "member"),
+        ("UNLINK", names.delayed),
+    ]
+
+
+def denied_commands(broker: StreamBroker, queue: str) -> list[Denial]:
+    """Return the commands of :func:`needed_commands` that the user of this connection may not send.
+
+    They are queued in a transaction, which is when Redis checks permissions, and the transaction is discarded: nothing
+    is executed, no permission for ACL DRYRUN is needed, and it works from Redis 6.2 on.
+    """
+    commands = needed_commands(broker, queue)
+    opened, *replies, _ = broker.client.pipeline([("MULTI",), *commands, ("DISCARD",)])
+    if isinstance(opened, BrokerError):
+        # Without MULTI they would be executed: then only those without effect could be tried, and are not worth it.
+        raise opened
+    denied: dict[str, Denial] = {}
+    for command, reply in zip(commands, replies, strict=True):
+        if isinstance(reply, BrokerError) and "does not permit" in str(reply):
+            name = " ".join(command[:2]) if command[0] in _CONTAINERS else str(command[0])
+            denied[name] = Denial(name, str(reply))
+    return list(denied.values())
+
+
+def streams_without_group(broker: StreamBroker, queue: str) -> dict[str, int]:
+    """Return the streams of ``queue`` that hold entries and have no consumer group, with the number of entries."""
+    names = broker.queue_keys(queue)
+    found: dict[str, int] = {}
+    for stream in names.streams:
+        length, groups = broker.client.pipeline([("XLEN", stream), ("XINFO", "GROUPS", stream)])
+        if isinstance(length, BrokerError):
+            raise length
+        if length and not any(_pairs(group)[b"name"] == keys.GROUP.encode() for group in _known(groups)):
+            found[stream] = int(length)
+    return found
+
+
+def silent_holders(broker: StreamBroker, queue: str, *, idle_ms: int) -> list[SilentHolder]:
+    """Return the consumers whose entries had no heartbeat for ``idle_ms``, by name; 1,000 entries a stream are read."""
+    found: dict[str, SilentHolder] = {}
+    for stream in broker.queue_keys(queue).streams:
+        (reply,) = broker.client.pipeline([("XPENDING", stream, keys.GROUP, "IDLE", idle_ms, "-", "+", 1_000)])
+        for _, consumer, idle, _ in _known(reply):
+            name = consumer.decode()
+            known = found.get(name)
+            found[name] = SilentHolder(
+                name, (known.entries if known else 0) + 1, max(idle / 1000, known.silent if known else 0.0)
+            )
+    return sorted(found.values(), key=lambda holder: holder.consumer)
+
+
+def silent_consumers(broker: StreamBroker, queue: str, *, silent: float) -> list[str]:
+    """Return the consumers that hold nothing and that Redis has not heard of for ``silent`` seconds."""
+    holding: set[str] = set()
+    idle: dict[str, float] = {}
+    for stream in broker.queue_keys(queue).streams:
+        (reply,) = broker.client.pipeline([("XINFO", "CONSUMERS", stream, keys.GROUP)])
+        for consumer in map(_pairs, _known(reply)):
+            name = consumer[b"name"].decode()
+            idle[name] = min(consumer[b"idle"] / 1000, idle.get(name, float("inf")))
+            if consumer[b"pending"]:
+                holding.add(name)
+    return sorted(name for name, seconds in idle.items() if seconds >= silent and name not in holding)
+
+
+def list_length(client: RedisClient, names: ListKeys) -> int:
+    """Return the number of messages on the Celery lists of a queue."""
+    total = 0
+    for reply in client.pipeline([("LLEN", key) for key in names.lists]):
+        if isinstance(reply, BrokerError):
+            raise reply
+        total += int(reply)
+    return total
+
+
+def _known(reply: Any) -> list[Any]:
+    """Return the reply; nothing when the stream or its group is missing."""
+    if isinstance(reply, BrokerError):
+        if "NOGROUP" in str(reply) or "no such key" in str(reply).lower():
+            return []
+        raise reply
+    return list(reply)
+
+
+def _pairs(flat: list[Any]) -> dict[bytes, Any]:
+    return dict(zip(flat[::2], flat[1::2], strict=False))

@@ -1,0 +1,318 @@
+"""checks: what a look at the server, its settings, the clock or a queue means; pure functions, no Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..diagnosis import ClockSkew, Denial, ServerInfo
+from ..inspect import QueueStatus
+
+__all__ = (
+    "LEVELS",
+    "Finding",
+    "Level",
+    "Workers",
+    "cannot",
+    "check_clock",
+    "check_eviction",
+    "check_memory",
+    "check_permissions",
+    "check_persistence",
+    "check_role",
+    "check_version",
+    "check_worlds",
+)
+
+Level = Literal["ok", "info", "warning", "critical"]
+
+#: Worst first.
+LEVELS: tuple[Level, ...] = ("critical", "warning", "info", "ok")
+
+#: The oldest Redis with XAUTOCLAIM, XPENDING IDLE and XTRIM MINID.
+OLDEST_REDIS = (6, 2)
+
+#: Seconds by which clocks may differ: an eta is off by so much.
+CLOCK_WARNING, CLOCK_CRITICAL = 0.5, 10.0
+
+#: Shares of maxmemory.
+MEMORY_WARNING, MEMORY_CRITICAL = 0.8, 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    check: str
+    level: Level
+    what: str
+    why: str = ""
+    #: What to do.
+    todo: str = ""
+    queue: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Node names of the workers that answered, by the queue that they consume."""
+
+    stock: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ours: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def cannot(check: str, text: str) -> Finding:
+    """Return the finding for a check that could not be made."""
+    return Finding(check, "warning", f"Could not be checked: {text}", "What is wrong there stays unseen.")
+
+
+# -- the server -------------------------------------------------------------------------------------------------------
+
+
+def check_version(server: ServerInfo) -> Finding:
+    """Redis 6.2 or later, or any Valkey."""
+    version = ".".join(map(str, server.version))
+    if server.name == "Redis" and server.version < OLDEST_REDIS:
+        return Finding(
+            "version",
+            "critical",
+            f"Redis {version} is too old",
+            "XPENDING IDLE, XTRIM MINID and other commands that recovery needs came with Redis 6.2.",
+            "Upgrade to Redis 6.2 or later, or to Valkey.",
+        )
+    return Finding("version", "ok", f"{server.name} {version}")
+
+
+def check_role(server: ServerInfo) -> Finding:
+    """A primary, and no cluster."""
+    if server.cluster:
+        return Finding(
+            "role",
+            "critical",
+            "The server is a node of a Redis Cluster",
+            "Keys of other slots are refused with MOVED; publishes to some queues will fail.",
+            "Use a single server or Sentinel for streams_url.",
+        )
+    if server.role != "master":
+        return Finding(
+            "role",
+            "critical",
+            f"The server is a {'replica' if server.role == 'slave' else server.role}",
+            "It takes no writes: nothing can be published or acknowledged.",
+            "Point streams_url at the primary, or use a sentinel:// URL.",
+        )
+    return Finding("role", "ok", "A primary, not a cluster")
+
+
+def check_eviction(server: ServerInfo) -> Finding:
+    """The policy is noeviction."""
+    policy = server.policy
+    if policy is None:
+        return cannot("eviction", "the server does not say its maxmemory-policy")
+    if policy == "noeviction":
+        return Finding("eviction", "ok", "maxmemory-policy noeviction")
+    todo = "CONFIG SET maxmemory-policy noeviction (and in redis.conf)."
+    if policy.startswith("volatile-"):
+        return Finding(
+            "eviction",
+            "warning",
+            f"maxmemory-policy {policy}",
+            "Streams have no expiry and are safe, but results and whatever else expires vanish when memory is short.",
+            todo,
+        )
+    return Finding(
+        "eviction",
+        "critical" if server.maxmemory else "warning",
+        f"maxmemory-policy {policy}",
+        "When memory is short Redis deletes whole streams: every task in them is lost, without an error anywhere."
+        + ("" if server.maxmemory else " (maxmemory is not set, so not yet.)"),
+        todo,
+    )
+
+
+def check_memory(server: ServerInfo) -> Finding:
+    """There is a bound, and it is not near."""
+    if not server.maxmemory:
+        return Finding(
+            "memory",
+            "info",
+            "maxmemory is not set",
+            "A backlog can grow until the system kills Redis.",
+            "Set maxmemory: publishers then get an error (BrokerFull), workers go on.",
+        )
+    share = server.used_memory / server.maxmemory
+    if share < MEMORY_WARNING:
+        return Finding("memory", "ok", f"{share:.0%} of maxmemory is used")
+    return Finding(
+        "memory",
+        "critical" if share >= MEMORY_CRITICAL else "warning",
+        f"{share:.0%} of maxmemory is used",
+        "When it is full, publishing fails with BrokerFull; workers go on.",
+        "Start more workers, raise maxmemory, purge dead letters, or set streams_max_length.",
+    )
+
+
+def check_persistence(server: ServerInfo) -> Finding:
+    """What Redis was told survives its restart."""
+    if not server.append_ok or not server.snapshot_ok:
+        return Finding(
+            "persistence",
+            "critical",
+            f"The last {'append to the AOF' if not server.append_ok else 'snapshot'} failed",
+            "Redis may refuse writes (MISCONF), and a restart loses what is not on disk.",
+            "Look at the server's log: a full disk, or permissions.",
+        )
+    if server.append_only:
+        if server.append_fsync == "always":
+            return Finding("persistence", "ok", "AOF, appendfsync always")
+        if server.append_fsync == "no":
+            return Finding(
+                "persistence",
+                "warning",
+                "AOF, appendfsync no",
+                "A power failure loses what the system had not written, often half a minute.",
+                "CONFIG SET appendfsync everysec, or always.",
+            )
+        return Finding(
+            "persistence",
+            "info",
+            f"AOF, appendfsync {server.append_fsync or 'everysec (not told)'}",
+            "A power failure can lose about the last second of publishes. A crash of Redis alone loses nothing.",
+            "Nothing, unless that second matters: appendfsync always.",
+        )
+    if server.snapshots is None:
+        return Finding(
+            "persistence",
+            "warning",
+            "No AOF, and the server does not say whether it makes snapshots",
+            "A restart of Redis loses at least what was published since the last snapshot.",
+            "Switch AOF on (appendonly yes), or ask the provider.",
+        )
+    if server.snapshots:
+        return Finding(
+            "persistence",
+            "warning",
+            f"Snapshots only (save {server.snapshots})",
+            "A crash of Redis loses everything since the last snapshot, which may be minutes of tasks.",
+            "CONFIG SET appendonly yes (and in redis.conf).",
+        )
+    return Finding(
+        "persistence",
+        "critical",
+        "Nothing is written to disk",
+        "A restart of Redis loses every task.",
+        "CONFIG SET appendonly yes (and in redis.conf).",
+    )
+
+
+def check_clock(skew: ClockSkew) -> Finding:
+    """The clock of this host agrees with Redis'."""
+    apart = max(abs(skew.ahead) - skew.uncertainty, 0.0)
+    what = f"This host's clock is {abs(skew.ahead):.2f} s {'ahead of' if skew.ahead > 0 else 'behind'} Redis'"
+    if apart < CLOCK_WARNING:
+        return Finding("clock", "ok", what)
+    return Finding(
+        "clock",
+        "critical" if apart >= CLOCK_CRITICAL else "warning",
+        what,
+        "Redis' clock decides when a delayed message is due: eta and countdown of tasks published here are off by it.",
+        "Run NTP on both hosts (timedatectl set-ntp true).",
+    )
+
+
+def check_permissions(denied: list[Denial]) -> Finding:
+    """The user may send every command that is needed."""
+    if not denied:
+        return Finding("permissions", "ok", "Every command that is needed is permitted")
+    names = ", ".join(one.command for one in denied)
+    if any("key" in one.text.rpartition("permissions")[2] for one in denied):
+        todo = "ACL SETUSER the user with ~PREFIX:* (streams_key_prefix) for the keys, and the commands above."
+    else:
+        todo = "ACL SETUSER the user with " + " ".join(f"+{one.command.lower().replace(' ', '|')}" for one in denied)
+    return Finding(
+        "permissions",
+        "critical",
+        f"Not permitted: {names}",
+        f"Publishing, running or recovering tasks will fail. The server says: {denied[0].text}",
+        todo,
+    )
+
+
+# -- both sides of a queue --------------------------------------------------------------------------------------------
+
+
+def check_worlds(
+    name: str, status: QueueStatus, *, listed: int, share: float, workers: Workers | None
+) -> Iterable[Finding]:
+    """No message waits on the side that nobody consumes.
+
+    Args:
+        listed: messages on Celery's lists.
+        share: how much of what publishers of this configuration write goes to the stream, 0.0 to 1.0.
+        workers: None when they were not asked.
+    """
+    on = share > 0.0
+    stock = workers.stock.get(name, ()) if workers else ()
+    ours = workers.ours.get(name, ()) if workers else ()
+    held = status.length + status.delayed
+    if on and listed:
+        what = f"{listed:,} messages are on Celery's list while publishers write to the stream"
+        if stock:
+            yield Finding(
+                "both worlds",
+                "info",
+                f"{what}; {', '.join(stock)} drains it",
+                "Order between the two sides is not kept.",
+                "Stop the stock worker when the list is empty.",
+                name,
+            )
+        else:
+            yield Finding(
+                "both worlds",
+                "critical" if workers else "warning",
+                what,
+                "No stock worker consumes the list: these tasks never run."
+                if workers
+                else "If no stock worker consumes the list, these tasks never run.",
+                f"celery-streams migrate {name} --to streams",
+                name,
+            )
+    elif share >= 1.0 and stock:
+        yield Finding(
+            "both worlds",
+            "warning",
+            f"The stock worker {', '.join(stock)} consumes Celery's list, which gets no new message",
+            "It sits idle while its capacity is counted on.",
+            f"Replace it: celery-streams worker -Q {name}",
+            name,
+        )
+    if not on and held:
+        what = f"{held:,} messages are on the stream while publishers write to Celery's list"
+        if ours or (workers is None and status.consumers):
+            by = f"; {', '.join(ours)} drains it" if ours else ""
+            yield Finding(
+                "both worlds",
+                "info",
+                what + by,
+                "Order between the two sides is not kept.",
+                "Stop the stream worker when the stream is empty.",
+                name,
+            )
+        else:
+            yield Finding(
+                "both worlds",
+                "critical",
+                what,
+                "No stream worker consumes the stream: these tasks never run.",
+                f"celery-streams migrate {name} --to lists, or celery-streams worker -Q {name} until it is empty.",
+                name,
+            )
+    if on and status.waiting and not (status.consumers or ours):
+        yield Finding(
+            "consumers",
+            "critical",
+            f"{status.waiting:,} messages wait and no worker consumes the stream",
+            "These tasks do not run.",
+            f"celery-streams worker -Q {name}",
+            name,
+        )

@@ -1,0 +1,315 @@
+"""Doctor: looks for what will hurt, and says what it is, why it matters and what to do; it changes nothing.
+
+``diagnosis`` looks, ``checks`` judges; this brings them together, and asks the workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from kombu.exceptions import OperationalError
+
+from .. import diagnosis, keys
+from ..amqp import Streams
+from ..connection import RedisClient, safe_url
+from ..diagnosis import ServerInfo
+from ..exceptions import BrokerError, BrokerUnavailable, ConfigurationError
+from ..inspect import known_queues, queue_status
+from ..lists import list_keys
+from ..migration import list_client
+from .checks import (
+    LEVELS,
+    Finding,
+    Level,
+    Workers,
+    cannot,
+    check_clock,
+    check_eviction,
+    check_memory,
+    check_permissions,
+    check_persistence,
+    check_role,
+    check_version,
+    check_worlds,
+)
+
+__all__ = ("Diagnosis", "diagnose", "find_workers", "sort_workers")
+
+#: Seconds after which a consumer that holds nothing and was not heard of belongs to a dead worker; workers delete such
+#: after five minutes.
+SILENT_CONSUMER = 1_800.0
+
+#: Seconds by which a delayed message may be late before it is clear that nobody promotes.
+OVERDUE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """All findings, the worst first."""
+
+    server: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def level(self) -> Level:
+        """The worst level."""
+        return self.findings[0].level if self.findings else "ok"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything for JSON."""
+        return {"server": self.server, "level": self.level, "findings": [asdict(one) for one in self.findings]}
+
+
+def diagnose(
+    streams: Streams, queues: Iterable[str] | None = None, *, ask_workers: bool = True, timeout: float = 1.0
+) -> Diagnosis:
+    """Run all checks; for ``queues``, by default all that were ever used or are chosen by their exact name.
+
+    ``ask_workers`` asks running workers through Celery's remote control and waits ``timeout`` seconds for them.
+
+    Raises:
+        BrokerUnavailable: Redis is away.
+        ConfigurationError: a setting is wrong, or the URL is not one of a Redis.
+    """
+    broker = streams.broker
+    _first_contact(broker.client)
+    findings: list[Finding] = []
+
+    def run(check: str, look: Callable[[], Iterable[Finding]]) -> None:
+        try:
+            findings.extend(look())
+        except BrokerUnavailable:
+            raise
+        except BrokerError as exc:
+            findings.append(cannot(check, str(exc)))
+
+    server: list[ServerInfo] = []
+
+    def look_at_server() -> Iterable[Finding]:
+        server.append(diagnosis.server_info(broker.client))
+        for judge in (check_version, check_role, check_eviction, check_memory, check_persistence):
+            yield judge(server[0])
+
+    run("server", look_at_server)
+    run("clock", lambda: [check_clock(diagnosis.clock_skew(broker.client))])
+    names = _queues(streams, queues, run)
+    run("permissions", lambda: [check_permissions(diagnosis.denied_commands(broker, [*names, "doctor"][0]))])
+    findings.append(_check_databases(streams))
+    lists, trouble = _lists(streams)
+    findings += trouble
+    workers: Workers | None = None
+    if ask_workers and lists is not None:
+        try:
+            workers = find_workers(streams, timeout=timeout)
+        except _WORKERS_AWAY as exc:
+            findings.append(cannot("workers", f"workers cannot be asked: {exc}"))
+    for name in names:
+        run("queue", lambda name=name: _check_queue(streams, name, lists, workers))  # type: ignore[misc]
+    if lists is not None:
+        lists.close()
+    return Diagnosis(
+        server=safe_url(streams.url),
+        findings=tuple(sorted(findings, key=lambda finding: LEVELS.index(finding.level))),
+    )
+
+
+def _lists(streams: Streams) -> tuple[RedisClient | None, list[Finding]]:
+    """Return a client for Celery's own queues, or None and why."""
+    try:
+        client = list_client(streams.app.conf)
+        _first_contact(client)
+    except ConfigurationError as exc:
+        text = f"Celery's own queues cannot be looked at: {exc}"
+        return None, [Finding("lists", "info", text, "The broker is no Redis.", "Nothing.")]
+    except BrokerError as exc:
+        return None, [
+            Finding(
+                "lists",
+                "critical",
+                f"Celery's own broker: {exc}",
+                "Remote control, events and every queue that is not on streams need it.",
+                "Set broker_url, or start it.",
+            )
+        ]
+    return client, []
+
+
+def _first_contact(client: RedisClient) -> None:
+    try:
+        client.call("PING")
+    except BrokerUnavailable:
+        raise
+    except BrokerError as exc:
+        if "does not permit" not in str(exc):  # that is a finding, and not the only one
+            raise
+
+
+def _queues(
+    streams: Streams, wanted: Iterable[str] | None, run: Callable[[str, Callable[[], Iterable[Finding]]], None]
+) -> list[str]:
+    if wanted is not None:
+        return list(dict.fromkeys(wanted))
+    found: list[str] = []
+
+    def look() -> Iterable[Finding]:
+        found.extend(known_queues(streams.broker))
+        return ()
+
+    run("queues", look)
+    return sorted({*found, *streams.conf.queues.names})
+
+
+def _check_databases(streams: Streams) -> Finding:
+    """The streams share their database with nothing that is emptied."""
+    ours = _place(streams.url)
+    backend = str(streams.app.conf.result_backend or "")
+    if backend and "://" in backend and _place(backend) == ours:
+        return Finding(
+            "database",
+            "info",
+            "Results are kept in the database of the streams",
+            "FLUSHDB to clear results deletes every queued task; both share one maxmemory.",
+            "Give one of them another database: streams_url or result_backend.",
+        )
+    return Finding("database", "ok", "The streams share their database with no results")
+
+
+def _place(url: str) -> tuple[str, str, int, str]:
+    first = url.split(";")[0]
+    try:
+        parts = urlsplit(first)
+        return (
+            parts.scheme.replace("rediss", "redis"),
+            parts.hostname or "",
+            parts.port or 6379,
+            _database(parts.path),
+        )
+    except ValueError:
+        return ("", first, 0, "")
+
+
+def _database(path: str) -> str:
+    return path.strip("/") or "0"
+
+
+# -- workers ----------------------------------------------------------------------------------------------------------
+
+#: What Celery's remote control raises when the broker is away or refuses.
+_WORKERS_AWAY = (OperationalError, OSError, ConfigurationError)
+
+
+def find_workers(streams: Streams, *, timeout: float) -> Workers:
+    """Ask all workers which queues they consume, and tell stock workers from ours by their pool.
+
+    Raises:
+        OperationalError, OSError: the broker is away or refuses.
+    """
+    app = streams.app
+    with app.connection_for_write() as connection:
+        errors = (*connection.connection_errors, *connection.channel_errors)
+        try:
+            look = app.control.inspect(timeout=timeout, connection=connection)
+            consumed, stats = look.active_queues() or {}, look.stats() or {}
+        except errors as exc:
+            raise OperationalError(str(exc)) from exc
+    return sort_workers(consumed, stats)
+
+
+def sort_workers(consumed: Mapping[str, Any], stats: Mapping[str, Any]) -> Workers:
+    """Sort the replies of ``active_queues`` and ``stats``."""
+    stock: dict[str, tuple[str, ...]] = {}
+    ours: dict[str, tuple[str, ...]] = {}
+    for node, queues in sorted(consumed.items()):
+        pool = str((stats.get(node) or {}).get("pool", {}).get("implementation", ""))
+        side = ours if pool.startswith("celery_streams") else stock
+        for queue in queues or ():
+            side[queue["name"]] = (*side.get(queue["name"], ()), node)
+    return Workers(stock, ours)
+
+
+# -- one queue --------------------------------------------------------------------------------------------------------
+
+
+def _check_queue(streams: Streams, name: str, lists: RedisClient | None, workers: Workers | None) -> Iterable[Finding]:
+    found = False
+    for finding in _look_at_queue(streams, name, lists, workers):
+        found = True
+        yield finding
+    if not found:
+        yield Finding("queue", "ok", "Nothing odd", queue=name)
+
+
+def _look_at_queue(
+    streams: Streams, name: str, lists: RedisClient | None, workers: Workers | None
+) -> Iterable[Finding]:
+    """Yield one after the other, so that a look that is refused hides only those behind it."""
+    broker = streams.broker
+    start = f"Start a worker (celery-streams worker -Q {name})"
+    for stream, entries in diagnosis.streams_without_group(broker, name).items():
+        yield Finding(
+            "groups",
+            "warning",
+            f"{stream} holds {entries:,} messages and has no consumer group",
+            "No worker has read this stream yet, or the group was destroyed; what is in it waits.",
+            f"{start}: it creates the group and skips nothing.",
+            name,
+        )
+    # Twice the time-out: what is younger is about to be claimed.
+    visibility_timeout = streams.conf.visibility_timeout
+    for holder in diagnosis.silent_holders(broker, name, idle_ms=int(visibility_timeout * 2_000)):
+        yield Finding(
+            "consumers",
+            "critical",
+            f"{holder.consumer} holds {holder.entries:,} messages and was silent for {holder.silent:,.0f} s",
+            "Its process is dead, and no living worker of the queue takes over what it held.",
+            f"{start}: it puts them back within {visibility_timeout:g} s.",
+            name,
+        )
+    silent = diagnosis.silent_consumers(broker, name, silent=SILENT_CONSUMER)
+    if silent and not (workers and workers.ours.get(name)):
+        yield Finding(
+            "consumers",
+            "info",
+            f"{len(silent):,} consumers of dead workers are left in the group",
+            "They hold nothing and cost a little memory; status counts them.",
+            "Nothing: the next worker of the queue deletes them.",
+            name,
+        )
+    status = queue_status(broker, name)
+    if status.overdue > OVERDUE:
+        yield Finding(
+            "delayed",
+            "critical",
+            f"The earliest delayed message is {status.overdue:,.0f} s late",
+            "No worker of the queue moves delayed messages to the stream when they are due.",
+            f"{start}.",
+            name,
+        )
+    yield from _check_transit(streams, name, lists)
+    listed = 0
+    if lists is not None:
+        listed = diagnosis.list_length(lists, list_keys(name, dict(streams.app.conf.broker_transport_options or {})))
+    share = streams.conf.queues.share(name) if streams.enabled() else 0.0
+    yield from check_worlds(name, status, listed=listed, share=share, workers=workers)
+
+
+def _check_transit(streams: Streams, name: str, lists: RedisClient | None) -> Iterable[Finding]:
+    keep = keys.migration_keys(streams.conf.key_prefix, name)
+    left = 0
+    for client in (streams.broker.client, lists):
+        if client is not None:
+            left += sum(int(client.call("LLEN", key)) for key in (keep.outgoing, keep.incoming))
+            if lists is not None and lists.url == streams.broker.client.url:
+                break
+    if left:
+        yield Finding(
+            "migration",
+            "critical",
+            f"{left:,} messages are on their way between two databases",
+            "A migration is running, or was killed: no worker sees these messages.",
+            f"If none is running: celery-streams migrate {name} --to streams (or --to lists) again; it goes on.",
+            name,
+        )
