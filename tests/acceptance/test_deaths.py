@@ -17,10 +17,8 @@ def test_task_of_a_killed_child_runs_again_at_once_on_the_same_worker(project, a
     (first,) = project.starts(result.id)
 
     os.kill(first["pid"], signal.SIGKILL)
-    killed = eventually(lambda: not os.path.exists(f"/proc/{first['pid']}") or first["at"])
     _, second = project.starts(result.id, times=2)
 
-    assert killed
     assert result.get(timeout=10) == "done"
     assert second["hostname"] == first["hostname"] == running.hostname
     assert second["pid"] != first["pid"]

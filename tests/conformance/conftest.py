@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery._state import _set_current_app, get_current_app
-from celery.result import AsyncResult
 
 import celery_streams
 from celery_streams import inspect as streams_inspect
@@ -51,7 +50,6 @@ class Side:
     ledger: Ledger
     worker: Worker
     environment: dict[str, str]
-    created: list[AsyncResult] = field(default_factory=list)
 
     @property
     def on_streams(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 
@@ -69,7 +70,7 @@ def worker_with_beat(plain, new_id, tmp_path):
 def test_beat_publishes_on_its_schedule(plain, beat, new_id):
     runs = ticks(plain, new_id)
 
-    gaps = [later["at"] - earlier["at"] for earlier, later in zip(runs, runs[1:])]
+    gaps = [later["at"] - earlier["at"] for earlier, later in itertools.pairwise(runs)]
     assert len({run["id"] for run in runs}) == len(runs)
     assert sum(gaps) / len(gaps) >= 0.25
 

@@ -232,6 +232,6 @@ def test_members_of_a_group_know_their_group(side):
 
 
 def test_large_group_finishes(side, add):
-    result = group(add.s(n, 1) for n in range(300)).apply_async()
+    result = group(add.s(n, 1) for n in range(100)).apply_async()
 
-    assert sum(side.value(result)) == sum(range(301))
+    assert sum(side.value(result)) == sum(range(101))

@@ -137,7 +137,7 @@ def test_events_of_a_rejected_task(watched, events):
 
 
 def test_events_of_a_task_that_exceeds_its_hard_limit(watched, events):
-    result = watched.act.apply_async(("sleep",), {"seconds": 30}, time_limit=1)
+    result = watched.act.apply_async(("sleep",), {"seconds": 30}, time_limit=0.5)
 
     found = of(events, result, "task-failed")
 
@@ -175,7 +175,7 @@ def test_publisher_sends_task_sent_when_asked_to(watched, events):
         watched.app.conf.task_send_sent_event = False
         watched.app.amqp.__dict__.pop("send_task_message", None)
 
-    event = [one for one in of(events, sent, "task-succeeded") if one["type"] == "task-sent"][0]
+    event = next(one for one in of(events, sent, "task-succeeded") if one["type"] == "task-sent")
 
     assert event["queue"] == watched.queue
     assert event["routing_key"] == watched.queue

@@ -77,7 +77,7 @@ def test_compressed_message_is_decompressed(side, compression, serializer):
     assert side.value(result) == value
 
 
-def test_dates_and_uuids_in_json_arguments_arrive_as_objects(side, new_id):
+def test_dates_and_uuids_in_json_arguments_arrive_as_objects(side):
     when = datetime(2030, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 
     result = side.act.apply_async(("ok", {"when": when}), serializer="json")

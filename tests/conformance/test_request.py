@@ -78,7 +78,9 @@ def test_request_of_a_link_and_a_chain_is_the_same_on_lists_and_on_streams(both)
     seen = []
     for side in both:
         link, error = side.task("remember").s().set(task_id="linked"), side.task("on_error").s().set(task_id="failed")
-        chain = side.act.si("ok", 1) | side.act.si("request").set(link=link, link_error=error) | side.task("collect").s()
+        chain = (
+            side.act.si("ok", 1) | side.act.si("request").set(link=link, link_error=error) | side.task("collect").s()
+        )
         result = chain.apply_async()
         seen.append(comparable(side.value(result.parent), side))
 

@@ -66,7 +66,7 @@ def test_ignored_error_is_not_stored(side):
 
 
 def test_started_is_stored_when_it_is_tracked(side):
-    result = side.task("act_tracked").delay("sleep", "done", seconds=1.5)
+    result = side.task("act_tracked").delay("sleep", "done", seconds=0.7)
 
     side.state(result, "STARTED")
     info = result.info
@@ -99,9 +99,9 @@ def test_large_result_arrives_whole(side):
     assert len(side.value(side.act.delay("big", size=3_000_000))) == 3_000_000
 
 
-def test_get_gives_up_after_its_timeout(side, new_id):
+def test_get_gives_up_after_its_timeout(plain, new_id):
     with pytest.raises(ResultTimeout):
-        side.app.AsyncResult(new_id).get(timeout=0.05)
+        plain.app.AsyncResult(new_id).get(timeout=0.05)
 
 
 def test_forgotten_result_is_pending_again(side):

@@ -16,7 +16,7 @@ def test_retried_task_runs_again_with_the_same_id(side):
 
 
 def test_state_is_retry_while_the_task_waits(side):
-    result = side.act.delay("retry", "done", until=1, countdown=1)
+    result = side.act.delay("retry", "done", until=1, countdown=0.6)
 
     side.state(result, "RETRY")
     assert side.value(result) == "done"

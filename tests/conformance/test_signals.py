@@ -37,9 +37,9 @@ def test_signals_of_a_success_are_sent_where_the_task_runs(side):
     seen(side, result.id, "task_postrun")
     (run,) = side.ledger.runs(result.id)
 
-    assert {
-        line["pid"] for line in side.ledger.read("signal", result.id) if line["signal"] != "task_received"
-    } == {run["pid"]}
+    assert {line["pid"] for line in side.ledger.read("signal", result.id) if line["signal"] != "task_received"} == {
+        run["pid"]
+    }
 
 
 def test_signals_of_a_failure(side):

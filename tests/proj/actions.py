@@ -219,7 +219,9 @@ def _log(task, value):
     return value
 
 
-_ACTIONS = {name[1:]: function for name, function in list(globals().items()) if name.startswith("_") and callable(function)}
+_ACTIONS = {
+    name[1:]: function for name, function in list(globals().items()) if name.startswith("_") and callable(function)
+}
 
 
 @shared_task(bind=True, base=Recorded)
@@ -232,9 +234,7 @@ def act_throws(self, action, value=None, **options):
     return run_action(self, action, value, **options)
 
 
-@shared_task(
-    bind=True, base=Recorded, autoretry_for=(TransientError,), retry_kwargs={"max_retries": 2, "countdown": 0}
-)
+@shared_task(bind=True, base=Recorded, autoretry_for=(TransientError,), retry_kwargs={"max_retries": 2, "countdown": 0})
 def act_autoretry(self, action, value=None, **options):
     return run_action(self, action, value, **options)
 
