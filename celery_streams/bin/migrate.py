@@ -11,7 +11,7 @@ from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
 from rich.box import SIMPLE
 from rich.table import Table
 
-from ..amqp import Streams, streams_of
+from ..amqp import Streams, is_installed, streams_of
 from ..migration import Direction, Migration, Moves, Plan, list_client
 from .terminal import bad_input, console, one_line_errors, progress_bar
 
@@ -112,7 +112,7 @@ def migrate(
 
 
 def _warn(streams: Streams, queue: str, to: Direction) -> None:
-    on_streams = streams.enabled() and streams.on_streams(queue)
+    on_streams = is_installed(streams.app) and streams.enabled() and streams.on_streams(queue)
     if on_streams != (to == "streams"):
         where = "to streams" if on_streams else "to Celery's lists"
         click.echo(

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from kombu.exceptions import OperationalError
 
 from .. import diagnosis, keys
-from ..amqp import Streams
+from ..amqp import Streams, is_installed
 from ..connection import RedisClient, safe_url
 from ..diagnosis import ServerInfo
 from ..exceptions import BrokerError, BrokerUnavailable, ConfigurationError
@@ -97,7 +97,7 @@ def diagnose(
     run("clock", lambda: [check_clock(diagnosis.clock_skew(broker.client))])
     names = _queues(streams, queues, run)
     run("permissions", lambda: [check_permissions(diagnosis.denied_commands(broker, [*names, "doctor"][0]))])
-    findings.append(_check_databases(streams))
+    findings += [_check_install(streams), _check_databases(streams)]
     lists, trouble = _lists(streams)
     findings += trouble
     workers: Workers | None = None
@@ -160,6 +160,20 @@ def _queues(
 
     run("queues", look)
     return sorted({*found, *streams.conf.queues.names})
+
+
+def _check_install(streams: Streams) -> Finding:
+    """The app publishes to streams when it is told to."""
+    if is_installed(streams.app):
+        switch = "on" if streams.enabled() else "off: publishes go to Celery's lists"
+        return Finding("install", "ok", f"celery_streams.install was called; streams_enabled is {switch}")
+    return Finding(
+        "install",
+        "warning",
+        "celery_streams.install was never called for this app",
+        "Its publishes go to Celery's lists whatever streams_enabled says.",
+        'Call celery_streams.install(app) where it is made (with Django: INSTALLED_APPS += ["django_integration"]).',
+    )
 
 
 def _check_databases(streams: Streams) -> Finding:
@@ -292,7 +306,8 @@ def _look_at_queue(
     listed = 0
     if lists is not None:
         listed = diagnosis.list_length(lists, list_keys(name, dict(streams.app.conf.broker_transport_options or {})))
-    share = streams.conf.queues.share(name) if streams.enabled() else 0.0
+    on = is_installed(streams.app) and streams.enabled()
+    share = streams.conf.queues.share(name) if on else 0.0
     yield from check_worlds(name, status, listed=listed, share=share, workers=workers)
 
 

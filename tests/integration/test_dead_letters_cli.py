@@ -24,6 +24,7 @@ from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.message import Message, encode
 from tests.eventually import eventually
+from tests.processes import project_environment
 from tests.redis_state import delivered, redis_now_ms, redis_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -545,6 +546,24 @@ def test_help_ends_with_examples(app: MakeApp, command: str) -> None:
 
     assert "Examples:" in text
     assert text.rstrip().splitlines()[-1].strip().startswith(f"celery-streams -A proj dead {command}")
+
+
+def test_commands_below_celerys_own_program_fail_in_one_line_too() -> None:
+    script = (
+        "from celery.bin.celery import celery\n"
+        "from celery_streams.bin.base import streams\n"
+        "celery.add_command(streams)\n"
+        "celery()\n"
+    )
+    command = [sys.executable, "-c", script, "-A", "tests.proj", "streams"]
+    environment = project_environment(broker=AWAY, results=AWAY, ledger=AWAY)
+
+    for words in (["dead", "list"], ["doctor"], ["migrate", "q", "--to", "streams"]):
+        done = subprocess.run([*command, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+        assert done.returncode == 69
+        [line] = done.stderr.splitlines()
+        assert line.startswith("Error: Redis at redis://127.0.0.1:1/0 cannot be reached: ")
 
 
 def test_commands_are_reachable_from_the_root(app: MakeApp, broker: StreamBroker) -> None:

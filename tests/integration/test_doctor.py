@@ -282,6 +282,18 @@ def test_look_at_everything_changes_nothing(app: MakeApp, broker: StreamBroker) 
     assert redis_state(broker.client) == before
 
 
+def test_app_that_was_never_installed_is_a_warning(app: MakeApp, broker: StreamBroker, redis_url: str) -> None:
+    broker.publish("q", message(1))
+    never = app(installed=False)
+    never.conf.update(streams_enabled=True, streams_url=redis_url)
+
+    found = findings(never)
+
+    assert found["install"]["level"] == "warning"
+    assert found["both worlds"]["level"] == "critical"
+    assert findings(app())["install"]["level"] == "ok"
+
+
 def test_broker_that_is_no_redis_hides_nothing_else(app: MakeApp, redis_url: str, broker: StreamBroker) -> None:
     broker.publish("q", message(1))
 
