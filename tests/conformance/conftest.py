@@ -64,6 +64,11 @@ class Side:
         """The queue of ``act_routed``."""
         return f"{self.queue}-routed"
 
+    @property
+    def bound_queue(self) -> str:
+        """The queue that is bound to the exchange QUEUE-exchange with the routing key bound.key."""
+        return f"{self.queue}-bound"
+
     def task(self, name: str) -> Any:
         """Return a task of the sample project by its short name."""
         return self.app.tasks[f"tests.proj.actions.{name}"]
@@ -161,7 +166,13 @@ def _forget_results(app: Celery) -> None:
 def _side(name: str, server: EmbeddedRedis, directory: Path) -> Side:
     on_streams = name != "lists"
     queue = f"conformance-{name}"
-    settings = {**SETTINGS, "task_routes": {"tests.proj.actions.act_routed": {"queue": f"{queue}-routed"}}}
+    settings = {
+        **SETTINGS,
+        "task_routes": {"tests.proj.actions.act_routed": {"queue": f"{queue}-routed"}},
+        "task_queues": {
+            f"{queue}-bound": {"exchange": f"{queue}-exchange", "exchange_type": "direct", "routing_key": "bound.key"}
+        },
+    }
     urls = {"broker": server.database_url(DATABASES[name]), "results": server.database_url(RESULTS)}
     environment = project_environment(
         **urls,
@@ -175,7 +186,7 @@ def _side(name: str, server: EmbeddedRedis, directory: Path) -> Side:
     worker = Worker(
         "streams" if on_streams else "lists",
         name=name,
-        queues=f"{queue},{queue}-routed",
+        queues=f"{queue},{queue}-routed,{queue}-bound",
         directory=directory,
         environment=environment,
         options=("-E",) if name == "streams-watched" else (),

@@ -94,9 +94,12 @@ def test_registered_lists_the_tasks(side):
 def test_active_queues_lists_the_queues(side):
     queues = inspected(side, "active_queues")
 
-    assert {queue["name"] for queue in queues} == {side.queue, side.routed_queue}
+    assert {(queue["name"], queue["routing_key"]) for queue in queues} == {
+        (side.queue, side.queue),
+        (side.routed_queue, side.routed_queue),
+        (side.bound_queue, "bound.key"),
+    }
     assert {queue["exchange"]["type"] for queue in queues} == {"direct"}
-    assert {queue["routing_key"] for queue in queues} == {side.queue, side.routed_queue}
 
 
 def test_stats_describe_the_worker(side):

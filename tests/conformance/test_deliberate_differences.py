@@ -119,6 +119,17 @@ def test_delayed_message_is_kept_in_redis_because_a_worker_may_die(streams, brok
     assert streams.value(result) == "kept"
 
 
+def test_request_names_the_queue_instead_of_the_exchange_because_streams_have_no_exchanges(streams):
+    result = streams.act.apply_async(("request",), exchange=f"{streams.queue}-exchange", routing_key="bound.key")
+
+    assert streams.value(result)["delivery_info"] == {
+        "exchange": "",
+        "routing_key": streams.bound_queue,
+        "priority": 0,
+        "redelivered": False,
+    }
+
+
 def test_time_limit_set_at_run_time_holds_for_the_next_task_because_the_command_says_so(streams):
     name = "tests.proj.actions.act_tracked"
 

@@ -120,6 +120,23 @@ def test_route_of_the_configuration_names_the_queue(side):
     assert side.value(result)["delivery_info"]["routing_key"] == side.routed_queue
 
 
+def test_exchange_and_routing_key_name_the_queue_that_is_bound_to_them(side):
+    by_key = side.act.apply_async(("ok", "bound"), exchange=f"{side.queue}-exchange", routing_key="bound.key")
+    by_name = side.act.apply_async(("ok", "named"), queue=side.bound_queue)
+
+    assert side.value(by_key) == "bound"
+    assert side.value(by_name) == "named"
+
+
+def test_retry_returns_to_the_queue_it_came_from(side):
+    by_key = side.act.apply_async(
+        ("retry", "bound"), {"countdown": 0}, exchange=f"{side.queue}-exchange", routing_key="bound.key"
+    )
+
+    assert side.value(by_key) == "bound"
+    assert len(side.ledger.runs(by_key.id)) == 2
+
+
 def test_message_properties_of_the_caller_reach_the_request(side):
     result = side.act.apply_async(("request",), app_id="shop", reply_to="answers", correlation_id="corr-1")
 
