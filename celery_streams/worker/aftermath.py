@@ -270,6 +270,13 @@ class Aftermath:
         task.reject_on_worker_lost, task.acks_late = outcome.action is Action.REQUEUE, not early
         try:
             request.on_failure(einfo)
+        except BrokerUnavailable:
+            raise
+        except Exception:
+            # Errbacks, signals, hooks and backends raise anything; the message must not stay pending for it.
+            logger.exception(
+                "Telling of the lost task %s[%s] failed; it is settled all the same.", request.name, request.id
+            )
         finally:
             task.reject_on_worker_lost, task.acks_late = rejects, late
         if "ack" in verdict and outcome.action is Action.REQUEUE:

@@ -380,11 +380,20 @@ def child_main(
                 end_now(signum, frame)
             loop.stopping = True
 
+        def run() -> int:
+            try:
+                return loop.run()
+            except Exception:
+                # billiard would take it for the failure of a job, and nobody would hear of it.
+                logger.critical("Child process %s failed", consumer, exc_info=True)
+                loop.exitcode = 1
+                return 1
+
         end_now: Any = signal.getsignal(signal.SIGTERM)
         signal.signal(signal.SIGUSR1, on_soft_limit)
         signal.signal(signal.SIGTERM, on_sigterm)
         try:
-            Worker.workloop(_Workloop(loop.run), pid=os.getpid())
+            Worker.workloop(_Workloop(run), pid=os.getpid())
         finally:
             exitcode = loop.exitcode
     except SystemExit as exc:

@@ -23,7 +23,15 @@ from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery import signals, states
 from celery.app import trace
 from celery.app.task import Context
-from celery.exceptions import Ignore, InvalidTaskError, NotRegistered, Reject, Retry, TaskRevokedError
+from celery.exceptions import (
+    Ignore,
+    InvalidTaskError,
+    NotRegistered,
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+    TaskRevokedError,
+)
 from celery.utils.collections import AttributeDict
 from celery.utils.time import maybe_iso8601, maybe_make_aware, rate
 from celery.worker import state as worker_state
@@ -36,7 +44,7 @@ from ..amqp import Streams
 from ..broker import Delivery
 from ..context import RunningTask, current
 from ..coroutines import as_function
-from ..exceptions import MessageError
+from ..exceptions import BrokerError, MessageError
 from .outcome import Action, Circumstances, Event, Outcome, decide
 from .settle import Death, Settler
 
@@ -47,6 +55,9 @@ if TYPE_CHECKING:
 __all__ = ("Executor", "Progress", "TaskPlan", "flag", "plan_for", "unwrapped")
 
 logger = logging.getLogger(__name__)
+
+#: Raised outside of a task's body, these end the process, or the settling goes on later: the message stays pending.
+_PASSING_BY = (SoftTimeLimitExceeded, MemoryError, BrokerError)
 
 _STOCK_REQUEST = "celery.worker.request:Request"
 _STOCK_STRATEGY = "celery.worker.strategy:default"
@@ -263,6 +274,23 @@ class Executor:
             return
         name = headers.get("task")
         plan = self.plans.get(name) if isinstance(name, str) else None
+        try:
+            self._dispatch(delivery, plan, headers, properties, history)
+        except _PASSING_BY:
+            raise
+        except Exception as exc:
+            # Raised outside of the body, by headers and callbacks of odd types or by user code around the task.
+            logger.error("Entry %s cannot be executed.", delivery.entry_id.decode(), exc_info=True)
+            self._malformed(delivery, Event.INVALID, exc, headers)
+
+    def _dispatch(
+        self,
+        delivery: Delivery,
+        plan: TaskPlan | None,
+        headers: dict[str, Any],
+        properties: dict[str, Any],
+        history: dict[str, Any],
+    ) -> None:
         if plan is not None and plan.interval_ms and not self._has_token(delivery, plan, headers, history):
             return
         if (
@@ -381,6 +409,12 @@ class Executor:
             retval, info, _, _ = task.__trace__(task_id, args, kwargs, request)
         except Reject as exc:  # raised by callbacks outside of the body; Celery's pool reports it as a failure
             retval, info = ExceptionInfo(), trace.TraceInfo(states.REJECTED, exc)
+        except _PASSING_BY:
+            raise
+        except Exception as exc:
+            # What the tracer itself could not handle: a callback of an odd type, a result backend that gave up.
+            logger.error("Task %s[%s] failed outside of its body.", task.name, task_id, exc_info=True)
+            retval, info = ExceptionInfo(), trace.TraceInfo(states.FAILURE, exc)
         finally:
             current.reset(token)
         if info is None:
