@@ -199,7 +199,6 @@ class Migration:
         """
         moves = moves or Moves(queue, "streams")
         names = list_keys(queue, self._options)
-        self.broker.client.call("SADD", keys.queues(self.broker.prefix), queue)
         self._resume(moves, names)
         for _ in range(_ROUNDS):
             before = moves.total
@@ -222,6 +221,7 @@ class Migration:
             elements = self.broker.client.call("LRANGE", key, -_STEP, -1)[::-1]
             if not elements:
                 return
+            self.broker.client.call("SADD", keys.queues(self.broker.prefix), moves.queue)
             converted = [self._convert(element, ours) for element in elements]
             args: list[Any] = []
             for element, (due_ms, member, packed) in zip(elements, converted, strict=True):

@@ -12,6 +12,8 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from ..amqp import Streams, is_installed, streams_of
+from ..conf import nearest
+from ..inspect import known_queues
 from ..migration import Direction, Migration, Moves, Plan, list_client
 from .terminal import bad_input, console, one_line_errors, progress_bar
 
@@ -86,8 +88,13 @@ def migrate(
     )
     names = list(dict.fromkeys(queues))
     plans = [migration.plan(queue, to) for queue in names]
-    for queue in names:
-        _warn(streams, queue, to)
+    known = {*known_queues(migration.broker), *ctx.obj.app.amqp.queues}
+    for plan in plans:
+        if plan.queue not in known and not (plan.queued or plan.unacked or plan.in_transit):
+            raise bad_input(
+                f"Queue {plan.queue!r} holds nothing, and the project has no such{nearest(plan.queue, known)}"
+            )
+        _warn(streams, plan.queue, to)
     if dry_run:
         _tell_plans(plans, include_unacked=include_unacked, as_json=as_json, no_color=ctx.obj.no_color)
         return

@@ -808,10 +808,35 @@ def test_command_says_what_it_left_to_workers_that_run(app: MakeApp, broker: Str
 def test_switch_that_still_points_to_the_other_side_is_a_warning(
     app: MakeApp, redis_url: str, enabled: bool, direction: str, where: str
 ) -> None:
+    publish(app(installed=False), 1)
+    publish(app(), 2)
+
     result = run(app(streams_enabled=enabled), "q", "--to", direction)
 
     assert result.exit_code == 0
     assert f"Warning: q: as far as this process sees, publishers still write {where}" in result.stderr
+
+
+def test_queue_that_nobody_knows_is_one_line_with_a_suggestion_and_leaves_no_trace(
+    app: MakeApp, broker: StreamBroker
+) -> None:
+    publish(app(), 1)
+    before = redis_state(broker.client)
+
+    result = run(app(task_default_queue="send_message"), "send_mesage", "--to", "streams")
+
+    assert result.exit_code == 64
+    [line] = result.stderr.splitlines()
+    assert line.endswith("; did you mean 'send_message'?")
+    assert redis_state(broker.client) == before
+
+
+def test_queue_of_the_project_that_holds_nothing_is_fine(app: MakeApp, broker: StreamBroker) -> None:
+    result = run(app(task_default_queue="send_message"), "send_message", "--to", "streams")
+
+    assert result.exit_code == 0
+    assert result.stdout == "send_message: moved 0 to streams (0 waiting, 0 delayed).\n"
+    assert redis_state(broker.client) == {}
 
 
 def test_include_unacked_is_for_one_direction_only(app: MakeApp, redis_url: str) -> None:
