@@ -230,7 +230,8 @@ class TaskPool(StreamsPool):
                 elif kind == "counts":
                     self.counted(args[0])
         except (EOFError, OSError):
-            if child.watched:
+            # A child whose pipe was found closed once is heard again when it is reaped.
+            if len(child.watched) > 1:
                 self._hub.remove(child.watched[1])
                 child.watched = child.watched[:1]
 
