@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+import socket
+import stat
 import time
 from typing import Any
 
@@ -101,6 +104,22 @@ def _crash(task: Any, how: str) -> None:
         elif how == "segfault":
             ctypes.string_at(0)
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _hang_up(task: Any) -> None:
+    """The first time: close what the process talks to its parent through, and end a moment later."""
+    if ledger().first(task.request.id):
+        for descriptor in range(3, 256):
+            with contextlib.suppress(OSError):
+                if stat.S_ISSOCK(os.fstat(descriptor).st_mode) and _is_unix(descriptor):
+                    os.close(descriptor)
+        time.sleep(0.3)
+        os._exit(3)
+
+
+def _is_unix(descriptor: int) -> bool:
+    with contextlib.closing(socket.socket(fileno=os.dup(descriptor))) as sock:
+        return sock.family == socket.AF_UNIX
 
 
 def _own(task: Any, seconds: float) -> None:

@@ -113,8 +113,10 @@ class Stage:
         known = ("countdown", "eta", "priority", "retry", "task_id", "queue", "expires", "retry_policy")
         publish = {name: options.pop(name) for name in known if name in options}
         publish.setdefault("retry", False)
-        result = self.app.send_task(f"tests.faults.app.{task}", (action,), options, **publish)
-        return str(result.id)
+        publish.setdefault("task_id", uuid.uuid4().hex)
+        # The result is not kept: its backend may be away when it is forgotten.
+        self.app.send_task(f"tests.faults.app.{task}", (action,), options, ignore_result=task == "quiet", **publish)
+        return str(publish["task_id"])
 
     # -- looking
 

@@ -20,7 +20,7 @@ import redis
 
 from celery_streams.embedded import EmbeddedRedis
 from tests.faults.verdict import FaultRecord
-from tests.faults.workers import Fleet, FaultWorker, signal_process
+from tests.faults.workers import FaultWorker, Fleet, signal_process
 
 
 @dataclass
@@ -37,7 +37,9 @@ class Scene:
     _later: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
-    def record(self, kind: str, *pids: int, at: float | None = None, until: float | None = None, hard: bool = True) -> None:
+    def record(
+        self, kind: str, *pids: int, at: float | None = None, until: float | None = None, hard: bool = True
+    ) -> None:
         at = time.time() if at is None else at
         self.records.append(FaultRecord(kind, at, at if until is None else until, frozenset(pids), hard))
 
@@ -162,6 +164,24 @@ class F9Terminate(Fault):
         return True
 
 
+class _Command:
+    """Redis commands that must be carried out, although the server may be loading or drop clients just now."""
+
+    @staticmethod
+    def send(scene: Scene, commands: Sequence[tuple[object, ...]], *, patience: float = 20.0) -> None:
+        deadline = time.monotonic() + patience
+        for command in commands:
+            while True:
+                try:
+                    with contextlib.closing(scene.client) as client:
+                        client.execute_command(*command)
+                    break
+                except redis.RedisError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.05)
+
+
 class F10KillRedis(Fault):
     kind = "F10 kill -9 Redis"
     weight = 2
@@ -175,6 +195,7 @@ class F10KillRedis(Fault):
 
         def start() -> None:
             scene.server.start()
+            _Command.send(scene, [("PING",)])
             scene.occupied.discard(scene.server)
             scene.record(self.kind, at=at, until=time.time())
 
@@ -193,26 +214,19 @@ class _ClientFault(Fault):
         if scene.server in scene.occupied:
             return False
         at = time.time()
-        self._send(scene, self.commands)
+        _Command.send(scene, self.commands)
         if not self.undo:
             scene.record(self.kind, at=at, until=at + self.seconds, hard=False)
             return True
         scene.occupied.add(scene.server)
 
         def undo() -> None:
-            self._send(scene, self.undo)
+            _Command.send(scene, self.undo)
             scene.occupied.discard(scene.server)
             scene.record(self.kind, at=at, until=time.time(), hard=False)
 
         scene.later(self.seconds, undo)
         return True
-
-    @staticmethod
-    def _send(scene: Scene, commands: Sequence[tuple[object, ...]]) -> None:
-        client = scene.client
-        with contextlib.closing(client):
-            for command in commands:
-                client.execute_command(*command)
 
 
 class F12KillClients(_ClientFault):

@@ -86,9 +86,7 @@ class Ledger:
                 continue
             key = (line["id"], line["retries"], line["pid"])
             if line["what"] == "start":
-                run = Run(
-                    line["id"], line["retries"], line["redelivered"], line["worker"], line["pid"], line["at"]
-                )
+                run = Run(line["id"], line["retries"], line["redelivered"], line["worker"], line["pid"], line["at"])
                 found.append(run)
                 open_runs[key].append(run)
             else:

@@ -1,4 +1,4 @@
-"""A TCP proxy that misbehaves when it is told to: black hole, reset, latency, lost replies. One thread, loopback only."""
+"""A TCP proxy that misbehaves when it is told to: black hole, reset, latency, lost replies; one thread."""
 
 from __future__ import annotations
 

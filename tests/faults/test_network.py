@@ -44,7 +44,8 @@ def test_f13_resets_in_the_middle_of_the_load_lose_nothing_and_run_nothing_twice
     sent = []
     for _ in range(8):
         sent += [stage.send("nap", seconds=0.01) for _ in range(25)]
-        stage.wait(lambda count=len(stage.runs()): len(stage.runs()) > count)
+        ran = stage.ledger.count("runs")
+        stage.wait(lambda ran=ran: stage.ledger.count("runs") > ran)
         proxy.reset()
 
     stage.drained(*sent, timeout=20)
@@ -62,9 +63,7 @@ def test_f13_a_network_with_latency_only_makes_it_slower(stage: Stage, proxy: Pr
 
 
 def test_f13_a_worker_that_hears_nothing_ends_when_it_is_told_to(stage: Stage, proxy: Proxy) -> None:
-    worker = stage.worker(
-        url=proxy.url, concurrency=1, settings={"broker_transport_options": {"socket_timeout": 1.0}}
-    )
+    worker = stage.worker(url=proxy.url, concurrency=1, settings={"broker_transport_options": {"socket_timeout": 1.0}})
     proxy.swallow_new = True
     proxy.black_hole()
 

@@ -19,7 +19,7 @@ def _running(stage: Stage, *task_ids: str) -> None:
     stage.wait(lambda: all(stage.started(task_id) for task_id in task_ids), message="the tasks run")
 
 
-# -- F1 -----------------------------------------------------------------------------------------------------------------
+# -- F1 ---------------------------------------------------------------------------------------------------------------
 
 
 def test_f1_what_a_dead_worker_held_runs_elsewhere_within_the_visibility_timeout(stage: Stage) -> None:
@@ -53,7 +53,7 @@ def test_f1_children_do_not_outlive_their_parent_and_what_they_ran_runs_elsewher
     stage.drained(*sent)
 
 
-# -- F2 -----------------------------------------------------------------------------------------------------------------
+# -- F2 ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["kill", "segfault", "exit"])
@@ -76,6 +76,18 @@ def test_f2_a_task_whose_child_dies_runs_again_within_a_second_and_the_other_chi
     stage.wait(lambda: len(worker.children()) == 2, message="the child is replaced")
 
 
+def test_f2_a_child_that_hangs_up_before_it_dies_is_replaced_and_leaves_nothing_behind(stage: Stage) -> None:
+    worker = stage.worker(concurrency=1)
+    [child] = stage.wait(worker.children)
+
+    sent = stage.send("hang_up")
+
+    stage.drained(sent)
+    assert len(stage.runs(sent)) == 2
+    assert worker.children() != [child]
+    assert "Traceback" not in worker.log
+
+
 def test_f2_children_killed_one_after_the_other_are_all_replaced(stage: Stage) -> None:
     worker = stage.worker()
     for _ in range(4):
@@ -91,7 +103,7 @@ def test_f2_children_killed_one_after_the_other_are_all_replaced(stage: Stage) -
     assert len(names) <= 3, f"dead children's consumers are deleted: {names}"
 
 
-# -- F8 -----------------------------------------------------------------------------------------------------------------
+# -- F8 ---------------------------------------------------------------------------------------------------------------
 
 
 def _stop(worker: FaultWorker) -> None:
@@ -153,7 +165,7 @@ def test_f8_an_entry_that_reached_a_sleeping_process_and_was_claimed_is_not_star
     assert sorted(run.id for run in stage.runs()) == sorted([warm, *sent, after])
 
 
-# -- F9 -----------------------------------------------------------------------------------------------------------------
+# -- F9 ---------------------------------------------------------------------------------------------------------------
 
 
 def _terminate(worker: FaultWorker) -> None:
@@ -226,7 +238,7 @@ def test_f9_a_second_sigterm_does_not_cut_a_running_task_short(stage: Stage) -> 
     assert [run.end is not None for run in stage.runs(sent)] == [True]
 
 
-# -- F22 ----------------------------------------------------------------------------------------------------------------
+# -- F22 --------------------------------------------------------------------------------------------------------------
 
 
 def test_f22_two_workers_with_the_same_name_acknowledge_only_their_own_entries(stage: Stage) -> None:
@@ -251,7 +263,7 @@ def test_f22_two_workers_with_the_same_name_acknowledge_only_their_own_entries(s
     assert not any("no longer held" in worker.log for worker in stage.workers)
 
 
-# -- F24 ----------------------------------------------------------------------------------------------------------------
+# -- F24 --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("action", ["nap", "hold_gil", "spin"])

@@ -27,7 +27,7 @@ def _sent(stage: Stage, count: int, action: str = "ok", **options: object) -> li
     return done
 
 
-# -- F10 ----------------------------------------------------------------------------------------------------------------
+# -- F10 --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fsync", ["always", "everysec"])
@@ -73,7 +73,7 @@ def test_f10_a_task_that_ends_while_redis_is_away_is_acknowledged_later_and_does
     assert len(stage.runs(sent)) == 1
 
 
-# -- F11 ----------------------------------------------------------------------------------------------------------------
+# -- F11 --------------------------------------------------------------------------------------------------------------
 
 
 def _flush(stage: Stage) -> None:
@@ -134,7 +134,7 @@ def test_f11_a_stream_of_another_type_is_said_loudly_and_survived(stage: Stage) 
     assert worker.running
 
 
-# -- F12 ----------------------------------------------------------------------------------------------------------------
+# -- F12 --------------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -247,7 +247,7 @@ def test_f12_a_redis_that_refuses_for_a_while_is_outlasted_and_nothing_runs_twic
     assert worker.running
 
 
-# -- F15 ----------------------------------------------------------------------------------------------------------------
+# -- F15 --------------------------------------------------------------------------------------------------------------
 
 
 def test_f15_a_full_redis_refuses_publishers_and_lets_workers_drain_retry_and_bury(stage: Stage) -> None:

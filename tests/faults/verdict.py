@@ -1,13 +1,14 @@
 """The verdict: from what the ledger and Redis say after a run to PASS or FAIL; it starts and touches nothing.
 
-A second execution belongs to a fault when the fault hit the process (or the Redis) while the first one ran or waited for
-its acknowledgement. One whose first never reached its end is a re-run, which nobody can avoid; one whose first did is a
+A second execution belongs to a fault when the fault hit the process (or the Redis) while the first one ran or waited
+for its acknowledgement. One whose first never reached its end is a re-run, which nobody can avoid; one whose first did is a
 duplicate, and there must be fewer of them than hard kills.
 """
 
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -202,7 +203,7 @@ class _Second:
                 grouped[run.retries].append(run)
             for same in grouped.values():
                 same.sort(key=lambda run: run.start)
-                for first, again in zip(same, same[1:], strict=False):
+                for first, again in itertools.pairwise(same):
                     self._take(first, again)
 
     def _take(self, first: Run, again: Run) -> None:
@@ -246,9 +247,11 @@ def _early(submissions: Sequence[Submission], by_id: dict[str, list[Run]]) -> li
     for one in submissions:
         if one.eta is None:
             continue
-        for run in by_id.get(one.id, ()):
-            if run.start < one.eta - ETA_TOLERANCE:
-                found.append(f"{one.id} started {one.eta - run.start:.3f} s before its eta")
+        found += [
+            f"{one.id} started {one.eta - run.start:.3f} s before its eta"
+            for run in by_id.get(one.id, ())
+            if run.start < one.eta - ETA_TOLERANCE
+        ]
     return found
 
 
@@ -287,7 +290,7 @@ class _Recovery:
         for task_runs in by_id.values():
             interrupted = 0
             ordered = sorted(task_runs, key=lambda run: run.start)
-            for first, again in zip(ordered, ordered[1:], strict=False):
+            for first, again in itertools.pairwise(ordered):
                 if first.end is not None or first.retries != again.retries:
                     continue
                 interrupted += 1
