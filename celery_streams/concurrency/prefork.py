@@ -23,7 +23,7 @@ from ..broker import StreamRef
 from ..message import Message
 from ..worker.aftermath import Casualty, Cause
 from ..worker.child import child_main, consumer_name
-from ..worker.limits import Restrictable
+from ..worker.limits import Handback, Restrictable
 from ..worker.slots import Slot, SlotTable, Snapshot
 from .base import StreamsPool
 
@@ -65,8 +65,12 @@ class Child:
         """Let it start nothing more of its batch."""
         return self.slot.restrict()
 
+    def returned(self, batch: int) -> None:
+        """Note that what was restricted is back in its streams."""
+        self.slot.returned(batch)
+
     def mark_lost(self, batch: int) -> None:
-        """Tell it that an entry is no longer its own."""
+        """Tell it that the entry that it is running is no longer its own."""
         self.slot.mark_lost(batch)
 
 
@@ -181,10 +185,7 @@ class TaskPool(StreamsPool):
 
     def give_back(self) -> None:
         """Put back at once what the children fetched and did not start."""
-        broker = self.aftermath.broker
-        for child in self.holders():
-            shot = child.restrict()
-            broker.release(child.consumer, [(held.stream, held.entry_id) for held in shot.waiting])
+        Handback(self.aftermath.broker, self.holders).run_once(everything=True)
 
     def _announce_to(self, child: Child) -> None:
         wanted = [ref for ref in self._wanted if child.queues is None or ref.queue in child.queues]

@@ -33,6 +33,7 @@ class Backlog:
         self.consumer = consumer
         self._items: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         self._waiting: dict[tuple[StreamRef, bytes], Delivery] = {}
+        self._taken_back: list[Held] = []
         self._lock = threading.Lock()
 
     def put(self, delivery: Delivery) -> None:
@@ -58,14 +59,19 @@ class Backlog:
     def snapshot(self) -> Snapshot:
         """Return what waits."""
         with self._lock:
-            return self._shot(tuple(Held(*key) for key in self._waiting))
+            return self._shot((*self._taken_back, *(Held(*key) for key in self._waiting)))
 
     def restrict(self) -> Snapshot:
         """Take back everything that waits."""
         with self._lock:
-            shot = self._shot(tuple(Held(*key) for key in self._waiting))
+            self._taken_back += [Held(*key) for key in self._waiting]
             self._waiting.clear()
-        return shot
+            return self._shot(tuple(self._taken_back))
+
+    def returned(self, batch: int) -> None:
+        """Forget what was taken back."""
+        with self._lock:
+            self._taken_back.clear()
 
     def mark_lost(self, batch: int) -> None:
         """An entry that was not started will be found lost when it is settled."""
@@ -101,6 +107,8 @@ class TaskPool(StreamsPool):
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()
         self._free = 0
+        #: Entries that were taken back, while Redis did not take them.
+        self._not_returned = 0
         self._stopping = False
         self._streams: list[StreamRef] = []
         self._known: set[StreamRef] = set()
@@ -151,7 +159,12 @@ class TaskPool(StreamsPool):
 
     def _give_back(self) -> None:
         shot = self._backlog.restrict()
+        with self._changed:
+            self._free += len(shot.waiting) - self._not_returned
+            self._not_returned = len(shot.waiting)
         self.aftermath.broker.release(self._name, [(held.stream, held.entry_id) for held in shot.waiting])
+        self._backlog.returned(shot.batch)
+        self._not_returned = 0
 
     def forward(self, *message: Any) -> None:
         """Read the options of tasks again that remote control changed; all else is shared with the threads."""

@@ -2,7 +2,7 @@
 
 1. Every :attr:`Heartbeat.interval` (a fifth of the visibility timeout) the idle time of every entry that a child
    holds is set to zero, in one command, and only if the child still owns it.
-2. A child whose entry was claimed by another worker is told so through its slot.
+2. A child whose running entry was claimed by another worker is told so through its slot.
 
 Called by the services thread of the parent; with one process for everything, by a thread of that process.
 """
@@ -30,7 +30,7 @@ class Holder(Protocol):
         """Return what it holds now."""
 
     def mark_lost(self, batch: int) -> None:
-        """Tell it that an entry of ``batch`` is no longer its own."""
+        """Tell it that the entry of ``batch`` that it is running is no longer its own."""
 
 
 class Heartbeat:
@@ -67,9 +67,9 @@ class Heartbeat:
         for position in self._broker.extend(held):
             (stream, consumer, entry_id), (holder, batch) = held[position], owners[position]
             shot = holder.snapshot()
-            # The child may have settled it meanwhile: only what it still holds was taken from it.
-            kept = [entry for entry in (shot.running, *shot.waiting) if entry is not None]
-            if shot.batch == batch and any(entry.entry_id == entry_id and entry.stream == stream for entry in kept):
+            # It may be settled or handed back meanwhile: only what the child is still running was taken from it.
+            running = shot.running
+            if running is not None and (shot.batch, running.entry_id, running.stream) == (batch, entry_id, stream):
                 self.lost += 1
                 holder.mark_lost(batch)
                 logger.warning("Entry %s is no longer held by %s.", entry_id.decode(), consumer)

@@ -32,6 +32,9 @@ class Restrictable(Holder, Protocol):
     def restrict(self) -> Snapshot:
         """Let it start nothing more of its batch; returns what it holds."""
 
+    def returned(self, batch: int) -> None:
+        """Note that what was restricted of ``batch`` is back in its streams."""
+
 
 class TimeLimits:
     """Watches the running tasks of ``holders``."""
@@ -103,6 +106,7 @@ class Handback:
             self._broker.ack(holder.consumer, [(held.stream, held.entry_id) for held in shot.finished])
             if shot.waiting:
                 count += self._broker.release(holder.consumer, [(held.stream, held.entry_id) for held in shot.waiting])
+            holder.returned(shot.batch)
         if count:
             self.released += count
             logger.debug("Put back %d entries that waited behind long tasks.", count)

@@ -80,6 +80,9 @@ class Record:
         """There is never anything behind what runs."""
         return self.snapshot()
 
+    def returned(self, batch: int) -> None:
+        """Nothing was taken back."""
+
     def snapshot(self) -> Snapshot:
         """Return what is held now."""
         with self._lock:

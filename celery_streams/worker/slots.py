@@ -37,31 +37,31 @@ MAX_BATCH = 100
 
 #: Bytes of a slot: header, batch, and the message of a task that was acknowledged before it ran.
 _SLOT_SIZE = 64 * 1024
-_CHILD = struct.Struct(
-    "<qIIIIIIdddqq"
-)  # pid batch count started finished flags settled started_at soft hard done client
-_PARENT = struct.Struct("<QII")  # restricted (batch << 32 | index), asked, spare
-_PARENT_AT = 128
+
+# Where the numbers of the header lie. They are read and written through views of aligned 32 and 64 bit words, each
+# store one instruction: struct.pack_into clears the bytes first, and the other side would see zeros now and then.
+# The child's half. 64 bits: process id; batch, and the number of its entries above it; tasks done.
+_PID, _BATCH, _DONE = 0, 1, 7
+# 32 bits: entries that were started, that are finished, flags of the running one, entries that are settled.
+_STARTED, _FINISHED, _FLAGS, _SETTLED = 4, 5, 6, 7
+# Doubles: start of the running task, its soft and its hard time limit.
+_SINCE, _SOFT, _HARD = 4, 5, 6
+# The parent's half. 64 bits, index below and batch above: from where on entries are restricted; which entry was lost
+# (its index + 1). 32 bits: the batch of which what was restricted is back in its streams; whether to end at once.
+_RESTRICTED, _LOST = 16, 17
+_RETURNED, _TERMINATE = 36, 37
+
 _ENTRY = struct.Struct("<QQI4x")  # milliseconds, sequence, index of the stream
 _ENTRIES_AT = 256
 _MESSAGE_AT = _ENTRIES_AT + _ENTRY.size * MAX_BATCH
 _LENGTH = struct.Struct("<I")
-_COUNT_AT = 12
-_PROGRESS = struct.Struct("<IIII")  # started finished flags settled
-_PROGRESS_AT = 16
-_TIMES = struct.Struct("<ddd")
-_TIMES_AT = 32
-_DONE_AT = 56
+_LOW = 0xFFFFFFFF
 
 #: Flag: the running task's message was acknowledged before it ran.
 ACKED_EARLY = 1
 
 #: Flag: the running task's body raised SystemExit or KeyboardInterrupt.
 EXITED = 2
-
-#: What the parent asked of the child (``asked``).
-LOST_OWNERSHIP = 1
-TERMINATE = 2
 
 _barrier = threading.Lock()
 
@@ -103,58 +103,65 @@ class Slot:
         self.streams = streams
         self._memory = memory
         self._at = index * _SLOT_SIZE
+        header = memoryview(memory)[self._at : self._at + _ENTRIES_AT]
+        self._words, self._longs, self._doubles = header.cast("I"), header.cast("Q"), header.cast("d")
         self._batch = 0
         self._done = 0
+        self._restricting = threading.Lock()
 
     # -- the child's half
 
     def attach(self, pid: int) -> None:
         """Take the slot for a new child: everything in it is cleared."""
-        parent_word = self._at + _PARENT_AT
         self._memory[self._at : self._at + _ENTRIES_AT] = bytes(_ENTRIES_AT)
-        _PARENT.pack_into(self._memory, parent_word, 0, 0, 0)
         self._batch = self._done = 0
-        _CHILD.pack_into(self._memory, self._at, pid, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
+        self._longs[_PID] = pid
 
     def load(self, entries: Sequence[tuple[int, bytes]]) -> None:
         """Write a new batch of ``(index of the stream, entry id)``; nothing of it is started yet."""
-        memory, at = self._memory, self._at
-        _LENGTH.pack_into(memory, at + _COUNT_AT, 0)
-        _PROGRESS.pack_into(memory, at + _PROGRESS_AT, 0, 0, 0, 0)
-        offset = at + _ENTRIES_AT
+        words = self._words
+        self._longs[_BATCH] &= _LOW  # no entries: whoever reads the old batch now begins anew
+        words[_STARTED] = words[_FINISHED] = words[_FLAGS] = words[_SETTLED] = 0
+        offset = self._at + _ENTRIES_AT
         for stream, entry_id in entries:
             ms, _, sequence = entry_id.partition(b"-")
-            _ENTRY.pack_into(memory, offset, int(ms), int(sequence), stream)
+            _ENTRY.pack_into(self._memory, offset, int(ms), int(sequence), stream)
             offset += _ENTRY.size
         self._batch = (self._batch + 1) & 0x7FFFFFFF
-        struct.pack_into("<II", memory, at + 8, self._batch, len(entries))
+        with _barrier:
+            self._longs[_BATCH] = len(entries) << 32 | self._batch
 
     def begin(self, index: int, *, soft: float | None, hard: float | None) -> bool:
         """Say that entry ``index`` starts now; False when the parent took it back: then it must not start."""
-        memory, at = self._memory, self._at
-        _TIMES.pack_into(memory, at + _TIMES_AT, time.monotonic(), soft or 0.0, hard or 0.0)
-        struct.pack_into("<I", memory, at + _PROGRESS_AT, index + 1)
+        doubles = self._doubles
+        doubles[_SINCE], doubles[_SOFT], doubles[_HARD] = time.monotonic(), soft or 0.0, hard or 0.0
+        self._words[_STARTED] = index + 1
         with _barrier:
             pass
-        (word,) = struct.unpack_from("<Q", memory, at + _PARENT_AT)
-        if word >> 32 == self._batch and index >= word & 0xFFFFFFFF:
-            struct.pack_into("<I", memory, at + _PROGRESS_AT, index)
+        word = self._longs[_RESTRICTED]
+        if word >> 32 == self._batch and index >= word & _LOW:
+            self._words[_STARTED] = index
             return False
         return True
 
     def limit(self, *, soft: float | None, hard: float | None) -> None:
         """Set the time limits of the running task (they become known only after it was decoded)."""
-        struct.pack_into("<dd", self._memory, self._at + _TIMES_AT + 8, soft or 0.0, hard or 0.0)
+        self._doubles[_SOFT], self._doubles[_HARD] = soft or 0.0, hard or 0.0
+
+    def limited(self) -> bool:
+        """Return whether the running task has a time limit now."""
+        return bool(self._doubles[_SOFT] or self._doubles[_HARD])
 
     def finish(self, index: int) -> None:
         """Say that entry ``index`` ran and waits for its acknowledgement (or was settled: see :meth:`settled`)."""
         self._done += 1
-        struct.pack_into("<II", self._memory, self._at + _PROGRESS_AT + 4, index + 1, 0)
-        struct.pack_into("<q", self._memory, self._at + _DONE_AT, self._done)
+        self._words[_FINISHED] = index + 1
+        self._words[_FLAGS] = 0
+        self._longs[_DONE] = self._done
 
     def settled(self, count: int) -> None:
         """Say that the first ``count`` entries of the batch are settled."""
-        struct.pack_into("<I", self._memory, self._at + _PROGRESS_AT + 12, count)
+        self._words[_SETTLED] = count
 
     def keep(self, message: Message) -> None:
         """Keep the message of the running task, which is about to be acknowledged before it runs."""
@@ -166,84 +173,92 @@ class Slot:
                 packed = b""
         _LENGTH.pack_into(self._memory, at, len(packed))
         self._memory[at + _LENGTH.size : at + _LENGTH.size + len(packed)] = packed
-        struct.pack_into("<I", self._memory, self._at + _PROGRESS_AT + 8, ACKED_EARLY)
+        self._words[_FLAGS] = ACKED_EARLY
 
     def exited(self) -> None:
         """Say that the body of the running task raised SystemExit or KeyboardInterrupt."""
-        at = self._at + _PROGRESS_AT + 8
-        (flags,) = struct.unpack_from("<I", self._memory, at)
-        struct.pack_into("<I", self._memory, at, flags | EXITED)
+        self._words[_FLAGS] |= EXITED
 
     def lost(self) -> bool:
-        """Return whether the parent found that an entry of this batch is no longer ours."""
-        word, asked, _ = _PARENT.unpack_from(self._memory, self._at + _PARENT_AT)
-        return bool(asked & LOST_OWNERSHIP) and word >> 32 == self._batch
+        """Return whether the parent found that the running entry is no longer ours."""
+        return self._longs[_LOST] == self._batch << 32 | self._words[_STARTED]
 
     def terminate_asked(self) -> bool:
         """Return whether the parent wants this child to end at once (and not only some process manager)."""
-        return bool(_PARENT.unpack_from(self._memory, self._at + _PARENT_AT)[1] & TERMINATE)
+        return bool(self._words[_TERMINATE])
 
     def restricted(self) -> bool:
         """Return whether the parent took entries of this batch back, or settled some in our place."""
-        (word,) = struct.unpack_from("<Q", self._memory, self._at + _PARENT_AT)
-        return bool(word >> 32 == self._batch)
+        return self._longs[_RESTRICTED] >> 32 == self._batch
 
     # -- the parent's half
 
     def restrict(self) -> Snapshot:
         """Take back everything that was not started: the child will start none of ``waiting`` any more."""
-        memory, at = self._memory, self._at
-        _, batch, _, started = struct.unpack_from("<qIII", memory, at)
-        word, asked, spare = _PARENT.unpack_from(memory, at + _PARENT_AT)
-        asked = asked if word >> 32 == batch else asked & TERMINATE
-        _PARENT.pack_into(memory, at + _PARENT_AT, batch << 32 | started, asked, spare)
-        with _barrier:
-            pass
-        return self.snapshot()
+        with self._restricting:
+            while True:
+                batch = self._longs[_BATCH] & _LOW
+                word = batch << 32 | self._words[_STARTED]
+                # Never later in the same batch: the child may just be about to see that it must not start one.
+                if self._longs[_RESTRICTED] >> 32 != batch or word < self._longs[_RESTRICTED]:
+                    self._longs[_RESTRICTED] = word
+                with _barrier:
+                    pass
+                shot = self.snapshot()
+                if shot.batch == batch:  # else the child has loaded a new batch, of which nothing is restricted
+                    return shot
+
+    def returned(self, batch: int) -> None:
+        """Note that what :meth:`restrict` found waiting is back in its streams, and what had finished acknowledged."""
+        self._words[_RETURNED] = batch
 
     def ask_terminate(self) -> None:
         """Say that the SIGTERM that follows comes from the parent."""
-        memory, at = self._memory, self._at + _PARENT_AT
-        word, asked, spare = _PARENT.unpack_from(memory, at)
-        _PARENT.pack_into(memory, at, word, asked | TERMINATE, spare)
+        self._words[_TERMINATE] = 1
 
     def mark_lost(self, batch: int) -> None:
-        """Tell the child that an entry of ``batch`` is no longer ours."""
-        memory, at = self._memory, self._at + _PARENT_AT
-        word, asked, spare = _PARENT.unpack_from(memory, at)
-        if word >> 32 != batch:
-            word, asked = batch << 32 | 0xFFFFFFFF, asked & TERMINATE
-        _PARENT.pack_into(memory, at, word, asked | LOST_OWNERSHIP, spare)
+        """Tell the child that the entry of ``batch`` that it is running is no longer ours."""
+        self._longs[_LOST] = batch << 32 | self._words[_STARTED]
 
     def snapshot(self) -> Snapshot:
         """Return what the slot says now; a batch that changes meanwhile is read again."""
-        memory, at = self._memory, self._at
+        words, longs, doubles = self._words, self._longs, self._doubles
         while True:
-            pid, batch, count, started, finished, flags, settled, since, soft, hard, done, _ = _CHILD.unpack_from(
-                memory, at
-            )
-            count = min(count, MAX_BATCH)
-            ids = [_ENTRY.unpack_from(memory, at + _ENTRIES_AT + _ENTRY.size * i) for i in range(count)]
-            if struct.unpack_from("<I", memory, at + 8)[0] == batch:
-                break
+            loaded = longs[_BATCH]
+            batch, count = loaded & _LOW, min(loaded >> 32, MAX_BATCH)
+            finished, settled = words[_FINISHED], words[_SETTLED]
+            since, soft, hard = doubles[_SINCE], doubles[_SOFT], doubles[_HARD]
+            # Read last: what is running has the times that were written before it was started, or newer ones.
+            flags, started = words[_FLAGS], words[_STARTED]
+            start = self._at + _ENTRIES_AT
+            ids = [_ENTRY.unpack_from(self._memory, start + _ENTRY.size * i) for i in range(count)]
+            with _barrier:
+                if longs[_BATCH] == loaded and words[_FINISHED] == finished and words[_STARTED] == started:
+                    break
         held = [
             Held(self.streams[stream], b"%d-%d" % (ms, sequence))
             for ms, sequence, stream in ids
             if stream < len(self.streams)
         ]
         running = held[started - 1] if finished < started <= len(held) else None
+        first, end = settled, len(held)
+        restricted = longs[_RESTRICTED]
+        if words[_RETURNED] == batch and restricted >> 32 == batch:
+            # Of a batch that was handed back the child only holds what was running then, and that until it is settled.
+            end = restricted & _LOW
+            first = max(settled, end - 1)
         return Snapshot(
-            pid=pid,
+            pid=longs[_PID],
             batch=batch,
-            finished=tuple(held[settled:finished]),
+            finished=tuple(held[first:finished]),
             running=running,
-            waiting=tuple(held[max(started, finished) :]),
+            waiting=tuple(held[max(started, finished) : end]),
             started_at=since,
             soft=_as_given(soft),
             hard=_as_given(hard),
             acked_early=bool(flags & ACKED_EARLY) and running is not None,
             exited=bool(flags & EXITED) and running is not None,
-            done=done,
+            done=longs[_DONE],
         )
 
     def kept_message(self) -> Message | None:
@@ -256,8 +271,8 @@ class Slot:
 
     def clear(self) -> None:
         """Forget the batch of a child that is gone."""
-        struct.pack_into("<II", self._memory, self._at + 8, 0, 0)
-        _PROGRESS.pack_into(self._memory, self._at + _PROGRESS_AT, 0, 0, 0, 0)
+        self._longs[_BATCH] = 0
+        self._words[_STARTED] = self._words[_FINISHED] = self._words[_FLAGS] = self._words[_SETTLED] = 0
 
 
 def _as_given(limit: float) -> float | None:
