@@ -31,7 +31,7 @@ help:
 	@echo 'make format        rewrite the code in the house style'
 	@echo 'make bench         throughput beside a stock worker and a bare Redis loop'
 	@echo 'make faults        the long fault tests: processes and servers are killed'
-	@echo "make celery-suite  Celery's own tests, run on streams"
+	@echo "make celery-suite  Celery's own tests, run on streams      ARGS=--quick, ARGS=test_beat.py"
 	@echo 'make clean         remove what the other targets made'
 	@echo
 	@echo 'PYTHON=python3.12 chooses the interpreter (now: $(or $(PYTHON),none found)).'
@@ -80,8 +80,8 @@ faults: $(call stamp,test)
 
 .PHONY: celery-suite
 celery-suite: $(call stamp,test)
-	@$(PYTEST) -m acceptance --timeout 1800 $(ARGS)
+	@$(BIN)/python -m tests.celery_suite $(ARGS)
 
 .PHONY: clean
 clean:
-	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) .celery-suite build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
