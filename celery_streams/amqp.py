@@ -78,7 +78,9 @@ class Streams:
         if self.conf.url:
             return self.conf.url
         url = self.app.conf.broker_write_url or self.app.conf.broker_url or "amqp://"
-        return str(url if isinstance(url, str) else next(iter(url)))
+        first = str(url if isinstance(url, str) else next(iter(url)))
+        # Alternatives for kombu's failover; a Sentinel URL names all Sentinels in one.
+        return first if first.startswith("sentinel") else first.partition(";")[0]
 
     @property
     def broker(self) -> StreamBroker:

@@ -175,6 +175,13 @@ class StreamBroker:
         """Delete consumers that hold nothing and were not heard of for ``idle_ms``; returns how many."""
         return self._forget(queues, "", idle_ms)
 
+    def touch_consumers(self, queues: Iterable[str], consumers: Sequence[str]) -> int:
+        """Say that idle ``consumers`` are alive, so that nobody takes them for gone; returns how many were told of."""
+        streams = [ref.key for ref in self.streams(queues)]
+        if not streams or not consumers:
+            return 0
+        return int(self.client.run(scripts.TOUCH, streams, [keys.GROUP, *consumers]))
+
     def _forget(self, queues: Iterable[str], consumer: str, idle_ms: int) -> int:
         streams = [ref.key for ref in self.streams(queues)]
         if not streams:

@@ -4,7 +4,8 @@
    them back, counts the crash, and lets only one worker look in each interval.
 2. Entries at the delivery limit are handed to ``on_exhausted`` (the parent's main thread dead-letters them).
 3. After a pause, of Redis or of this worker, it waits a heartbeat round, so that living owners speak first.
-4. Now and then it deletes consumers that hold nothing and were not heard of.
+4. Now and then it says that this worker's idle consumers (``alive``) live, and deletes consumers that hold nothing and
+   were not heard of.
 
 Called by the services thread of the parent.
 """
@@ -40,6 +41,7 @@ class Claimer:
         visibility_timeout: float,
         delivery_limit: int,
         on_exhausted: Callable[[Delivery, str], None],
+        alive: Callable[[], Sequence[str]] = lambda: (),
     ) -> None:
         self.consumer = consumer
         #: Seconds between two looks.
@@ -53,6 +55,7 @@ class Claimer:
         self._round = visibility_timeout / 5
         self._delivery_limit = delivery_limit
         self._on_exhausted = on_exhausted
+        self._alive = alive
         self._last_contact = float("-inf")
         self._quiet_until = float("-inf")
         self._next_sweep = 0.0
@@ -76,6 +79,7 @@ class Claimer:
             moved += self._look(queue)
         if now >= self._next_sweep:
             if self._next_sweep:
+                self._broker.touch_consumers(self._queues(), self._alive())
                 self._broker.forget_idle_consumers(self._queues(), idle_ms=int(_SILENT * 1000))
             self._next_sweep = now + _SILENT / 5
         self.moved += moved

@@ -273,6 +273,10 @@ class Executor:
             self._malformed(delivery, Event.MALFORMED, exc)
             return
         name = headers.get("task")
+        if "task" in headers and not (isinstance(name, str) and isinstance(headers.get("id"), str)):
+            wrong = MessageError(f"task {name!r} and id {headers.get('id')!r} must be strings")
+            self._malformed(delivery, Event.MALFORMED, wrong)
+            return
         plan = self.plans.get(name) if isinstance(name, str) else None
         try:
             self._dispatch(delivery, plan, headers, properties, history)

@@ -206,14 +206,24 @@ class Reader:
         """
         if self._blocking is None:
             self._blocking = self.broker.client.open()
-            self._blocking.send("CLIENT", "ID")
-            self._client_id = self._blocking.receive()
+            self._client_id = self._ask_client_id(self._blocking)
         self._armed = self.streams
         self._sent_at = time.monotonic()
         StreamBroker.send_blocking_read(self._blocking, self._armed, self.consumer, block_ms=BLOCK_MS)
         self._deadline = time.monotonic() + BLOCK_MS / 1000 + GRACE
         self._unblocked = False
         return self._blocking.fileno()
+
+    @staticmethod
+    def _ask_client_id(connection: BlockingConnection) -> int:
+        connection.send("CLIENT", "ID")
+        try:
+            return int(connection.receive())
+        except BrokerUnavailable:
+            raise
+        except BrokerError as exc:
+            logger.debug("A blocking read cannot be ended early without CLIENT ID: %s", exc)
+            return 0
 
     def due(self) -> bool:
         """Return whether the reply to :meth:`arm` is there, or late."""

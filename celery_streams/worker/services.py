@@ -69,6 +69,7 @@ class Services:
             visibility_timeout=conf.visibility_timeout,
             delivery_limit=conf.delivery_limit,
             on_exhausted=on_exhausted,
+            alive=lambda: sorted({holder.consumer for holder in holders()}),
         )
         self.limits = TimeLimits(holders, on_soft=on_soft, on_hard=on_hard)  # type: ignore[arg-type]
         self.handback = Handback(broker, holders)
