@@ -11,6 +11,7 @@ import pytest
 from celery_streams import keys
 from celery_streams.broker import MAX_BACKOFF_MS, Recovery, StreamBroker
 from celery_streams.connection import RedisClient
+from celery_streams.inspect import consumers
 from tests.eventually import eventually
 from tests.redis_state import (
     delivered,
@@ -288,3 +289,31 @@ def test_forgetting_on_a_stream_without_a_group_does_nothing(broker: StreamBroke
 
     assert broker.forget_consumer(["q"], "w") == 0
     assert broker.forget_idle_consumers(["q"], idle_ms=0) == 0
+
+
+def test_touched_consumer_is_no_longer_taken_for_silent(broker: StreamBroker) -> None:
+    for name in ("living", "gone"):
+        (held,) = delivered(broker, "q", name, message(1))
+        broker.ack(name, [(held.stream, held.entry_id)])
+    eventually(lambda: min(info.idle for info in consumers(broker, "q")) > 0.2, message="both were silent for a while")
+
+    broker.touch_consumers(["q"], ["living"])
+    broker.forget_idle_consumers(["q"], idle_ms=200)
+
+    assert consumers_of(broker) == ["living"]
+
+
+def test_touching_a_consumer_that_holds_an_entry_leaves_the_entry_with_it(broker: StreamBroker) -> None:
+    (held,) = delivered(broker, "q", "w", message(1))
+
+    broker.touch_consumers(["q"], ["w"])
+
+    assert redis_state(broker.client)[STREAM].pending[keys.GROUP] == {held.entry_id.decode(): ("w", 1)}
+
+
+def test_touching_without_queues_consumers_or_groups_does_nothing(broker: StreamBroker) -> None:
+    broker.publish("q", message(1))
+
+    assert broker.touch_consumers([], ["w"]) == 0
+    assert broker.touch_consumers(["q"], []) == 0
+    assert broker.touch_consumers(["q"], ["w"]) == 0
