@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import redis
@@ -17,6 +19,7 @@ __all__ = (
     "MEASURES",
     "Figure",
     "Figures",
+    "Target",
     "delayed",
     "drain",
     "idle",
@@ -28,6 +31,12 @@ __all__ = (
 
 #: Name of a figure -> its value.
 Figures = dict[str, float]
+
+#: A system, and a client of its Redis.
+Target = tuple[Bench, redis.Redis]
+
+#: Publishes in a row before it is the next system's turn.
+CHUNK = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +92,33 @@ _WINDOW = (0.1, 0.95)
 _CLOCK_MS = 1.0
 
 
-def publish(bench: Bench, client: redis.Redis, count: int) -> Figures:
-    """Publish a backlog, with no worker running."""
-    before = _info(client)
-    done = bench.publish("backlog", count)
-    after = _info(client)
-    published = done["published"]
-    return {
-        "publish_wall_us": done["wall_us"],
-        "publish_cpu_us": done["cpu_us"],
-        "publish_redis_us": (_redis_cpu(after) - _redis_cpu(before)) / published * 1e6,
-        "publish_bytes": (after["used_memory"] - before["used_memory"]) / published,
-    }
+def publish(benches: Sequence[Target], count: int) -> tuple[list[Figures], int]:
+    """Publish a backlog of about ``count`` on every system, a chunk at a time in turn, with no worker running.
+
+    Returns the figures, which are medians of the chunks, and how many messages each system got.
+    """
+    turns = max(count // CHUNK, 2)
+    chunks: list[list[Figures]] = [[] for _ in benches]
+    with ExitStack() as stack:
+        publishers = [stack.enter_context(bench.publisher("backlog", CHUNK)) for bench, _ in benches]
+        before = [_info(client)["used_memory"] for _, client in benches]
+        for turn in range(turns):
+            for number in range(len(benches)):
+                at = (turn + number) % len(benches)
+                client = benches[at][1]
+                began = _redis_cpu(_info(client))
+                done = publishers[at](str(CHUNK))
+                took = _redis_cpu(_info(client)) - began
+                chunks[at].append({**done, "redis_us": took / CHUNK * 1e6})
+        after = [_info(client)["used_memory"] for _, client in benches]
+    found = [
+        {
+            **{f"publish_{name}": median(chunk[name] for chunk in mine) for name in ("wall_us", "cpu_us", "redis_us")},
+            "publish_bytes": (last - first) / (turns * CHUNK),
+        }
+        for mine, first, last in zip(chunks, before, after, strict=True)
+    ]
+    return found, (turns + 1) * CHUNK
 
 
 def drain(bench: Bench, client: redis.Redis, total: int) -> Figures:
@@ -204,8 +228,8 @@ def memory_use(bench: Bench) -> Figures:
     return figures
 
 
-def idle(benches: list[tuple[Bench, redis.Redis]], seconds: float) -> list[Figures]:
-    """Watch idle workers, each at a Redis of its own, all at the same time."""
+def idle(benches: Sequence[Target], seconds: float) -> list[Figures]:
+    """Watch idle workers, all at the same time."""
     before = [_idle_reading(bench, client) for bench, client in benches]
     time.sleep(seconds)
     found = []

@@ -1,7 +1,8 @@
 """``python -m benchmarks.publisher SYSTEM VERB COUNT``: a process that publishes, and prints what it measured as JSON.
 
 ============  =======================================================================================================
-``backlog``   publishes ``noop`` as fast as it can; wall and CPU time for each
+``backlog``   publishes ``noop`` as fast as it can, COUNT first, then as many as each line of its input says; answers
+              each with wall and CPU time, so that publishers can take turns
 ``fill``      adds copies of what is in the stream, in pipelines, unmeasured (not for ``stock``)
 ``steady``    publishes ``stamp`` about fifty times a second; the tasks say how long they took to start
 ``delayed``   publishes ``stamp`` with an eta one to two seconds ahead; the tasks say how late they are
@@ -32,9 +33,6 @@ __all__ = ("PADDING", "main")
 
 #: The second argument of ``noop``.
 PADDING = "x" * 64
-
-#: Publishes before the measurement: imports, connections and caches are no part of it.
-WARM_UP = 100
 
 #: Entries in one pipeline of ``fill``.
 _PIPELINE = 1_000
@@ -77,13 +75,21 @@ def _celery_send() -> Send:
 
 
 def _backlog(send: Send, count: int) -> dict[str, Any]:
-    for number in range(WARM_UP):
-        send("noop", number, PADDING)
+    _publish(send, count)
+    print(json.dumps({"published": count}), flush=True)
+    total = count
+    for line in sys.stdin:
+        print(json.dumps(_publish(send, int(line))), flush=True)
+        total += int(line)
+    return {"published": total}
+
+
+def _publish(send: Send, count: int) -> dict[str, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     for number in range(count):
         send("noop", number, PADDING)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return {"published": WARM_UP + count, "wall_us": wall / count * 1e6, "cpu_us": cpu / count * 1e6}
+    return {"wall_us": wall / count * 1e6, "cpu_us": cpu / count * 1e6}
 
 
 def _fill(send: Send, count: int) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Rounds: which system is measured when. Systems take turns, so that a noisy minute does not hit one of them alone."""
+"""Rounds: which system is measured when. Systems take turns, so that a noisy minute does not hit one of them alone.
+
+Each has a Redis of its own; publishers take turns every few hundred messages, workers run one after the other."""
 
 from __future__ import annotations
 
@@ -16,9 +18,8 @@ import redis
 from celery_streams.embedded import EmbeddedRedis
 
 from . import measures
-from .measures import Figures
+from .measures import Figures, Target
 from .processes import HAS_PROC, busy_seconds
-from .publisher import WARM_UP
 from .systems import BARE, STOCK, STREAMS, SYSTEMS, Bench, System
 
 __all__ = ("Options", "Results", "run")
@@ -89,70 +90,88 @@ def run(options: Options, *, say: Callable[[str], None]) -> Results:
     began, busy, own = time.monotonic(), _busy(), _own()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="celery-streams-bench-")))
+        targets: list[Target] = []
+        for system in SYSTEMS:
+            server = stack.enter_context(EmbeddedRedis())
+            bench = Bench(system, server.url, directory)
+            targets.append((bench, stack.enter_context(redis.Redis.from_url(server.url))))
         if set(options.only) != {"idle"}:
-            with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
-                for number in range(options.rounds):
-                    for system in _turned(SYSTEMS, number):
-                        say(f"round {number + 1} of {options.rounds}: {system.title}")
-                        client.flushall()
-                        results.add(system, _round(Bench(system, server.url, directory), client, options))
+            for number in range(options.rounds):
+                _round(
+                    results,
+                    _turned(targets, number),
+                    options,
+                    lambda text, at=number: say(_progress(text, at, options)),
+                )
         if "idle" in options.only:
             say(f"idle workers, {options.idle_seconds:.0f} s")
-            _watch_idle(results, options, directory)
+            _watch_idle(results, targets, options)
     results.seconds = time.monotonic() - began
     if HAS_PROC:
         results.foreign_load = max(_busy() - busy - (_own() - own), 0.0) / results.seconds
     return results
 
 
-def _round(bench: Bench, client: redis.Redis, options: Options) -> Figures:
+def _numbered(say: Callable[[str], None], number: int, options: Options) -> Callable[[str], None]:
+    return lambda text: say(f"round {number + 1} of {options.rounds}: {text}")
+
+
+def _round(results: Results, targets: Sequence[Target], options: Options, say: Callable[[str], None]) -> None:
+    only = options.only
+    published = 0
+    for _, client in targets:
+        client.flushall()
+    if "publish" in only or "drain" in only:
+        say("publishing, in turn")
+        found, published = measures.publish(targets, options.tasks)
+        if "publish" in only:
+            for (bench, _), figures in zip(targets, found, strict=True):
+                results.add(bench.system, figures)
+    for bench, client in targets:
+        say(bench.system.title)
+        try:
+            results.add(bench.system, _work(bench, client, options, published))
+        finally:
+            bench.stop()
+
+
+def _work(bench: Bench, client: redis.Redis, options: Options, published: int) -> Figures:
     only = options.only
     figures: Figures = {}
-    try:
-        if "publish" in only or "drain" in only:
-            count = options.tasks
-            found = measures.publish(bench, client, count)
-            more = count * (_FACTORS[bench.system] - 1)
-            if more and "drain" in only:
-                count += bench.publish("fill", more)["published"]
-            if "publish" in only:
-                figures.update(found)
-            if "drain" in only:
-                figures.update(measures.drain(bench, client, count + WARM_UP))
-            else:
-                client.flushall()
-        if {"latency", "delayed", "result", "memory"}.intersection(only):
-            measures.warm_up(bench)
-        if "latency" in only:
-            figures.update(measures.latency(bench, options.samples))
-        if "delayed" in only:
-            figures.update(measures.delayed(bench, options.samples))
-        if "result" in only:
-            figures.update(measures.result(bench, options.calls))
-        if "memory" in only:
-            figures.update(measures.memory_use(bench))
-    finally:
-        bench.stop()
+    if "drain" in only:
+        more = published * (_FACTORS[bench.system] - 1)
+        if more:
+            bench.publish("fill", more)
+        figures.update(measures.drain(bench, client, published + more))
+    else:
+        client.flushall()
+    if {"latency", "delayed", "result", "memory"}.intersection(only):
+        measures.warm_up(bench)
+    if "latency" in only:
+        figures.update(measures.latency(bench, options.samples))
+    if "delayed" in only:
+        figures.update(measures.delayed(bench, options.samples))
+    if "result" in only:
+        figures.update(measures.result(bench, options.calls))
+    if "memory" in only:
+        figures.update(measures.memory_use(bench))
     return figures
 
 
-def _watch_idle(results: Results, options: Options, directory: Path) -> None:
+def _watch_idle(results: Results, targets: Sequence[Target], options: Options) -> None:
     with ExitStack() as stack:
-        benches = []
-        for system in SYSTEMS:
-            server = stack.enter_context(EmbeddedRedis())
-            bench = Bench(system, server.url, directory)
+        for bench, client in targets:
+            client.flushall()
             stack.callback(bench.stop)
             measures.warm_up(bench)
-            benches.append((bench, stack.enter_context(redis.Redis.from_url(server.url))))
         time.sleep(_SETTLE)
-        for (bench, _), figures in zip(benches, measures.idle(benches, options.idle_seconds), strict=True):
+        for (bench, _), figures in zip(targets, measures.idle(targets, options.idle_seconds), strict=True):
             results.add(bench.system, figures)
 
 
-def _turned(systems: Sequence[System], number: int) -> list[System]:
-    at = number % len(systems)
-    return [*systems[at:], *systems[:at]]
+def _turned(targets: Sequence[Target], number: int) -> list[Target]:
+    at = number % len(targets)
+    return [*targets[at:], *targets[:at]]
 
 
 def _busy() -> float:

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,34 @@ class Bench:
         if done.returncode:
             raise BenchmarkError(f"{self.system.title}: publishing ({verb}) failed:\n{done.stderr[-2000:]}")
         return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    @contextmanager
+    def publisher(self, verb: str, count: int) -> Iterator[Callable[[str], dict[str, Any]]]:
+        """Start a publisher that takes orders: yields what sends one line and returns the answer."""
+        command = [sys.executable, "-m", "benchmarks.publisher", self.system.name, verb, str(count)]
+        process = subprocess.Popen(
+            command, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+
+        def ask(line: str) -> dict[str, Any]:
+            if line:
+                stdin.write(f"{line}\n")
+            answer = stdout.readline()
+            if not answer:
+                raise BenchmarkError(f"{self.system.title}: its publisher ({verb}) ended")
+            return dict(json.loads(answer))
+
+        with process:
+            try:
+                ask("")
+                yield ask
+            finally:
+                with suppress(BrokenPipeError):
+                    stdin.close()
+                stdout.read()
 
     # -- records of the tasks
 
