@@ -34,6 +34,6 @@ F34  a replay of dead letters that is killed half-way
 ===  ===========================================================================================================
 
 The invariants of a verdict: **L** nothing lost, **D** second executions are few and each belongs to a fault,
-**E** nothing before its eta, **P** streams, pending and delayed are empty, **Q** the dead letters are the expected ones,
-**M** the figures that are shown equal the ledger, **R** recovery within its bound, **H** no process hangs.
+**E** nothing before its eta, **P** streams, pending and delayed are empty, **Q** the dead letters are the expected
+ones, **M** the figures that are shown equal the ledger, **R** recovery within its bound, **H** no process hangs.
 """

@@ -52,6 +52,8 @@ class Plan:
     appendfsync: str = "always"
     #: Only tasks that sleep and retry.
     only_flaky: bool = False
+    #: No task that ends its process.
+    calm: bool = False
     directory: str | None = None
 
 
@@ -113,18 +115,18 @@ def run(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> Report
         books = stack.enter_context(EmbeddedRedis())
         ledger = Ledger(books.url)
         stack.callback(ledger.close)
-        environment = _environment(plan, target, books)
-        fleet = Fleet([_worker(plan, index, directory, environment) for index in range(plan.workers)])
+        variables = environment(plan, target, books)
+        fleet = Fleet([worker(plan, index, directory, variables) for index in range(plan.workers)])
         stack.callback(fleet.kill)
         chance = random.Random(plan.seed)
         scene = faults.Scene(target, fleet, chance, plan.visibility_timeout)
         fleet.start()
-        producer = _start_producer(plan, directory, environment)
-        stack.callback(_end, producer)
+        producer = start_producer(plan, directory, variables)
+        stack.callback(end, producer)
         _load(plan, scene, producer, say)
         fleet.supervise()
         say("drain")
-        _drain(plan, scene, ledger)
+        drain(plan, scene, ledger)
         hangs = fleet.stop(timeout=15.0)
         runs = ledger.runs()
         uncertain = [line["id"] for line in ledger.lines("uncertain")]
@@ -142,7 +144,7 @@ def run(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> Report
     return Report(plan, verdict, records, directory)
 
 
-def _environment(plan: Plan, target: EmbeddedRedis, books: EmbeddedRedis) -> dict[str, str]:
+def environment(plan: Plan, target: EmbeddedRedis, books: EmbeddedRedis) -> dict[str, str]:
     streams = plan.side == "streams"
     more: dict[str, Any] = {"broker_connection_retry_on_startup": True, "worker_enable_remote_control": False}
     if streams:
@@ -154,7 +156,7 @@ def _environment(plan: Plan, target: EmbeddedRedis, books: EmbeddedRedis) -> dic
             task_reject_on_worker_lost=True,
             broker_transport_options={"visibility_timeout": int(plan.visibility_timeout * 3)},
         )
-    environment = project_environment(
+    variables = project_environment(
         broker=target.url,
         results=books.database_url(1),
         ledger=books.url,
@@ -164,11 +166,11 @@ def _environment(plan: Plan, target: EmbeddedRedis, books: EmbeddedRedis) -> dic
         **more,
     )
     if plan.broken:
-        environment["FAULTS_BROKEN"] = plan.broken
-    return environment
+        variables["FAULTS_BROKEN"] = plan.broken
+    return variables
 
 
-def _worker(plan: Plan, index: int, directory: Path, environment: dict[str, str]) -> FaultWorker:
+def worker(plan: Plan, index: int, directory: Path, environment: dict[str, str]) -> FaultWorker:
     return FaultWorker(
         name=f"w{index + 1}",
         queues=QUEUE,
@@ -182,17 +184,19 @@ def _worker(plan: Plan, index: int, directory: Path, environment: dict[str, str]
     )
 
 
-def _start_producer(plan: Plan, directory: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def start_producer(plan: Plan, directory: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "tests.faults.producer"]
     command += ["--seconds", str(plan.seconds), "--rate", str(plan.rate), "--seed", str(plan.seed)]
     command += ["--long", str(plan.visibility_timeout * 1.6)]
     if plan.only_flaky:
         command.append("--only-flaky")
+    if plan.calm:
+        command.append("--calm")
     with (directory / "producer.log").open("wb") as output:
         return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.kill()
     process.wait()
@@ -217,7 +221,7 @@ def _load(plan: Plan, scene: faults.Scene, producer: subprocess.Popen[bytes], sa
         raise RuntimeError(f"The producer ended with {producer.returncode}, see producer.log")
 
 
-def _drain(plan: Plan, scene: faults.Scene, ledger: Ledger) -> None:
+def drain(plan: Plan, scene: faults.Scene, ledger: Ledger) -> None:
     """Wait until nothing is left, or nothing has moved for a while."""
     patience = plan.visibility_timeout * (3 if plan.side == "streams" else 6) + 12.0
     moved, seen = time.monotonic(), -1

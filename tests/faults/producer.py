@@ -33,8 +33,8 @@ class Order:
     priority: int | None = None
 
 
-#: Weight and maker of each kind of task.
 def _mix(chance: random.Random, long: float) -> list[tuple[float, Any]]:
+    """Return weight and maker of each kind of task; those that end their process come last."""
     return [
         (60.0, lambda: Order("ok")),
         (10.0, lambda: Order("ok", priority=chance.choice((3, 6, 9)))),
@@ -50,15 +50,18 @@ def _mix(chance: random.Random, long: float) -> list[tuple[float, Any]]:
     ]
 
 
-def orders(seed: int, *, long: float, stop_flaky: bool = False) -> Iterator[Order]:
+def orders(seed: int, *, long: float, stop_flaky: bool = False, calm: bool = False) -> Iterator[Order]:
     """Yield orders for ever, the same ones for the same seed.
 
     Args:
         long: seconds of the rare long task, beyond the visibility timeout.
         stop_flaky: only tasks that sleep and retry.
+        calm: no task that ends its process.
     """
     chance = random.Random(seed)
     mix = _mix(chance, long)
+    if calm:
+        mix = mix[:-2]
     if stop_flaky:
         mix = [(1.0, lambda: Order("flaky", {"until": 1, "seconds": chance.uniform(0.1, 0.4)}, retries=1))]
     weights, makers = [weight for weight, _ in mix], [maker for _, maker in mix]
@@ -103,12 +106,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--long", type=float, required=True)
     parser.add_argument("--only-flaky", action="store_true")
+    parser.add_argument("--calm", action="store_true")
     given = parser.parse_args()
     app.set_current()
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
     began = time.monotonic()
-    for count, order in enumerate(orders(given.seed, long=given.long, stop_flaky=given.only_flaky)):
+    for count, order in enumerate(orders(given.seed, long=given.long, stop_flaky=given.only_flaky, calm=given.calm)):
         ahead = began + count / given.rate - time.monotonic()
         if ahead > 0:
             time.sleep(ahead)

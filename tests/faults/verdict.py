@@ -1,8 +1,8 @@
 """The verdict: from what the ledger and Redis say after a run to PASS or FAIL; it starts and touches nothing.
 
 A second execution belongs to a fault when the fault hit the process (or the Redis) while the first one ran or waited
-for its acknowledgement. One whose first never reached its end is a re-run, which nobody can avoid; one whose first did is a
-duplicate, and there must be fewer of them than hard kills.
+for its acknowledgement. One whose first never reached its end is a re-run, which nobody can avoid; one whose first did
+is a duplicate, and there must be fewer of them than hard kills.
 """
 
 from __future__ import annotations
