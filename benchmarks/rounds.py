@@ -101,7 +101,7 @@ def run(options: Options, *, say: Callable[[str], None]) -> Results:
                     results,
                     _turned(targets, number),
                     options,
-                    lambda text, at=number: say(_progress(text, at, options)),
+                    _numbered(say, number, options),
                 )
         if "idle" in options.only:
             say(f"idle workers, {options.idle_seconds:.0f} s")
