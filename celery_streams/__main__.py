@@ -13,7 +13,7 @@ def main() -> None:
 
     if {"-P", "--pool"} & {word.partition("=")[0] for word in sys.argv}:
         maybe_patch_concurrency()
-    from .bin.base import main as run
+    from .bin.root import main as run
 
     run(prog_name="celery-streams")
 

@@ -1,4 +1,4 @@
 """The command line: ``celery-streams``, ``celery -A proj streams``, ``manage.py celery_streams``.
 
-``base`` has the root group and the entry points; each command stands in a file of its own.
+``root`` has the groups and the entry point, ``base`` and ``terminal`` what commands share; each command is one file.
 """

@@ -16,6 +16,7 @@ from celery.exceptions import ImproperlyConfigured
 from ..amqp import streams_of
 from ..concurrency import OWN_POOLS, pool_for
 from ..exceptions import BrokerUnavailable, ConfigurationError
+from .base import require_installed
 
 __all__ = ("worker",)
 
@@ -40,8 +41,6 @@ def parse_queues(names: list[str] | None) -> tuple[list[str] | None, dict[str, i
 
 
 def _run(**options: Any) -> Any:
-    from .base import require_installed
-
     ctx = click.get_current_context()
     app = ctx.obj.app
     require_installed(app)

@@ -18,7 +18,7 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 
 from celery_streams import inspect
-from celery_streams.bin.base import celery_streams
+from celery_streams.bin.root import celery_streams
 from celery_streams.bin.dead import dead
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
@@ -551,7 +551,7 @@ def test_help_ends_with_examples(app: MakeApp, command: str) -> None:
 def test_commands_below_celerys_own_program_fail_in_one_line_too() -> None:
     script = (
         "from celery.bin.celery import celery\n"
-        "from celery_streams.bin.base import streams\n"
+        "from celery_streams.bin.root import streams\n"
         "celery.add_command(streams)\n"
         "celery()\n"
     )

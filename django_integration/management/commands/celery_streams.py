@@ -10,7 +10,7 @@ from celery import Celery
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
-from celery_streams.bin.base import main
+from celery_streams.bin.root import main
 from django_integration.project import project_app
 
 

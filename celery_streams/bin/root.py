@@ -1,0 +1,112 @@
+"""The root group: Celery's own global options and commands, ours beside them, and the entry point."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+from celery import _state
+from celery.bin.celery import celery as celery_group
+from kombu.exceptions import OperationalError
+
+from ..amqp import is_installed
+from ..exceptions import BrokerError, CeleryStreamsError, ConfigurationError
+from .base import EX_CONFIG, EX_FAILURE, EX_UNAVAILABLE, RootGroup, load_app
+from .dead import dead
+from .demo import demo
+from .doctor import doctor
+from .migrate import migrate
+from .purge import purge
+from .status import status
+from .worker import worker
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("celery_streams", "main", "streams")
+
+#: Commands that need no app.
+_WITHOUT_APP = {"demo"}
+
+#: Ours, in the root group and in ``celery streams``.
+_COMMANDS: tuple[click.Command, ...] = (worker, status, dead, migrate, doctor, purge, demo)
+
+#: Celery's commands that mean the same here, or leave streams alone.
+_CELERY_COMMANDS = (
+    *("amqp", "beat", "call", "control", "events", "inspect"),
+    *("list", "logtool", "report", "result", "shell"),
+)
+
+
+@click.group(
+    cls=RootGroup,
+    invoke_without_command=True,
+    params=list(celery_group.params),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.pass_context
+def celery_streams(ctx: click.Context, /, **options: Any) -> None:
+    """Celery on Redis Streams.
+
+    \b
+    Examples
+    --------
+
+    \b
+    $ celery-streams -A proj worker -Q send_message -c 4 -l INFO
+    $ celery-streams -A proj status
+    $ celery-streams demo
+    """
+    app = options.pop("app")
+    sys.path.insert(0, os.getcwd())
+    if isinstance(app, str):
+        app = load_app(app)
+    if app is None and ctx.invoked_subcommand not in _WITHOUT_APP and ctx.invoked_subcommand is not None:
+        if _state.default_app is None or not is_installed(_state.default_app):
+            raise click.UsageError("Which app? Name it: celery-streams -A proj COMMAND (or set CELERY_APP)")
+    if ctx.invoked_subcommand is None and not options.get("version"):
+        click.echo(ctx.get_help())
+        ctx.exit()
+    assert celery_group.callback is not None
+    celery_group.callback(app=app, **options)
+
+
+@click.group()
+def streams() -> None:
+    """Celery on Redis Streams: the commands of celery-streams."""
+
+
+def main(argv: Sequence[str] | None = None, *, prog_name: str = "celery-streams", app: Celery | None = None) -> None:
+    """Run the command line; never returns.
+
+    Args:
+        argv: the words after the program's name; those of the process by default.
+        app: the app to use when no ``-A`` is given (Django's management command).
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if app is not None:
+        app.set_default()
+        app.set_current()
+    try:
+        celery_streams.main(words, prog_name=prog_name, auto_envvar_prefix="CELERY", standalone_mode=True)
+    except ConfigurationError as exc:
+        _fail(str(exc), EX_CONFIG)
+    except (BrokerError, OperationalError) as exc:
+        _fail(str(exc), EX_UNAVAILABLE)
+    except CeleryStreamsError as exc:
+        _fail(str(exc), EX_FAILURE)
+
+
+def _fail(text: str, code: int) -> None:
+    click.echo(f"Error: {text}", err=True)
+    sys.exit(code)
+
+
+for _command in _COMMANDS:
+    celery_streams.add_command(_command)
+    streams.add_command(_command)
+for _name in _CELERY_COMMANDS:
+    celery_streams.add_command(celery_group.commands[_name])

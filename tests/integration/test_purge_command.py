@@ -1,0 +1,45 @@
+"""``celery-streams purge``: the lists and the streams of a queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery
+from celery.bin.base import CLIContext
+from click.testing import CliRunner, Result
+
+from celery_streams import streams_of
+from celery_streams.bin.purge import purge
+from celery_streams.inspect import queue_status
+
+
+def run(project: Celery, *words: str, answer: str | None = None) -> Result:
+    context = CLIContext(app=project, no_color=True, workdir=None)
+    return CliRunner().invoke(purge, list(words), obj=context, input=answer)
+
+
+def test_purge_empties_the_list_and_the_stream_of_a_queue(app: Callable[..., Celery]) -> None:
+    project: Any = app(streams_queues=["chat"])
+    project.send_task("t", queue="chat")
+    project.send_task("t", queue="chat", countdown=3600)
+    project.conf.streams_enabled = False
+    project.send_task("t", queue="chat")
+
+    result = run(project, "-f", "-Q", "chat")
+
+    assert result.exit_code == 0, result.output
+    assert "Purged 1 message from 1 known task queue." in result.output
+    assert "Purged 2 waiting and delayed messages from the streams of chat." in result.output
+    status = queue_status(streams_of(project).broker, "chat")
+    assert (status.waiting, status.delayed) == (0, 0)
+
+
+def test_purge_that_is_not_confirmed_empties_nothing(app: Callable[..., Celery]) -> None:
+    project: Any = app(streams_queues=["chat"])
+    project.send_task("t", queue="chat")
+
+    result = run(project, "-Q", "chat", answer="n\n")
+
+    assert result.exit_code == 1
+    assert queue_status(streams_of(project).broker, "chat").waiting == 1
