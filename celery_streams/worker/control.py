@@ -41,15 +41,21 @@ _ASKING = {
 class Pidbox(pidbox.Pidbox):  # type: ignore[misc]
     """Celery's mailbox of the worker."""
 
-    def on_message(self, body: Any, message: Any) -> None:
+    def __init__(self, c: Any) -> None:
+        super().__init__(c)
+        # Called for commands that are addressed to this worker only, and before the answer is sent.
+        self._celery_handle = self.node.handle
+        self.node.handle = self._handle
+
+    def _handle(self, method: str, arguments: dict[str, Any] | None = None) -> Any:
         """Carry out one command."""
-        method = body.get("method") if isinstance(body, dict) else None
         if method in _ASKING:
             self.c.pool.sync_state()
-        super().on_message(body, message)
-        forward = _FORWARDED.get(method or "")
+        reply = self._celery_handle(method, arguments)
+        forward = _FORWARDED.get(method)
         if forward is not None:
-            forward(self.c, body.get("arguments") or {})
+            forward(self.c, arguments or {})
+        return reply
 
 
 def _forward_revoke(consumer: Any, arguments: dict[str, Any]) -> None:
