@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ..broker import Delivery, StreamBroker
+from ..exceptions import BrokerError
 
 __all__ = ("Claimer",)
 
@@ -67,10 +68,18 @@ class Claimer:
             BrokerError: Redis is away, or refused; the next look that succeeds is followed by a quiet round.
         """
         now = time.monotonic() if now is None else now
-        if now - self._last_contact > self._round:
+        # A heartbeat round beyond the plan: a busy machine is late by less, and must not put off claiming for ever.
+        if now - self._last_contact > self.interval + self._round:
             self._broker.client.call("PING")
             self._quiet_until = now + self._round * 1.5
         self._last_contact = now
+        try:
+            return self._claim(now)
+        except BrokerError:
+            self._last_contact = float("-inf")
+            raise
+
+    def _claim(self, now: float) -> int:
         if now < self._quiet_until:
             self._broker.client.call("PING")
             return 0
