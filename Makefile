@@ -76,7 +76,7 @@ bench: $(call stamp,test)
 
 .PHONY: faults
 faults: $(call stamp,test)
-	@$(PYTEST) -m faults --timeout 900 $(ARGS)
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 .PHONY: celery-suite
 celery-suite: $(call stamp,test)

@@ -130,9 +130,10 @@ class F8Stop(Fault):
     weight = 1
 
     def strike(self, scene: Scene) -> bool:
+        alive = scene.fleet.alive
         worker = scene.free_worker()
-        if worker is None or len(scene.fleet.alive) < 2:
-            return False
+        if worker is None or len(alive) < 2 or scene.occupied.intersection(alive):
+            return False  # somebody must be there to claim what it holds
         pids = worker.group()
         seconds = scene.visibility_timeout * 1.5
         scene.occupied.add(worker)

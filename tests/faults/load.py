@@ -68,9 +68,22 @@ PROFILES = {
 #: What brings the fault of each broken build to light soonest.
 BROKEN = {
     "ack-first": Plan(
-        seconds=10.0, seed=0, kinds=(faults.F1KillWorker, faults.F2KillChild), pause=(0.4, 1.0), rate=150.0
+        seconds=9.0,
+        seed=0,
+        kinds=(faults.F1KillWorker, faults.F2KillChild),
+        pause=(0.4, 1.0),
+        visibility_timeout=2.0,
+        calm=True,
     ),
-    "no-ownership": Plan(seconds=8.0, seed=0, kinds=(faults.F8Stop,), pause=(0.5, 1.0), rate=15.0, only_flaky=True),
+    "no-ownership": Plan(
+        seconds=10.0,
+        seed=0,
+        kinds=(faults.F8Stop,),
+        pause=(0.2, 0.5),
+        rate=10.0,
+        visibility_timeout=1.5,
+        only_flaky=True,
+    ),
 }
 
 
@@ -123,7 +136,7 @@ def run(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> Report
         fleet.start()
         producer = start_producer(plan, directory, variables)
         stack.callback(end, producer)
-        _load(plan, scene, producer, say)
+        _load(plan, scene, ledger, producer, say)
         fleet.supervise()
         say("drain")
         drain(plan, scene, ledger)
@@ -202,9 +215,21 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _load(plan: Plan, scene: faults.Scene, producer: subprocess.Popen[bytes], say: Callable[[str], None]) -> None:
-    scheduler = faults.Scheduler(plan.kinds, chance=scene.chance, pause=plan.pause)
+def _load(
+    plan: Plan,
+    scene: faults.Scene,
+    ledger: Ledger,
+    producer: subprocess.Popen[bytes],
+    say: Callable[[str], None],
+) -> None:
     began = time.monotonic()
+    while not ledger.count("runs"):
+        # A fault before anything runs would hit nothing.
+        if producer.poll() is not None or time.monotonic() - began > 30.0:
+            raise RuntimeError("Nothing ran before the faults began, see the logs")
+        scene.fleet.supervise()
+        time.sleep(0.02)
+    scheduler = faults.Scheduler(plan.kinds, chance=scene.chance, pause=plan.pause)
     deadline = began + plan.seconds + 20.0
     while producer.poll() is None and time.monotonic() < deadline:
         scene.run_due()

@@ -65,7 +65,7 @@ def test_f4_a_task_whose_child_dies_after_the_ack_runs_once(stage: Stage) -> Non
     assert len(stage.runs(sent)) == 1
 
 
-@pytest.mark.parametrize("countdown", [0.0, 0.3])
+@pytest.mark.parametrize("countdown", [pytest.param(0.0, marks=pytest.mark.faults), 0.3])
 @pytest.mark.parametrize("point", ["retry", "retried"])
 def test_f5_a_retry_is_stored_once_however_the_child_dies(stage: Stage, point: str, countdown: float) -> None:
     stage.worker(point=point, concurrency=1)

@@ -47,7 +47,7 @@ def test_a_build_that_settles_what_it_does_not_own_fails_because_retries_run_twi
     assert not report.verdict.check("D").ok, _told(report)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.timeout(180)
 def test_the_build_as_it_is_passes_where_the_one_that_settles_what_it_does_not_own_fails(tmp_path: Path) -> None:
     report = load.run(replace(load.BROKEN["no-ownership"], directory=str(tmp_path)))

@@ -52,6 +52,7 @@ def test_f13_resets_in_the_middle_of_the_load_lose_nothing_and_run_nothing_twice
     assert len(stage.runs()) == len(sent)
 
 
+@pytest.mark.faults
 def test_f13_a_network_with_latency_only_makes_it_slower(stage: Stage, proxy: Proxy) -> None:
     proxy.latency = 0.05
     stage.worker(url=proxy.url, concurrency=2)
@@ -62,6 +63,7 @@ def test_f13_a_network_with_latency_only_makes_it_slower(stage: Stage, proxy: Pr
     assert len(stage.runs()) == 50
 
 
+@pytest.mark.faults
 def test_f13_a_worker_that_hears_nothing_ends_when_it_is_told_to(stage: Stage, proxy: Proxy) -> None:
     worker = stage.worker(url=proxy.url, concurrency=1, settings={"broker_transport_options": {"socket_timeout": 1.0}})
     proxy.swallow_new = True

@@ -56,7 +56,10 @@ def test_f1_children_do_not_outlive_their_parent_and_what_they_ran_runs_elsewher
 # -- F2 ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["kill", "segfault", "exit"])
+@pytest.mark.parametrize(
+    "how",
+    ["segfault", pytest.param("kill", marks=pytest.mark.faults), pytest.param("exit", marks=pytest.mark.faults)],
+)
 def test_f2_a_task_whose_child_dies_runs_again_within_a_second_and_the_other_child_goes_on(
     stage: Stage, how: str
 ) -> None:
@@ -173,7 +176,7 @@ def _terminate(worker: FaultWorker) -> None:
     assert worker.wait(10) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.faults)])
 def test_f9_a_warm_shutdown_finishes_what_runs_and_leaves_the_rest_to_others(
     stage: Stage, number: signal.Signals
 ) -> None:
@@ -196,8 +199,11 @@ def test_f9_a_warm_shutdown_finishes_what_runs_and_leaves_the_rest_to_others(
 
 @pytest.mark.parametrize(
     "numbers",
-    [(signal.SIGQUIT,), (signal.SIGTERM, signal.SIGQUIT), (signal.SIGINT, signal.SIGINT)],
-    ids=["SIGQUIT", "SIGTERM-SIGQUIT", "SIGINT-SIGINT"],
+    [
+        pytest.param((signal.SIGQUIT,), id="SIGQUIT"),
+        pytest.param((signal.SIGTERM, signal.SIGQUIT), id="SIGTERM-SIGQUIT", marks=pytest.mark.faults),
+        pytest.param((signal.SIGINT, signal.SIGINT), id="SIGINT-SIGINT", marks=pytest.mark.faults),
+    ],
 )
 def test_f9_a_cold_shutdown_ends_at_once_and_what_ran_runs_elsewhere_within_two_seconds(
     stage: Stage, numbers: tuple[signal.Signals, ...]
@@ -266,7 +272,14 @@ def test_f22_two_workers_with_the_same_name_acknowledge_only_their_own_entries(s
 # -- F24 --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("action", ["nap", "hold_gil", "spin"])
+@pytest.mark.parametrize(
+    "action",
+    [
+        "hold_gil",
+        pytest.param("nap", marks=pytest.mark.faults),
+        pytest.param("spin", marks=pytest.mark.faults),
+    ],
+)
 def test_f24_a_task_longer_than_the_visibility_timeout_runs_once_and_nobody_waits_behind_it(
     stage: Stage, action: str
 ) -> None:

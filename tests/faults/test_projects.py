@@ -246,6 +246,7 @@ def test_f34_a_replay_that_is_killed_half_way_and_run_again_replays_each_once(st
     assert stage.letters() == []
 
 
+@pytest.mark.faults
 def test_f34_the_command_killed_at_a_random_moment_and_run_again_replays_each_once(stage: Stage) -> None:
     sent = _dead(stage, 400)
     (stage.directory / "later_module.py").write_text(_LATER)

@@ -30,7 +30,7 @@ def _sent(stage: Stage, count: int, action: str = "ok", **options: object) -> li
 # -- F10 --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fsync", ["always", "everysec"])
+@pytest.mark.parametrize("fsync", ["always", pytest.param("everysec", marks=pytest.mark.faults)])
 def test_f10_what_was_published_before_redis_died_runs_and_workers_go_on_by_themselves(
     make_stage: Callable[..., Stage], fsync: str
 ) -> None:
@@ -94,7 +94,9 @@ def _restart_empty(stage: Stage) -> None:
     stage.server.restart()
 
 
-@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+@pytest.mark.parametrize(
+    "busy", [pytest.param(False, id="idle"), pytest.param(True, id="busy", marks=pytest.mark.faults)]
+)
 @pytest.mark.parametrize("harm", [_flush, _delete_stream, _destroy_group, _restart_empty])
 def test_f11_groups_that_are_gone_are_made_again_and_new_messages_run(
     stage: Stage, harm: Callable[[Stage], None], busy: bool
@@ -213,7 +215,13 @@ def _no_more_clients(stage: Stage) -> Iterator[None]:
     stage.client.call("CONFIG", "SET", "maxclients", 1000)
 
 
-@pytest.fixture(params=["prefork"])
+@pytest.fixture(
+    params=[
+        "prefork",
+        pytest.param("threads", marks=pytest.mark.faults),
+        pytest.param("solo", marks=pytest.mark.faults),
+    ]
+)
 def worked(stage: Stage, request: pytest.FixtureRequest) -> Stage:
     """A stage with a worker that has run something."""
     stage.worker(concurrency=1, pool=request.param)
