@@ -472,7 +472,10 @@ def _child_target(
 
 
 def _same(now: Snapshot, then: Snapshot) -> bool:
-    return now.pid == then.pid and now.batch == then.batch and now.running == then.running
+    """Return whether the same task runs, and still has its limits: it has none while its message is settled."""
+    return (now.pid, now.batch, now.running, now.soft, now.hard) == (
+        then.pid, then.batch, then.running, then.soft, then.hard
+    )  # fmt: skip
 
 
 def _signal(pid: int, signum: int) -> None:

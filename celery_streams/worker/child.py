@@ -205,7 +205,9 @@ class ChildLoop:
             if self.stopping:
                 break
             batch = self.reader.next(self._room(), assisted=self.slot.restricted())
-            if batch:
+            if batch and self.stopping:
+                self._put_back(batch)  # it came while the reader was told to stop
+            elif batch:
                 self._run_batch(batch)
             if self._worn_out():
                 self.exitcode = EX_RECYCLE
@@ -280,7 +282,8 @@ class ChildLoop:
         self._report()
 
     def _report(self) -> None:
-        if self._counts:
+        # Never waiting: a parent that is busy or stopped must not hold up its children.
+        if self._counts and select.select([], [self._control.fileno()], [], 0)[1]:
             self.tell("counts", dict(self._counts))
             self._counts.clear()
 
@@ -371,7 +374,8 @@ def child_main(
         loop = ChildLoop(app, hostname, consumer, slot, control, options=options)
 
         def on_soft_limit(signum: int, frame: Any) -> None:
-            if loop.running:
+            # Once its body has ended a task has no limits any more: what settles its message is not to be interrupted.
+            if loop.running and slot.limited():
                 raise SoftTimeLimitExceeded()
 
         def on_sigterm(signum: int, frame: Any) -> None:

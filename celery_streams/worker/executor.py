@@ -45,7 +45,7 @@ from ..broker import Delivery
 from ..context import RunningTask, current
 from ..coroutines import as_function
 from ..exceptions import BrokerError, MessageError
-from .outcome import Action, Circumstances, Event, Outcome, decide
+from .outcome import Action, Circumstances, Event, decide
 from .settle import Death, Settler
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ class _InlinePool:
         *,
         accept_callback: Callable[[int, float], None],
         callback: Callable[[Any], None],
+        error_callback: Callable[[Any], None],
         soft_timeout: float | None = None,
         timeout: float | None = None,
         **_: Any,
@@ -162,8 +163,21 @@ class _InlinePool:
         executor.progress.limit(soft=soft_timeout or executor.soft_limit, hard=timeout or executor.hard_limit)
         run.started = True
         accept_callback(os.getpid(), time.monotonic())
-        run.traced = target(*args)
-        callback(run.traced)
+        try:
+            run.traced = target(*args)
+        except _PASSING_BY:
+            raise
+        except Exception as exc:
+            # As in Celery's pools: what the tracer itself raised, a Reject of a callback for one, is a failure.
+            if not isinstance(exc, Reject):
+                logger.error("A task failed outside of its body.", exc_info=True)
+            einfo = ExceptionInfo()
+            run.traced = (1, einfo, 0.0)
+            executor._tell(lambda: error_callback(einfo))
+        else:
+            executor._tell(lambda: callback(run.traced))
+        finally:
+            executor.progress.limit(soft=None, hard=None)
 
 
 class _Timer:
@@ -173,8 +187,9 @@ class _Timer:
         self._executor = executor
 
     def call_at(self, eta: float, fun: Callable[..., Any], args: tuple[Any, ...] = (), **_: Any) -> None:
-        if eta > time.time() + _ETA_SLACK:
-            self._executor.run_now.due = eta
+        early_by = eta - time.monotonic()  # by the clock of kombu's timers
+        if early_by > _ETA_SLACK:
+            self._executor.run_now.due = time.time() + early_by
         else:
             fun(*args)
 
@@ -370,6 +385,8 @@ class Executor:
             args, kwargs, embed = loads(
                 message.body, properties.get("content_type"), properties.get("content_encoding"), accept=self._accept
             )
+            if not isinstance(kwargs, dict):  # Celery's tracer would report an error to nobody, and no result
+                raise MessageError(f"the keyword arguments must be a mapping, not {type(kwargs).__name__}")
         except ContentDisallowed as exc:
             self._malformed(delivery, Event.NOT_ACCEPTED, exc, request)
             return
@@ -421,6 +438,8 @@ class Executor:
             retval, info = ExceptionInfo(), trace.TraceInfo(states.FAILURE, exc)
         finally:
             current.reset(token)
+            if hard or soft:
+                self.progress.limit(soft=None, hard=None)
         if info is None:
             if running.held is not None:
                 self.settler.publish(running.held)
@@ -439,14 +458,20 @@ class Executor:
             death=Death(task.name, task_id, repr(raised), getattr(retval, "traceback", None)),
         )
 
+    def _tell(self, report: Callable[[], object]) -> None:
+        """Tell the result backend and the like; whatever that raises, the message must be settled all the same."""
+        try:
+            report()
+        except Exception:
+            logger.exception("Reporting the outcome of a task failed; its message is settled all the same.")
+
     def _announce_rejected(self, task: Any, request: dict[str, Any], exc: BaseException, einfo: Any) -> None:
         # As Celery's Request.on_failure: a task that rejects its message will never run again.
         context = Context(request)
         ignored = request.get("ignore_result")
         ignored = task.ignore_result if ignored is None else ignored
-        task.backend.mark_as_failure(
-            context.id, exc, request=context, store_result=not ignored or task.store_errors_even_if_ignored
-        )
+        store = not ignored or task.store_errors_even_if_ignored
+        self._tell(lambda: task.backend.mark_as_failure(context.id, exc, request=context, store_result=store))
         signals.task_failure.send(
             sender=task,
             task_id=context.id,
@@ -504,12 +529,17 @@ class Executor:
             self._unknown(delivery, kombu_message, name, task_id, history)
             return
         run = self.run_now = _Run(delivery, plan, history)
-        running = RunningTask(task_id, int((payload or headers).get("retries") or 0), self._owned(delivery))
+        owned = self._owned(delivery)
+        # Acknowledged before it ran, the message is on no stream any more, and nobody else's.
+        running = RunningTask(task_id, int((payload or headers).get("retries") or 0), lambda: run.early or owned())
         token = current.set(running)
         try:
             self._strategy(name)(kombu_message, payload, self._on_ack, self._on_reject, [])
         except TaskRevokedError:
             logger.debug("Task %s[%s] was revoked before it started.", name, task_id)
+        except _Disowned:
+            logger.warning("Task %s[%s] does not run here: its message is not ours any more.", name, task_id)
+            return
         except (InvalidTaskError, ContentDisallowed) as exc:
             signals.task_rejected.send(sender=self.consumer, message=kombu_message, exc=exc)
             event = Event.NOT_ACCEPTED if isinstance(exc, ContentDisallowed) else Event.INVALID
@@ -555,7 +585,8 @@ class Executor:
         if run.due is not None:
             return Event.EARLY, Death(name, task_id)
         if run.traced is None:
-            return (Event.REVOKED if run.verdict == "ack" else Event.INVALID), Death(name, task_id)
+            told = {"ack": Event.REVOKED, "requeue": Event.REQUEUED}
+            return told.get(run.verdict, Event.INVALID), Death(name, task_id)
         failed, retval, _ = run.traced
         if not failed:
             return Event.SUCCEEDED, Death(name, task_id)
@@ -568,7 +599,8 @@ class Executor:
         if run.started and run.traced is None and not run.plan.acks_late:
             assert run.delivery.message is not None
             self.progress.keep(run.delivery.message)
-            self.settler.settle(run.delivery, Outcome(Action.ACK))
+            if not self.settler.ack_now(run.delivery):
+                raise _Disowned
             run.early = True
 
     def _on_reject(self, logger: Any = None, errors: Any = None, requeue: bool = False) -> None:
@@ -650,7 +682,7 @@ class Executor:
             request = Context(
                 kombu_message.headers, properties=kombu_message.properties, chord=None, errbacks=None, name=name
             )
-            self.app.backend.mark_as_failure(task_id, exc, request=request)
+            self._tell(lambda: self.app.backend.mark_as_failure(task_id, exc, request=request))
             if self._events():
                 self.consumer.event_dispatcher.send("task-failed", uuid=task_id, exception=repr(exc))
             signals.task_unknown.send(sender=self.consumer, message=kombu_message, exc=exc, name=name, id=task_id)
@@ -670,6 +702,10 @@ class Executor:
             return float(maybe_make_aware(maybe_iso8601(eta), self.app.timezone).timestamp())
         except (AttributeError, ValueError, TypeError, OverflowError):
             return None
+
+
+class _Disowned(Exception):
+    """The message could not be acknowledged before its task, which must not start here."""
 
 
 def unwrapped(exc: BaseException) -> BaseException:

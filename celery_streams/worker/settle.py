@@ -129,6 +129,16 @@ class Settler:
         lost, repeated = self.insist(lambda: self.broker.ack(self.consumer, sent), "acknowledge")
         self.confirm(sent, lost or (), assisted=assisted or repeated)
 
+    def ack_now(self, delivery: Delivery) -> bool:
+        """Acknowledge before the task runs; returns whether it may run: False when another worker has it."""
+        lost, repeated = self.insist(lambda: self.broker.ack(self.consumer, [_pair(delivery)]), "acknowledge")
+        if lost is None:
+            return False
+        if lost and not repeated:
+            self._report_lost(delivery.entry_id)
+            return False
+        return True  # lost after a repetition: the first attempt had reached Redis
+
     # -- everything else, at once
 
     def settle(
