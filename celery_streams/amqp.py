@@ -13,6 +13,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from celery import current_app
@@ -270,14 +271,10 @@ class StreamsAMQPMixin:
             self.__dict__["_streams_producer"] = made
         return cast("type[StreamsProducer]", made)
 
-    @property
+    @cached_property  # may be replaced on the instance, like Celery's
     def Consumer(self) -> type[StreamsConsumer]:  # noqa: N802  (Celery's name)
-        made = self.__dict__.get("_streams_consumer")
-        if made is None:
-            base = cast("Any", super()).Consumer
-            made = type("StreamsConsumer", _bases(StreamsConsumer, base), {"streams": self.streams})
-            self.__dict__["_streams_consumer"] = made
-        return cast("type[StreamsConsumer]", made)
+        base = cast("Any", super()).Consumer
+        return type("StreamsConsumer", _bases(StreamsConsumer, base), {"streams": self.streams})
 
     @property
     def producer_pool(self) -> pools.ProducerPool:

@@ -827,3 +827,17 @@ def test_publishing_does_not_import_the_worker(redis_url: str) -> None:
     )
 
     assert (run.returncode, run.stdout.strip()) == (0, "[]"), run.stderr
+
+
+def test_consumer_class_of_an_installed_app_can_be_replaced_on_the_instance(
+    app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Replaced(kombu.Consumer):
+        pass
+
+    fresh = app()
+
+    monkeypatch.setattr(fresh.amqp, "Consumer", Replaced)
+
+    with fresh.connection_for_read() as connection:
+        assert type(fresh.amqp.TaskConsumer(connection)) is Replaced
