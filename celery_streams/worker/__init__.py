@@ -8,6 +8,8 @@
 ``reader``     asks the streams for work, and waits for it
 ``child``      the loop of a child: read, execute, settle
 ``executor``   runs one message through Celery's tracer
+``plan``       a task's options, read once
+``local``      what Celery's strategies and Requests expect around them, for one process
 ``outcome``    decides what shall be done with the message (pure)
 ``settle``     does it (the one place)
 ``aftermath``  what the parent does for a child that died: limits, lost tasks

@@ -28,9 +28,10 @@ from billiard.exceptions import WorkerLostError
 
 from ..amqp import Streams
 from ..broker import Delivery, StreamBroker, StreamRef
-from ..exceptions import BrokerError, BrokerUnavailable
-from .executor import flag, plan_for, unwrapped
+from ..exceptions import BrokerError, BrokerUnavailable, MessageError
+from .executor import unwrapped
 from .outcome import Action, Circumstances, Event, Outcome, decide
+from .plan import flag, plan_for
 from .requests import build_request
 from .settle import Death, Settler
 from .slots import Held, Snapshot
@@ -41,6 +42,12 @@ if TYPE_CHECKING:
 __all__ = ("Aftermath", "Casualty", "Cause")
 
 logger = logging.getLogger(__name__)
+
+#: Errbacks, signals, hooks and backends raise anything; the message must not stay pending for it.
+_UNTOLD = "Telling of the lost task %s[%s] failed; it is settled all the same."
+
+#: Steps of the work for one casualty: acknowledge, settle, release, forget, and forget again.
+_STEPS = 4
 
 #: Seconds after which the consumer of a dead child is looked at again.
 _SECOND_LOOK = 1.0
@@ -125,10 +132,19 @@ class Aftermath:
                 logger.warning("Cannot take care of what %s held yet: %s", casualty.consumer, exc)
                 casualty.due = now() + 0.5
                 self._open.append(casualty)
+                break  # the main thread shall not wait for a time-out for each of them
             except BrokerError as exc:
-                if "NOGROUP" not in str(exc):
-                    logger.error("Cannot take care of what %s held: %s", casualty.consumer, exc)
+                self._go_on(casualty, exc, now())
         return len(self._open)
+
+    def _go_on(self, casualty: Casualty, exc: BrokerError, now: float) -> None:
+        """Take the next step after one that Redis refuses: what it held on other queues must not wait for it."""
+        if "NOGROUP" not in str(exc):
+            logger.error("Cannot take care of what %s held: %s", casualty.consumer, exc)
+        casualty.step += 1
+        if casualty.step <= _STEPS:
+            casualty.due = now
+            self._open.append(casualty)
 
     def _proceed(self, casualty: Casualty, now: float) -> bool:
         shot = casualty.snapshot
@@ -143,8 +159,10 @@ class Aftermath:
             casualty.step = 2
         if casualty.step == 2:
             self.broker.release(casualty.consumer, [(held.stream, held.entry_id) for held in shot.waiting])
+            casualty.step = 3
+        if casualty.step == 3:
             self._forget(casualty)
-            casualty.step, casualty.due = 3, now + _SECOND_LOOK
+            casualty.step, casualty.due = 4, now + _SECOND_LOOK
             return False
         self._forget(casualty)
         return True
@@ -161,6 +179,8 @@ class Aftermath:
 
     def _settle_running(self, casualty: Casualty, running: Held) -> None:
         early = casualty.snapshot.acked_early
+        if early and not self.broker.extend([(running.stream, casualty.consumer, running.entry_id)]):
+            early = False  # it died before the acknowledgement reached Redis, and has not started
         if early:
             delivery: Delivery | None = Delivery(running.stream, running.entry_id, casualty.kept)
         else:
@@ -170,7 +190,7 @@ class Aftermath:
         assert delivery is not None
         if casualty.cause.cancelled:
             if not early:
-                history = delivery.message.decode_history() if delivery.message else {}
+                history = _history(delivery)
                 self.settler(casualty.consumer).settle(delivery, Outcome(Action.REQUEUE), history=history)
             return
         self.crashes += 1
@@ -207,7 +227,7 @@ class Aftermath:
         """
         verdict: list[str] = []
         settler = self.settler(consumer)
-        history = delivery.message.decode_history() if delivery.message is not None else {}
+        history = _history(delivery)
         try:
             request = build_request(
                 self.app,
@@ -257,7 +277,12 @@ class Aftermath:
                     plan.delivery_limit,
                 )
         else:
-            request.on_timeout(False, hard_limit)
+            try:
+                request.on_timeout(False, hard_limit)
+            except BrokerUnavailable:
+                raise
+            except Exception:
+                logger.exception(_UNTOLD, request.name, request.id)
             death = Death(request.task.name, request.id, f"TimeLimitExceeded({hard_limit},)")
         settler.settle(delivery, outcome, death=death, history=history, acked_early=early)
 
@@ -273,10 +298,7 @@ class Aftermath:
         except BrokerUnavailable:
             raise
         except Exception:
-            # Errbacks, signals, hooks and backends raise anything; the message must not stay pending for it.
-            logger.exception(
-                "Telling of the lost task %s[%s] failed; it is settled all the same.", request.name, request.id
-            )
+            logger.exception(_UNTOLD, request.name, request.id)
         finally:
             task.reject_on_worker_lost, task.acks_late = rejects, late
         if "ack" in verdict and outcome.action is Action.REQUEUE:
@@ -286,6 +308,13 @@ class Aftermath:
     def _circumstances(self, history: dict[str, Any], *, exhausted: bool) -> Circumstances:
         limit = self.streams.conf.delivery_limit
         return Circumstances(crashes=limit if exhausted else int(history.get("crashes") or 0), delivery_limit=limit)
+
+
+def _history(delivery: Delivery) -> dict[str, Any]:
+    try:
+        return delivery.message.decode_history() if delivery.message is not None else {}
+    except MessageError:
+        return {}  # whoever reads it next dead-letters it as malformed
 
 
 def _status(exitcode: int | None) -> str:

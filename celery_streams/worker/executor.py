@@ -11,13 +11,11 @@ The tracer, the Request and the strategy are Celery's, looked up late: Sentry an
 
 from __future__ import annotations
 
-import inspect
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery import signals, states
@@ -29,11 +27,9 @@ from celery.exceptions import (
     NotRegistered,
     Reject,
     Retry,
-    SoftTimeLimitExceeded,
     TaskRevokedError,
 )
-from celery.utils.collections import AttributeDict
-from celery.utils.time import maybe_iso8601, maybe_make_aware, rate
+from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker import state as worker_state
 from celery.worker.strategy import logger as strategy_logger
 from kombu.exceptions import ContentDisallowed, DecodeError, SerializationError
@@ -43,192 +39,18 @@ from kombu.serialization import loads, prepare_accept_content
 from ..amqp import Streams
 from ..broker import Delivery
 from ..context import RunningTask, current
-from ..coroutines import as_function
-from ..exceptions import BrokerError, MessageError
+from ..exceptions import MessageError
+from .local import ETA_SLACK, PASSING_BY, LocalConsumer, Progress, Run
 from .outcome import Action, Circumstances, Event, decide
+from .plan import TaskPlan, flag, make_callable, plan_for
 from .settle import Death, Settler
 
 if TYPE_CHECKING:
     from celery import Celery
-    from celery.app.task import Task
 
-__all__ = ("Executor", "Progress", "TaskPlan", "flag", "plan_for", "unwrapped")
+__all__ = ("Executor", "unwrapped")
 
 logger = logging.getLogger(__name__)
-
-#: Raised outside of a task's body, these end the process, or the settling goes on later: the message stays pending.
-_PASSING_BY = (SoftTimeLimitExceeded, MemoryError, BrokerError)
-
-_STOCK_REQUEST = "celery.worker.request:Request"
-_STOCK_STRATEGY = "celery.worker.strategy:default"
-
-#: Seconds by which the clocks of publisher, Redis and worker may disagree before an eta is taken for not reached.
-_ETA_SLACK = 0.05
-
-
-class Progress(Protocol):
-    """Who is told how a task goes: a slot in shared memory, or a thread's record."""
-
-    def limit(self, *, soft: float | None, hard: float | None) -> None:
-        """The task has these time limits, in seconds from its start."""
-
-    def keep(self, message: Any) -> None:
-        """The message is about to be acknowledged before the task runs."""
-
-    def lost(self) -> bool:
-        """Return whether the entry is known to be no longer ours."""
-
-
-@dataclass(slots=True)
-class TaskPlan:
-    """What is known of a task before a message of it comes."""
-
-    task: Task
-    #: The fast path is open to it.
-    plain: bool
-    acks_late: bool
-    delivery_limit: int
-    dead_letter_failures: bool
-    #: Milliseconds between two starts by its rate limit; 0.0 is no limit.
-    interval_ms: float = 0.0
-
-
-def plan_for(task: Any, streams: Streams, *, rate_limits: bool = True) -> TaskPlan:
-    """Read the options of a task; ``rate_limits`` off ignores its rate limit (``worker_disable_rate_limits``)."""
-    conf = streams.conf
-    own = getattr(task, "streams_acks_late", None)
-    acks_late = bool(conf.acks_late if own is None else own) or bool(task.acks_late)
-    per_second = rate(getattr(task, "rate_limit", None)) if rate_limits else 0.0
-    plain = acks_late and task.Request == _STOCK_REQUEST and task.Strategy == _STOCK_STRATEGY
-    limit = getattr(task, "streams_delivery_limit", None)
-    keep = getattr(task, "streams_dead_letter_failures", None)
-    return TaskPlan(
-        task,
-        plain=plain,
-        acks_late=acks_late,
-        delivery_limit=int(limit or conf.delivery_limit),
-        dead_letter_failures=conf.dead_letter_failures if keep is None else bool(keep),
-        interval_ms=1000.0 / per_second if per_second else 0.0,
-    )
-
-
-def _make_callable(task: Any) -> None:
-    """Let an ``async def`` task that was declared with Celery's own decorator run in every pool."""
-    if hasattr(task, "_orig_run"):  # with autoretry_for Celery wrapped the function, and catches what it raises
-        task._orig_run = as_function(task._orig_run)
-    elif inspect.iscoroutinefunction(task.run):
-        task.run = as_function(task.run)
-
-
-@dataclass(slots=True)
-class _Run:
-    """What the slow path learns while Celery's Request does its part."""
-
-    delivery: Delivery
-    plan: TaskPlan
-    history: dict[str, Any]
-    #: Celery's verdict: ``ack``, ``reject`` or ``requeue``.
-    verdict: str = ""
-    started: bool = False
-    early: bool = False
-    #: (failed, return value as text or ExceptionInfo, runtime), as the tracer's wrapper gives it.
-    traced: tuple[int, Any, float] | None = None
-    #: Seconds since the epoch at which the message is due, when it came before its time.
-    due: float | None = None
-    request: Any = None
-
-
-class _InlinePool:
-    """What Celery's Request takes for its pool: runs the task here and now."""
-
-    is_green = False
-
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-
-    def apply_async(
-        self,
-        target: Callable[..., Any],
-        args: tuple[Any, ...] = (),
-        *,
-        accept_callback: Callable[[int, float], None],
-        callback: Callable[[Any], None],
-        error_callback: Callable[[Any], None],
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        **_: Any,
-    ) -> None:
-        executor = self._executor
-        run = executor.run_now
-        executor.progress.limit(soft=soft_timeout or executor.soft_limit, hard=timeout or executor.hard_limit)
-        run.started = True
-        accept_callback(os.getpid(), time.monotonic())
-        try:
-            run.traced = target(*args)
-        except _PASSING_BY:
-            raise
-        except Exception as exc:
-            # As in Celery's pools: what the tracer itself raised, a Reject of a callback for one, is a failure.
-            if not isinstance(exc, Reject):
-                logger.error("A task failed outside of its body.", exc_info=True)
-            einfo = ExceptionInfo()
-            run.traced = (1, einfo, 0.0)
-            executor._tell(lambda: error_callback(einfo))
-        else:
-            executor._tell(lambda: callback(run.traced))
-        finally:
-            executor.progress.limit(soft=None, hard=None)
-
-
-class _Timer:
-    """What a strategy takes for the consumer's timer: a message that is not due yet goes back."""
-
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-
-    def call_at(self, eta: float, fun: Callable[..., Any], args: tuple[Any, ...] = (), **_: Any) -> None:
-        early_by = eta - time.monotonic()  # by the clock of kombu's timers
-        if early_by > _ETA_SLACK:
-            self._executor.run_now.due = time.time() + early_by
-        else:
-            fun(*args)
-
-
-class _QoS:
-    def increment_eventually(self, *_: Any) -> None:
-        """There is no prefetch count to correct."""
-
-    decrement_eventually = increment_eventually
-
-
-class LocalConsumer:
-    """What Celery's strategies need of a Consumer, in the process that runs the tasks."""
-
-    def __init__(self, executor: Executor, hostname: str, app: Celery) -> None:
-        self.app = app
-        self.hostname = hostname
-        self.pool = _InlinePool(executor)
-        self.timer = _Timer(executor)
-        self.qos = _QoS()
-        self.connection_errors: tuple[type[BaseException], ...] = ()
-        self.event_dispatcher: Any = None
-        self.disable_rate_limits = True
-        self.task_buckets: Mapping[str, Any] = {}
-        self.controller = AttributeDict(state=worker_state)
-        self.on_task_request = self._execute
-
-    def _execute(self, request: Any) -> None:
-        worker_state.task_reserved(request)
-        request.execute_using_pool(self.pool)
-
-    def apply_eta_task(self, request: Any) -> None:
-        """Run a message whose eta has come."""
-        self._execute(request)
-
-    def _limit_task(self, request: Any, bucket: Any, tokens: int) -> None:
-        self._execute(request)
-
-    _limit_post_eta = _limit_task
 
 
 @dataclass(slots=True)
@@ -249,7 +71,7 @@ class Executor:
     in_parent: bool = False
     consumer: LocalConsumer = field(init=False)
     plans: dict[str, TaskPlan] = field(default_factory=dict)
-    run_now: _Run = field(init=False)
+    run_now: Run = field(init=False)
     _strategies: dict[str, Callable[..., Any]] = field(default_factory=dict)
     _accept: Any = None
     _does_info: bool = False
@@ -267,7 +89,7 @@ class Executor:
             plan = plan_for(task, self.streams, rate_limits=not app.conf.worker_disable_rate_limits)
             if plan.acks_late:
                 task.acks_late = True
-            _make_callable(task)
+            make_callable(task)
             self.plans[name] = plan
             task.__trace__ = trace.build_tracer(name, task, app.loader, self.hostname, app=app)
         self._strategies.clear()
@@ -295,7 +117,7 @@ class Executor:
         plan = self.plans.get(name) if isinstance(name, str) else None
         try:
             self._dispatch(delivery, plan, headers, properties, history)
-        except _PASSING_BY:
+        except PASSING_BY:
             raise
         except Exception as exc:
             # Raised outside of the body, by headers and callbacks of odd types or by user code around the task.
@@ -374,7 +196,7 @@ class Executor:
             if due is None:
                 self._slow(delivery, request, properties, history)  # Celery says what is wrong with it
                 return
-            if due > time.time() + _ETA_SLACK:
+            if due > time.time() + ETA_SLACK:
                 self._finish(delivery, plan, history, Event.EARLY, early_by=due - time.time())
                 return
         message = delivery.message
@@ -430,7 +252,7 @@ class Executor:
             retval, info, _, _ = task.__trace__(task_id, args, kwargs, request)
         except Reject as exc:  # raised by callbacks outside of the body; Celery's pool reports it as a failure
             retval, info = ExceptionInfo(), trace.TraceInfo(states.REJECTED, exc)
-        except _PASSING_BY:
+        except PASSING_BY:
             raise
         except Exception as exc:
             # What the tracer itself could not handle: a callback of an odd type, a result backend that gave up.
@@ -458,7 +280,7 @@ class Executor:
             death=Death(task.name, task_id, repr(raised), getattr(retval, "traceback", None)),
         )
 
-    def _tell(self, report: Callable[[], object]) -> None:
+    def tell(self, report: Callable[[], object]) -> None:
         """Tell the result backend and the like; whatever that raises, the message must be settled all the same."""
         try:
             report()
@@ -471,7 +293,7 @@ class Executor:
         ignored = request.get("ignore_result")
         ignored = task.ignore_result if ignored is None else ignored
         store = not ignored or task.store_errors_even_if_ignored
-        self._tell(lambda: task.backend.mark_as_failure(context.id, exc, request=context, store_result=store))
+        self.tell(lambda: task.backend.mark_as_failure(context.id, exc, request=context, store_result=store))
         signals.task_failure.send(
             sender=task,
             task_id=context.id,
@@ -528,7 +350,7 @@ class Executor:
         if plan is None:
             self._unknown(delivery, kombu_message, name, task_id, history)
             return
-        run = self.run_now = _Run(delivery, plan, history)
+        run = self.run_now = Run(delivery, plan, history)
         owned = self._owned(delivery)
         # Acknowledged before it ran, the message is on no stream any more, and nobody else's.
         running = RunningTask(task_id, int((payload or headers).get("retries") or 0), lambda: run.early or owned())
@@ -581,7 +403,7 @@ class Executor:
 
         return run
 
-    def _slow_event(self, run: _Run, name: str, task_id: str) -> tuple[Event, Death]:
+    def _slow_event(self, run: Run, name: str, task_id: str) -> tuple[Event, Death]:
         if run.due is not None:
             return Event.EARLY, Death(name, task_id)
         if run.traced is None:
@@ -682,7 +504,7 @@ class Executor:
             request = Context(
                 kombu_message.headers, properties=kombu_message.properties, chord=None, errbacks=None, name=name
             )
-            self._tell(lambda: self.app.backend.mark_as_failure(task_id, exc, request=request))
+            self.tell(lambda: self.app.backend.mark_as_failure(task_id, exc, request=request))
             if self._events():
                 self.consumer.event_dispatcher.send("task-failed", uuid=task_id, exception=repr(exc))
             signals.task_unknown.send(sender=self.consumer, message=kombu_message, exc=exc, name=name, id=task_id)
@@ -724,11 +546,3 @@ def _event_of(exc: BaseException, task: Any) -> tuple[Event, BaseException]:
     if task.throws and isinstance(exc, task.throws):
         return Event.EXPECTED, exc
     return Event.FAILED, exc
-
-
-def flag(task: Any, name: str) -> bool:
-    """Read ``acks_on_failure`` / ``acks_on_timeout`` (Celery 5.7), or the older flag for both."""
-    value = getattr(task, name, None)
-    if value is None:
-        value = getattr(task, "acks_on_failure_or_timeout", None)
-    return True if value is None else bool(value)

@@ -1,0 +1,69 @@
+"""plan: what is known of a task before a message of it comes: its options, read once; it runs nothing."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from celery.utils.time import rate
+
+from ..amqp import Streams
+from ..coroutines import as_function
+
+if TYPE_CHECKING:
+    from celery.app.task import Task
+
+__all__ = ("TaskPlan", "flag", "make_callable", "plan_for")
+
+_STOCK_REQUEST = "celery.worker.request:Request"
+_STOCK_STRATEGY = "celery.worker.strategy:default"
+
+
+@dataclass(slots=True)
+class TaskPlan:
+    """What is known of a task before a message of it comes."""
+
+    task: Task
+    #: The fast path is open to it.
+    plain: bool
+    acks_late: bool
+    delivery_limit: int
+    dead_letter_failures: bool
+    #: Milliseconds between two starts by its rate limit; 0.0 is no limit.
+    interval_ms: float = 0.0
+
+
+def plan_for(task: Any, streams: Streams, *, rate_limits: bool = True) -> TaskPlan:
+    """Read the options of a task; ``rate_limits`` off ignores its rate limit (``worker_disable_rate_limits``)."""
+    conf = streams.conf
+    own = getattr(task, "streams_acks_late", None)
+    acks_late = bool(conf.acks_late if own is None else own) or bool(task.acks_late)
+    per_second = rate(getattr(task, "rate_limit", None)) if rate_limits else 0.0
+    plain = acks_late and task.Request == _STOCK_REQUEST and task.Strategy == _STOCK_STRATEGY
+    limit = getattr(task, "streams_delivery_limit", None)
+    keep = getattr(task, "streams_dead_letter_failures", None)
+    return TaskPlan(
+        task,
+        plain=plain,
+        acks_late=acks_late,
+        delivery_limit=int(limit or conf.delivery_limit),
+        dead_letter_failures=conf.dead_letter_failures if keep is None else bool(keep),
+        interval_ms=1000.0 / per_second if per_second else 0.0,
+    )
+
+
+def make_callable(task: Any) -> None:
+    """Let an ``async def`` task that was declared with Celery's own decorator run in every pool."""
+    if hasattr(task, "_orig_run"):  # with autoretry_for Celery wrapped the function, and catches what it raises
+        task._orig_run = as_function(task._orig_run)
+    elif inspect.iscoroutinefunction(task.run):
+        task.run = as_function(task.run)
+
+
+def flag(task: Any, name: str) -> bool:
+    """Read ``acks_on_failure`` / ``acks_on_timeout`` (Celery 5.7), or the older flag for both."""
+    value = getattr(task, name, None)
+    if value is None:
+        value = getattr(task, "acks_on_failure_or_timeout", None)
+    return True if value is None else bool(value)
