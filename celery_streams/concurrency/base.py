@@ -105,7 +105,7 @@ class StreamsPool(BasePool):  # type: ignore[misc]
     def child_options(self) -> ChildOptions:
         """Return what the command line means for whoever runs the tasks."""
         options, conf = self.options, self.app.conf
-        one_at_a_time = conf.worker_prefetch_multiplier == 1 or conf.worker_disable_prefetch
+        one_at_a_time = conf.worker_prefetch_multiplier == 1 or conf.get("worker_disable_prefetch")
         return ChildOptions(
             soft_limit=options.get("soft_timeout"),
             hard_limit=options.get("timeout"),

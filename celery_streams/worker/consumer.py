@@ -116,9 +116,8 @@ class StreamTasks(bootsteps.StartStopStep):  # type: ignore[misc]
         return {"prefetch_count": c.qos.value if c.qos else "N/A"}
 
     def _load_revoked(self, c: Any) -> None:
-
         try:
-            state.merge_revoked(streams_of(c.app).new_broker().revoked())
+            state.revoked.update(streams_of(c.app).new_broker().revoked())
         except BrokerError as exc:
             logger.warning("Cannot learn which tasks were revoked before this worker started: %s", exc)
 
@@ -217,3 +216,8 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         """Cancel what the children run (cold shutdown)."""
         self.pool.sync_state()
         super().cancel_active_requests()
+
+    def cancel_all_unacked_requests(self) -> None:
+        """Do the same; before Celery 5.6 it has this name."""
+        self.pool.sync_state()
+        super().cancel_all_unacked_requests()
