@@ -14,10 +14,10 @@ from tests.processes import Program
 
 pytestmark = pytest.mark.filterwarnings("ignore::celery.app.control.DuplicateNodenameWarning")
 
-#: Every inspect command that Celery lists, but objgraph and memdump, which want packages that draw.
+#: Every inspect command that Celery lists without arguments, but objgraph, which wants a package that draws.
 INSPECT = (
-    *("active", "active_queues", "clock", "conf", "memsample", "ping", "registered", "report", "reserved", "revoked"),
-    *("scheduled", "stats"),
+    *("active", "active_queues", "clock", "conf", "memdump", "memsample", "ping", "registered", "report", "reserved"),
+    *("revoked", "scheduled", "stats"),
 )
 
 
@@ -124,6 +124,21 @@ def test_autoscale_of_celerys_command_line_changes_the_bounds(project, app, work
     assert "error" in grown.answer(one.hostname)
     inspect = app.control.inspect([one.hostname], timeout=5, limit=1)
     eventually(lambda: len(inspect.stats()[one.hostname]["pool"]["processes"]) == 3)
+
+
+def test_pool_restart_replaces_the_children_and_loses_nothing(project, act, worker):
+    one = worker(concurrency=1, worker_pool_restarts=True)
+    before = project.starts(act.delay("ok").id)[0]["pid"]
+
+    (restarted,) = run_celery(
+        project.environment(enabled=True), ("control", "pool_restart", "-d", one.hostname, "-t", "5", "--json")
+    )
+    results = [act.delay("ok", number) for number in range(20)]
+
+    assert restarted.answer(one.hostname) == {"ok": "reload started"}
+    assert [result.get(timeout=10) for result in results] == list(range(20))
+    assert project.starts(results[-1].id)[0]["pid"] != before
+    assert set(project.counted().values()) == {1}
 
 
 def kinds(dump, task_id):
