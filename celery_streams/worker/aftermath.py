@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from billiard.common import human_status
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
+from celery import states
 
 from ..amqp import Streams
 from ..broker import Delivery, StreamBroker, StreamRef
@@ -262,8 +263,10 @@ class Aftermath:
             einfo = _lost(exitcode)
             death = Death(request.task.name, request.id, repr(unwrapped(einfo.exception)), einfo.traceback)
             stored = getattr(request, "_success_was_stored", None)
-            if stored is not None and stored():
+            meta = stored() if stored is not None else None
+            if meta:
                 logger.warning("Task %s[%s] succeeded before its process was lost.", request.name, request.id)
+                self._count_chord_part(request, meta)
                 outcome = Outcome(Action.LEAVE if early else Action.ACK)
             elif outcome.action is not Action.REQUEUE or getattr(request.task, "retry_on_worker_lost", False):
                 outcome = self._announce_lost(request, einfo, outcome, verdict, early=early)
@@ -285,6 +288,22 @@ class Aftermath:
                 logger.exception(_UNTOLD, request.name, request.id)
             death = Death(request.task.name, request.id, f"TimeLimitExceeded({hard_limit},)")
         settler.settle(delivery, outcome, death=death, history=history, acked_early=early)
+
+    @staticmethod
+    def _count_chord_part(request: Any, meta: Any) -> None:
+        """Count the result for its chord: the process may have died between storing and counting.
+
+        A result that was counted already is counted again under the same name, which changes nothing.
+        """
+        context = request._context
+        if not context.chord or not isinstance(meta, dict):
+            return
+        try:
+            request.task.backend.on_chord_part_return(context, states.SUCCESS, meta.get("result"))
+        except BrokerUnavailable:
+            raise
+        except Exception:
+            logger.exception(_UNTOLD, request.name, request.id)
 
     def _announce_lost(
         self, request: Any, einfo: ExceptionInfo, outcome: Outcome, verdict: list[str], *, early: bool

@@ -16,6 +16,7 @@ point                the process dies
 ``promote``          F6: before due messages are promoted (parent)
 ``promoted``         F6: after due messages were promoted, before the process knows (parent)
 ``recovered``        F7: after entries of a dead worker were put back (parent)
+``counted``          F28: after a result was stored, before it is counted for its chord (child)
 ``exhausted``        F7: after a message over the limit was claimed, before it is dead-lettered (parent)
 ===================  ==============================================================================================
 """
@@ -26,6 +27,8 @@ import os
 import signal
 from collections.abc import Callable
 from typing import Any
+
+from celery.backends.redis import RedisBackend
 
 from celery_streams.broker import StreamBroker
 from celery_streams.worker.reader import Reader
@@ -79,6 +82,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "promote": lambda: _before(StreamBroker, "promote"),
     "promoted": lambda: _after(StreamBroker, "promote", when=lambda result: result.moved > 0),
     "recovered": lambda: _after(StreamBroker, "recover", when=lambda result: result.moved > 0),
+    "counted": lambda: _before(RedisBackend, "on_chord_part_return"),
     "exhausted": lambda: _after(StreamBroker, "recover", when=lambda result: bool(result.exhausted)),
 }
 

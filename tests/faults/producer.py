@@ -96,6 +96,7 @@ def publish(order: Order) -> None:
             eta=eta,
             retries=order.retries,
             dead=order.dead,
+            priority=order.priority,
         )
 
 

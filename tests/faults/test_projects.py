@@ -64,6 +64,19 @@ def test_f28_chains_groups_and_chords_end_right_while_children_and_redis_are_kil
     assert stage.letters() == []
 
 
+def test_f28_a_chord_whose_part_was_stored_and_not_counted_when_its_child_died_is_not_stuck(stage: Stage) -> None:
+    stage.worker(concurrency=1, point="counted")
+    header = group(_signature(stage, "double", n) for n in range(3))
+
+    body = chord(header, app=stage.app)(_signature(stage, "total"))
+
+    stage.wait(lambda: stage.ledger.notes(body.id), message="the body ran")
+    stage.wait(stage.empty)
+    assert stage.died_at("counted")
+    assert [note["total"] for note in stage.ledger.notes(body.id)] == [6]
+    assert len(stage.runs()) == 4, "what succeeded did not run again"
+
+
 # -- F29 ---------------------------------------------------------------------------------------------------------------
 
 _SWITCHING = """

@@ -140,6 +140,15 @@ def test_a_recovery_beyond_its_bound_fails() -> None:
     assert _judge([_submission()], runs, replace(KILL, kind="F1 kill -9 worker")).ok
 
 
+def test_a_recovery_may_take_as_long_as_a_message_that_was_published_meanwhile_waited() -> None:
+    runs = [_run(start=9.0, end=None), _run(start=16.0, end=17.0, redelivered=True, pid=2)]
+    behind = Submission("b", "ok", at=10.5)
+    waited = _run("b", start=16.5, end=17.0)
+
+    assert _judge([_submission(), behind], [*runs, waited], KILL).ok
+    assert _failed(_judge([_submission(), replace(behind, priority=9)], [*runs, waited], KILL)) == {"R"}
+
+
 def test_a_redis_that_is_back_and_not_used_for_long_fails() -> None:
     back = FaultRecord("F10 kill -9 Redis", at=3.0, until=4.0)
 
