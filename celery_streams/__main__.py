@@ -12,7 +12,10 @@ def main() -> None:
     from celery import maybe_patch_concurrency
 
     if {"-P", "--pool"} & {word.partition("=")[0] for word in sys.argv}:
-        maybe_patch_concurrency()
+        try:
+            maybe_patch_concurrency()
+        except ModuleNotFoundError as exc:
+            sys.exit(f"Error: this pool needs the package {exc.name!r}, which is not installed")
     from .bin.root import main as run
 
     run(prog_name="celery-streams")

@@ -10,6 +10,7 @@ Messages of other queues go on to kombu untouched. It never imports the worker: 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import uuid
 from collections.abc import Callable, Mapping
@@ -180,7 +181,7 @@ class Streams:
             return 0
         try:
             due = maybe_make_aware(maybe_iso8601(eta), self.app.timezone)
-            due_ms = int(due.timestamp() * 1000)
+            due_ms = math.ceil(due.timestamp() * 1000)  # never before its eta
         except (AttributeError, ValueError, TypeError, OverflowError):
             return 0  # the worker says what is wrong with it, as Celery's does
         return due_ms if due_ms > self.app.now().timestamp() * 1000 else 0

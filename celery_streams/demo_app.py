@@ -46,25 +46,25 @@ def record(task: str, number: int, seconds: float) -> None:
         os.close(file)
 
 
-@app.task(name="send_message")
+@app.task(name="send_message", shared=False)
 def send_message(number: int, seconds: float = 0.0) -> None:
     """Stand for a message that must reach a chat."""
     record("send_message", number, seconds)
 
 
-@app.task(name="mark_as_read")
+@app.task(name="mark_as_read", shared=False)
 def mark_as_read(number: int, seconds: float = 0.0) -> None:
     """Stand for a receipt."""
     record("mark_as_read", number, seconds)
 
 
-@app.task(name="fetch_profile_pic")
+@app.task(name="fetch_profile_pic", shared=False)
 def fetch_profile_pic(number: int, seconds: float = 0.0) -> None:
     """Stand for a fetch that may be repeated."""
     record("fetch_profile_pic", number, seconds)
 
 
-@app.task(name="fetch_group_info")
+@app.task(name="fetch_group_info", shared=False)
 def fetch_group_info(number: int, seconds: float = 0.0) -> None:
     """Stand for another one."""
     record("fetch_group_info", number, seconds)

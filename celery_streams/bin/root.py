@@ -12,27 +12,19 @@ from celery import _state
 from celery.bin.celery import celery as celery_group
 from kombu.exceptions import OperationalError
 
+from .. import __version__
 from ..amqp import is_installed
 from ..exceptions import BrokerError, CeleryStreamsError, ConfigurationError
 from .base import EX_CONFIG, EX_FAILURE, EX_UNAVAILABLE, RootGroup, load_app
-from .dead import dead
-from .demo import demo
-from .doctor import doctor
-from .migrate import migrate
-from .purge import purge
-from .status import status
-from .worker import worker
+from .plugin import COMMANDS
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("celery_streams", "main", "streams")
+__all__ = ("celery_streams", "main")
 
 #: Commands that need no app.
 _WITHOUT_APP = {"demo"}
-
-#: Ours, in the root group and in ``celery streams``.
-_COMMANDS: tuple[click.Command, ...] = (worker, status, dead, migrate, doctor, purge, demo)
 
 #: Celery's commands that mean the same here, or leave streams alone.
 _CELERY_COMMANDS = (
@@ -60,6 +52,8 @@ def celery_streams(ctx: click.Context, /, **options: Any) -> None:
     $ celery-streams -A proj status
     $ celery-streams demo
     """
+    if options.get("version"):
+        click.echo(f"celery-streams {__version__}")
     app = options.pop("app")
     sys.path.insert(0, os.getcwd())
     if isinstance(app, str):
@@ -72,11 +66,6 @@ def celery_streams(ctx: click.Context, /, **options: Any) -> None:
         ctx.exit()
     assert celery_group.callback is not None
     celery_group.callback(app=app, **options)
-
-
-@click.group()
-def streams() -> None:
-    """Celery on Redis Streams: the commands of celery-streams."""
 
 
 def main(argv: Sequence[str] | None = None, *, prog_name: str = "celery-streams", app: Celery | None = None) -> None:
@@ -105,8 +94,7 @@ def _fail(text: str, code: int) -> None:
     sys.exit(code)
 
 
-for _command in _COMMANDS:
+for _command in COMMANDS:
     celery_streams.add_command(_command)
-    streams.add_command(_command)
 for _name in _CELERY_COMMANDS:
     celery_streams.add_command(celery_group.commands[_name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 import time
 from typing import Any
@@ -84,15 +85,19 @@ def _first_contact(streams: Any, *, patient: bool) -> None:
         except BrokerUnavailable as exc:
             attempts -= 1
             if attempts <= 0 and not patient:
-                raise BrokerUnavailable(f"{exc}. Is it running? Set streams_url or the broker URL.") from exc
+                raise BrokerUnavailable(
+                    f"{str(exc).rstrip('.')}. Is it running? Set streams_url or the broker URL."
+                ) from exc
             if patient and not told:
-                click.echo(f"{exc}. Waiting for it (broker_connection_retry_on_startup).", err=True)
+                click.echo(f"{str(exc).rstrip('.')}. Waiting for it (broker_connection_retry_on_startup).", err=True)
                 told = True
             time.sleep(pause)
 
 
 def _detach(ctx: click.Context, options: dict[str, Any]) -> Any:
-    argv = ["-m", "celery_streams", *(word for word in sys.argv[1:] if word not in ("-D", "--detach"))]
+    # The program that runs now: manage.py, a console script, or this package.
+    program = ["-m", "celery_streams"] if sys.argv[0].endswith("__main__.py") else [os.path.abspath(sys.argv[0])]
+    argv = [*program, *(word for word in sys.argv[1:] if word not in ("-D", "--detach"))]
     for name in ("--uid", "--gid"):
         while name in argv:
             at = argv.index(name)

@@ -31,11 +31,14 @@ def pool_for(pool: Any) -> Any:
     """Return our pool class for one of Celery's; our own classes, and subclasses of them, are returned as they are.
 
     Raises:
-        ConfigurationError: there is no such pool for streams.
+        ConfigurationError: there is no such pool for streams, or what it needs is not installed.
     """
     name = f"{pool.__module__}:{pool.__qualname__}"
     if name in POOLS:
-        return symbol_by_name(POOLS[name])
+        try:
+            return symbol_by_name(POOLS[name])
+        except ModuleNotFoundError as exc:
+            raise ConfigurationError(f"This pool needs the package {exc.name!r}, which is not installed") from exc
     if any(cls.__module__.startswith(__name__) for cls in pool.__mro__):
         return pool
     known = ", ".join(sorted({path.partition(":")[0].rpartition(".")[2] for path in POOLS}))

@@ -9,6 +9,7 @@ from typing import Any
 
 from celery.apps.worker import Worker as CeleryWorker
 from celery.exceptions import ImproperlyConfigured
+from celery.utils.nodenames import worker_direct
 from celery.worker import state as worker_state
 
 from ..amqp import streams_of
@@ -21,6 +22,11 @@ logger = logging.getLogger(__name__)
 #: Celery settings that mean nothing, or something else, where children read streams themselves, and why.
 NO_EFFECT: dict[str, str] = {
     "broker_heartbeat": "a setting of AMQP",
+    "broker_heartbeat_checkrate": "a setting of AMQP",
+    "broker_login_method": "a setting of AMQP",
+    "broker_native_delayed_delivery_queue_type": "a setting of RabbitMQ",
+    "task_create_missing_queue_type": "a setting of RabbitMQ",
+    "task_default_queue_type": "a setting of RabbitMQ",
     "task_queue_max_priority": "a setting of RabbitMQ",
     "worker_cancel_long_running_tasks_on_connection_loss": "a lost connection gives no entry to anybody else",
     "worker_detect_quorum_queues": "a setting of RabbitMQ",
@@ -29,13 +35,16 @@ NO_EFFECT: dict[str, str] = {
     "worker_eta_task_limit": "delayed messages wait in Redis, not in the worker",
     "worker_lost_wait": "what a dead child finished is known at once",
     "worker_pool_putlocks": "the parent hands no task to its children",
+    "worker_prefetch_multiplier": "children fetch what they start soon; only 1, one at a time, has a meaning",
+    "worker_proc_alive_timeout": "a child that does not start is replaced, with growing pauses",
 }
 
 
 def ineffective_settings(conf: Any) -> list[str]:
     """Return those settings of NO_EFFECT that the project sets."""
     defaults = conf.maps[-1]
-    return [name for name in NO_EFFECT if conf.get(name) != defaults.get(name)]
+    found = [name for name in NO_EFFECT if conf.get(name) != defaults.get(name)]
+    return [name for name in found if name != "worker_prefetch_multiplier" or conf.get(name) != 1]
 
 
 class Worker(CeleryWorker):  # type: ignore[misc]
@@ -48,6 +57,8 @@ class Worker(CeleryWorker):  # type: ignore[misc]
             ImproperlyConfigured: none of the project's queues is on streams, and none was named.
         """
         super().setup_queues(include, exclude)
+        if self.app.conf.worker_direct:
+            self.app.amqp.queues.deselect(worker_direct(self.hostname).name)
         streams = streams_of(self.app)
         selected = self.app.amqp.queues.consume_from
         if include:

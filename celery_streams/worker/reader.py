@@ -99,6 +99,7 @@ class Reader:
         self._pause = _PAUSES[0]
         self._turn = 0
         self._quiet = False
+        self._introduced: Sequence[StreamRef] = ()
         self._armed: Sequence[StreamRef] = ()
         self._sent_at = 0.0
         self._deadline = 0.0
@@ -122,6 +123,10 @@ class Reader:
             self._refused(exc)
 
     def _next(self, count: int, *, assisted: bool, block: bool) -> list[Delivery]:
+        if self._introduced is not self.streams:
+            # Before Redis 7.2 a read that finds nothing makes no consumer, and the status would not show this one.
+            self.broker.touch_consumers(sorted({ref.queue for ref in self.streams}), [self.consumer])
+            self._introduced = self.streams
         # After a wait that brought nothing there is nothing to read either: wait again.
         found = [] if self._quiet and not self._settler.waiting else self._exchange(count, assisted=assisted)
         self._quiet = False

@@ -551,7 +551,7 @@ def test_help_ends_with_examples(app: MakeApp, command: str) -> None:
 def test_commands_below_celerys_own_program_fail_in_one_line_too() -> None:
     script = (
         "from celery.bin.celery import celery\n"
-        "from celery_streams.bin.root import streams\n"
+        "from celery_streams.bin.plugin import streams\n"
         "celery.add_command(streams)\n"
         "celery()\n"
     )

@@ -1,0 +1,94 @@
+"""What the command line is made of, without starting a worker."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.concurrency.prefork import TaskPool as CeleryPrefork
+
+from celery_streams import streams_of
+from celery_streams.concurrency import POOLS, pool_for
+from celery_streams.concurrency.prefork import TaskPool as Prefork
+from celery_streams.exceptions import ConfigurationError
+from celery_streams.worker.program import NO_EFFECT, ineffective_settings
+
+
+def python(code: str) -> str:
+    """Run ``code`` in a process of its own and return what it prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_plugin_can_be_loaded_while_celerys_program_is_being_made() -> None:
+    # Celery loads its plugins in the middle of the module that defines its program.
+    found = python(
+        "import sys, types; sys.modules['celery.bin.celery'] = types.ModuleType('celery.bin.celery');"
+        "from celery_streams.bin.plugin import streams; print(*sorted(streams.commands))"
+    )
+
+    assert found.split() == ["dead", "demo", "doctor", "migrate", "purge", "status", "worker"]
+
+
+def test_tasks_of_the_demo_are_not_registered_in_other_apps() -> None:
+    found = python(
+        "import celery_streams.bin.root; from celery import Celery;"
+        "app = Celery('mine'); app.finalize(); print(*[name for name in app.tasks if not name.startswith('celery.')])"
+    )
+
+    assert found == ""
+
+
+def test_version_names_this_package_and_celery() -> None:
+    found = python("from celery_streams.bin.root import main; main(['--version'])")
+
+    assert found.startswith("celery-streams ")
+    assert len(found.splitlines()) == 2
+
+
+def test_message_is_never_due_before_its_eta(app: Callable[..., Celery]) -> None:
+    streams = streams_of(app())
+
+    due_ms = streams._due_ms("2099-01-01T00:00:00.000100+00:00")
+
+    assert due_ms == 4070908800001
+
+
+def test_celerys_pool_is_exchanged_for_ours_and_ours_stays() -> None:
+    assert pool_for(CeleryPrefork) is Prefork
+    assert pool_for(Prefork) is Prefork
+
+
+def test_pool_whose_package_is_not_installed_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Celerys:
+        __module__ = "celery.concurrency.gevent"
+
+    Celerys.__qualname__ = "TaskPool"
+    monkeypatch.setitem(POOLS, "celery.concurrency.gevent:TaskPool", "a_package_that_nobody_has.pools:TaskPool")
+
+    with pytest.raises(ConfigurationError, match="needs the package 'a_package_that_nobody_has'"):
+        pool_for(Celerys)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({}, []),
+        ({"worker_prefetch_multiplier": 1}, []),
+        ({"worker_prefetch_multiplier": 8}, ["worker_prefetch_multiplier"]),
+        ({"worker_direct": True, "task_acks_late": True}, ["worker_direct"]),
+    ],
+)
+def test_settings_without_effect_are_named_when_they_are_set(
+    app: Callable[..., Celery], settings: dict[str, Any], named: list[str]
+) -> None:
+    project = app(**settings)
+    project.conf.get("timezone")  # the first look configures the app
+
+    assert ineffective_settings(project.conf) == named
+    assert set(named) <= set(NO_EFFECT)
