@@ -1,0 +1,278 @@
+"""Reader: what comes next, and how a consumer waits for it without missing a command, a message or a reconnect."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from celery_streams import keys
+from celery_streams.broker import Delivery, StreamBroker
+from celery_streams.conf import StreamsConf
+from celery_streams.connection import RedisClient
+from celery_streams.worker.reader import Reader
+from celery_streams.worker.settle import Settler
+from tests.eventually import eventually
+from tests.redis_state import message, number_of, redis_state
+
+STREAM = "celery-streams:{q}"
+
+
+class Reading:
+    """A reader of its own connections, with the pipe on which commands come."""
+
+    def __init__(self, url: str, *queues: str) -> None:
+        self.broker = StreamBroker(RedisClient(url))
+        self.heard = 0
+        self.stopped = False
+        self.on_command: Callable[[], None] = lambda: None
+        self._read, self._write = os.pipe()
+        self.settler = Settler(self.broker, "me", conf=StreamsConf(), hostname="w@h")
+        self.reader = Reader(
+            self.broker, "me", self.settler, wake=self._read, on_wake=self._hear, stopped=lambda: self.stopped
+        )
+        self.reader.streams = self.broker.streams(queues or ["q"])
+        self._thread: threading.Thread | None = None
+        self.found: list[Delivery] = []
+
+    def command(self) -> None:
+        os.write(self._write, b".")
+
+    def _hear(self) -> None:
+        os.read(self._read, 1)
+        self.heard += 1
+        self.on_command()
+
+    def next(self, count: int = 10, *, block: bool = False) -> list[int]:
+        return [number_of(one) for one in self.reader.next(count, block=block)]
+
+    def wait(self) -> None:
+        """Read in a thread, and block there until something comes."""
+        self._thread = threading.Thread(target=lambda: self.found.extend(self.reader.next(10)), daemon=True)
+        self._thread.start()
+        eventually(self.is_blocked)
+
+    def is_blocked(self) -> bool:
+        return b"cmd=xreadgroup " in self.broker.client.call("CLIENT", "LIST")
+
+    def ended(self) -> bool:
+        assert self._thread is not None
+        return not self._thread.is_alive()
+
+    def close(self) -> None:
+        self.reader.close()
+        self.broker.client.close()
+        os.close(self._read)
+        os.close(self._write)
+
+
+@pytest.fixture
+def reading(redis_url: str) -> Iterator[Callable[..., Reading]]:
+    made: list[Reading] = []
+
+    def make(*queues: str) -> Reading:
+        made.append(Reading(redis_url, *queues))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def publish(broker: StreamBroker, *numbers: int, queue: str = "q", step: int = 0) -> None:
+    for number in numbers:
+        broker.publish(queue, message(number, step=step))
+
+
+def test_what_waits_is_read_in_order_of_priority(broker: StreamBroker, reading: Callable[..., Reading]) -> None:
+    broker.ensure_groups(["q"])
+    publish(broker, 1, step=3)
+    publish(broker, 2, step=1)
+    publish(broker, 3, 4)
+
+    assert reading().next(3) == [3, 4, 2]
+
+
+def test_acknowledgements_go_along_with_the_next_read(broker: StreamBroker, reading: Callable[..., Reading]) -> None:
+    broker.ensure_groups(["q"])
+    publish(broker, 1, 2)
+    mine = reading()
+    (first,) = mine.reader.next(1, block=False)
+    mine.settler.ack(first)
+
+    second = mine.next(1)
+
+    assert (second, mine.settler.waiting) == ([2], 0)
+    assert len(redis_state(broker.client)[STREAM].entries) == 1
+
+
+def test_blocked_reader_starts_a_message_at_once(broker: StreamBroker, reading: Callable[..., Reading]) -> None:
+    broker.ensure_groups(["q"])
+    mine = reading()
+    mine.wait()
+    began = time.monotonic()
+
+    publish(broker, 1)
+    eventually(mine.ended, interval=0.001)
+
+    assert [number_of(one) for one in mine.found] == [1]
+    assert time.monotonic() - began < 1.0
+
+
+def test_command_ends_a_blocking_read(broker: StreamBroker, reading: Callable[..., Reading]) -> None:
+    broker.ensure_groups(["q"])
+    mine = reading()
+    mine.on_command = lambda: setattr(mine, "stopped", True)
+    mine.wait()
+    began = time.monotonic()
+
+    mine.command()
+    eventually(mine.ended)
+
+    assert (mine.heard, mine.found) == (1, [])
+    assert time.monotonic() - began < 2.0
+    assert redis_state(broker.client)[STREAM].pending == {keys.GROUP: {}}
+
+
+def test_command_that_changes_nothing_goes_on_waiting(broker: StreamBroker, reading: Callable[..., Reading]) -> None:
+    broker.ensure_groups(["q"])
+    mine = reading()
+    mine.wait()
+
+    mine.command()
+    eventually(lambda: mine.heard == 1)
+    still = not mine.ended()
+    publish(broker, 1)
+    eventually(mine.ended)
+
+    assert (still, [number_of(one) for one in mine.found]) == (True, [1])
+
+
+def test_new_queues_are_read_from_the_next_read_on(broker: StreamBroker, reading: Callable[..., Reading]) -> None:
+    broker.ensure_groups(["q", "other"])
+    mine = reading("q")
+    publish(broker, 1, queue="other")
+    mine.on_command = lambda: setattr(mine.reader, "streams", broker.streams(["other"]))
+    mine.wait()
+
+    mine.command()
+    eventually(mine.ended)
+
+    assert mine.found == []
+    assert mine.next() == [1]
+
+
+def test_reader_without_streams_hears_commands(reading: Callable[..., Reading]) -> None:
+    mine = reading()
+    mine.reader.streams = []
+    mine.command()
+
+    assert mine.next(block=True) == []
+    assert mine.heard == 1
+
+
+def test_every_queue_comes_first_in_its_turn(broker: StreamBroker, reading: Callable[..., Reading]) -> None:
+    broker.ensure_groups(["a", "b", "c"])
+    for queue in ("a", "b", "c"):
+        publish(broker, *range(20), queue=queue)
+    mine = reading("a", "b", "c")
+
+    read = [mine.reader.next(1, block=False)[0].stream.queue for _ in range(9)]
+
+    assert sorted(read[:3]) == sorted(read[3:6]) == sorted(read[6:]) == ["a", "b", "c"]
+
+
+def test_turns_of_queues_do_not_come_before_priorities(broker: StreamBroker, reading: Callable[..., Reading]) -> None:
+    broker.ensure_groups(["a", "b"])
+    publish(broker, *range(5), queue="a", step=3)
+    publish(broker, *range(5), queue="b")
+    mine = reading("a", "b")
+
+    read = [mine.reader.next(1, block=False)[0].stream.queue for _ in range(6)]
+
+    assert read == ["b"] * 5 + ["a"]
+
+
+@pytest.mark.parametrize("command", [("FLUSHALL",), ("DEL", STREAM), ("XGROUP", "DESTROY", STREAM, keys.GROUP)])
+def test_missing_groups_are_made_again_and_nothing_that_waits_is_skipped(
+    broker: StreamBroker, reading: Callable[..., Reading], command: tuple[str, ...]
+) -> None:
+    broker.ensure_groups(["q"])
+    mine = reading()
+    mine.next()
+    broker.client.call(*command)
+    publish(broker, 1)
+
+    read = [mine.next() for _ in range(2)]
+
+    assert read == [[], [1]]
+    assert mine.reader.recreated >= 1
+
+
+@pytest.mark.parametrize("command", [("FLUSHALL",), ("DEL", STREAM), ("XGROUP", "DESTROY", STREAM, keys.GROUP)])
+def test_reader_that_is_blocked_while_its_group_vanishes_makes_it_again(
+    broker: StreamBroker, reading: Callable[..., Reading], command: tuple[str, ...]
+) -> None:
+    broker.ensure_groups(["q"])
+    mine = reading()
+    mine.wait()
+
+    broker.client.call(*command)
+    publish(broker, 1)
+    eventually(mine.ended)
+
+    read = [number_of(one) for one in mine.found] + mine.next() + mine.next()
+    assert read == [1]
+    assert mine.reader.recreated >= 1
+
+
+def test_reader_whose_connections_are_killed_resumes(broker: StreamBroker, reading: Callable[..., Reading]) -> None:
+    broker.ensure_groups(["q"])
+    mine = reading()
+    mine.wait()
+
+    broker.client.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    eventually(mine.ended)
+    publish(broker, 1)
+
+    assert mine.found == []
+    assert eventually(mine.next) == [1]
+
+
+def test_acknowledgements_outlive_a_lost_connection(broker: StreamBroker, reading: Callable[..., Reading]) -> None:
+    broker.ensure_groups(["q"])
+    publish(broker, 1)
+    mine = reading()
+    (first,) = mine.reader.next(1, block=False)
+    mine.settler.ack(first)
+    broker.client.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+    eventually(lambda: mine.next() == [] and not mine.settler.waiting)
+
+    assert redis_state(broker.client)[STREAM].entries == {}
+    assert mine.settler.lost == 0
+
+
+def test_key_of_another_type_is_no_hot_loop(broker: StreamBroker, reading: Callable[..., Reading]) -> None:
+    broker.client.call("SET", STREAM, "not a stream")
+    mine = reading()
+    began = time.monotonic()
+
+    read = [mine.next() for _ in range(4)]
+
+    assert read == [[]] * 4
+    # Pauses of at least half of 0.1, 0.2, 0.4 and 0.8 seconds.
+    assert time.monotonic() - began > 0.5
+
+
+def test_pause_ends_when_the_parent_has_something_to_say(reading: Callable[..., Reading]) -> None:
+    mine = reading()
+    mine.broker.client.call("SET", STREAM, "not a stream")
+    mine.command()
+
+    mine.next()
+
+    assert mine.heard == 1
