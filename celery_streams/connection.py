@@ -53,6 +53,14 @@ _PASSING = (
     "UNBLOCKED",
 )
 
+#: The same, where redis-py has a class for the reply: then it cuts the word off the text.
+_PASSING_ERRORS = (
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.TryAgainError,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ConnectionOptions:
@@ -196,7 +204,7 @@ class RedisClient:
             return BrokerError(f"Redis at {self.shown} does not permit {command}: {text}")
         if isinstance(exc, (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)):
             return BrokerUnavailable(f"Redis at {self.shown} cannot be reached: {text}")
-        if isinstance(exc, redis.exceptions.ReadOnlyError) or any(word in text for word in _PASSING):
+        if isinstance(exc, _PASSING_ERRORS) or any(word in text for word in _PASSING):
             return BrokerUnavailable(f"Redis at {self.shown} is not ready: {text}")
         if isinstance(exc, redis.exceptions.OutOfMemoryError) or "OOM" in text:
             return BrokerFull(f"Redis at {self.shown} is full: {text}")
