@@ -22,7 +22,7 @@ from celery.worker import state as worker_state
 
 from ..amqp import Streams, streams_of
 from ..broker import Delivery, StreamRef
-from ..exceptions import BrokerError
+from ..exceptions import BrokerError, BrokerUnavailable
 from ..worker.aftermath import Aftermath
 from ..worker.child import ChildOptions, consumer_name
 from ..worker.limits import Restrictable
@@ -214,6 +214,20 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         """Make Celery's worker state say what the children are doing: active and reserved requests."""
         active: dict[bytes, Any] = {}
         reserved: dict[bytes, Any] = {}
+        try:
+            self._look_at_holders(active, reserved)
+        except BrokerUnavailable as exc:
+            # Not once for each entry: that may be a time-out for each, and the event loop waits here.
+            logger.warning("Cannot tell what all children are doing: %s", exc)
+        for request in self._requests.values():
+            worker_state.task_ready(request)
+        self._requests = {**reserved, **active}
+        for request in self._requests.values():
+            worker_state.task_reserved(request)
+        for request in active.values():
+            worker_state.active_requests.add(request)
+
+    def _look_at_holders(self, active: dict[bytes, Any], reserved: dict[bytes, Any]) -> None:
         for holder in self.holders():
             shot = holder.snapshot()
             if shot.running is not None:
@@ -227,13 +241,6 @@ class StreamsPool(BasePool):  # type: ignore[misc]
                 request = self._request_of(holder, shot, held)
                 if request is not None:
                     reserved[held.entry_id] = request
-        for request in self._requests.values():
-            worker_state.task_ready(request)
-        self._requests = {**reserved, **active}
-        for request in self._requests.values():
-            worker_state.task_reserved(request)
-        for request in active.values():
-            worker_state.active_requests.add(request)
 
     def _request_of(self, holder: Restrictable, shot: Snapshot, held: Held) -> Any:
         known = self._requests.get(held.entry_id)
@@ -241,6 +248,8 @@ class StreamsPool(BasePool):  # type: ignore[misc]
             return known
         try:
             request = self._build_request(holder, shot, held)
+        except BrokerUnavailable:
+            raise
         except Exception as exc:  # noqa: BLE001
             # Decoding runs serializers and user codecs; remote control must answer all the same.
             logger.warning("Cannot tell what entry %s is: %r", held.entry_id.decode(), exc)

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from celery import signals
@@ -136,8 +137,10 @@ class TaskPool(StreamsPool):
         except BrokerError as exc:
             self._reader.recover_from(exc)
             batch = []
-        self._run(batch)
-        self._schedule()
+        try:
+            self._run(batch)
+        finally:
+            self._schedule()
 
     def _run(self, batch: Sequence[Delivery]) -> None:
         assert self._runner is not None
@@ -147,7 +150,16 @@ class TaskPool(StreamsPool):
             except (SystemExit, KeyboardInterrupt) as exc:
                 if isinstance(exc, (WorkerShutdown, WorkerTerminate)):
                     raise
-                self.aftermath.settle_lost(delivery, self._name, exited=True)
+                self._settle_raised(delivery)
+            except Exception:
+                # A boundary of the event loop: without it the worker would read no more.
+                logger.exception("Entry %s could not be run; the worker goes on.", delivery.entry_id.decode())
+                self._settle_raised(delivery)
+
+    def _settle_raised(self, delivery: Delivery) -> None:
+        assert self._runner is not None
+        early = self._runner.record.kept_message() is not None
+        self.guarded(partial(self.aftermath.settle_lost, delivery, self._name, early=early, exited=True))
 
     def chores(self) -> None:
         """Notice a connection that does not answer."""

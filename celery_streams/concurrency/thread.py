@@ -246,7 +246,8 @@ class TaskPool(StreamsPool):
     def _failed(self, runner: Runner, delivery: Delivery, exc: BaseException) -> None:
         logger.error("Task of entry %s raised %r", delivery.entry_id.decode(), exc, exc_info=True)
         consumer = runner.settler.consumer
-        self.post(lambda: self.aftermath.settle_lost(delivery, consumer, exited=True))
+        early = runner.record.kept_message() is not None
+        self.post(lambda: self.aftermath.settle_lost(delivery, consumer, early=early, exited=True))
 
     # -- size and stop
 

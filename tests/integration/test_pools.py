@@ -1,0 +1,133 @@
+"""What the pools do in the worker's own process, without a worker around them."""
+
+from __future__ import annotations
+
+import logging
+import select
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from celery import Celery, Task
+
+from celery_streams import inspect
+from celery_streams.broker import StreamBroker, StreamRef
+from celery_streams.concurrency import solo
+from celery_streams.concurrency.base import StreamsPool
+from celery_streams.worker.slots import Held, Snapshot
+from tests.eventually import eventually
+
+QUEUE = "celery"
+SHOT = Snapshot(
+    pid=10, batch=1, finished=(), running=None, waiting=(), started_at=0.0, soft=None, hard=None,
+    acked_early=False, exited=False, done=0,
+)  # fmt: skip
+
+
+class Hub:
+    """In the place of the event loop: one round calls what is due."""
+
+    def __init__(self) -> None:
+        self.soon: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        self.readers: dict[int, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
+
+    def call_soon(self, work: Callable[..., Any], *args: Any) -> None:
+        self.soon.append((work, args))
+
+    def call_repeatedly(self, seconds: float, work: Callable[..., Any], *args: Any) -> None:
+        """Chores are not needed here."""
+
+    def add_reader(self, descriptor: int, work: Callable[..., Any], *args: Any) -> None:
+        self.readers[descriptor] = (work, args)
+
+    def remove(self, descriptor: int) -> None:
+        self.readers.pop(descriptor, None)
+
+    def round(self) -> None:
+        for _ in range(len(self.soon)):
+            work, args = self.soon.popleft()
+            work(*args)
+        for descriptor in select.select(list(self.readers), [], [], 0.05)[0]:
+            work, args = self.readers[descriptor]
+            work(*args)
+
+
+@pytest.fixture
+def pool(app: Callable[..., Celery], broker: StreamBroker) -> Iterator[solo.TaskPool]:
+    broker.ensure_groups([QUEUE])
+    fresh = app(result_backend="cache+memory://")
+    fresh.set_current()
+    made = solo.TaskPool(1, app=fresh, initargs=(fresh, "w@h"))
+    made.start()
+    made.register_with_event_loop(Hub())
+    yield made
+    made.stop()
+
+
+class Exits(Task):
+    """Its first task ends what runs it from inside the body, which Celery's tracer lets pass."""
+
+    def __call__(self, number: int) -> None:
+        self.run(number)
+        if number == 1:
+            raise SystemExit
+
+
+class RunsOutOfMemory(Task):
+    """Its first task ends what runs it from outside of the body, which Celery's tracer lets pass."""
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        if args == [1]:
+            raise MemoryError
+
+
+@pytest.mark.parametrize("base", [Exits, RunsOutOfMemory])
+def test_solo_worker_goes_on_after_a_task_that_ended_what_ran_it(
+    pool: solo.TaskPool, broker: StreamBroker, base: type[Task]
+) -> None:
+    ran: list[int] = []
+
+    @pool.app.task(name="work", base=base, shared=False)
+    def work(number: int) -> None:
+        ran.append(number)
+
+    pool.consume([QUEUE])
+    pool._hub.round()
+    work.delay(1)
+    eventually(lambda: (pool._hub.round(), ran)[1] == [1])
+
+    work.delay(2)
+    eventually(lambda: (pool._hub.round(), ran)[1] == [1, 2])
+
+    eventually(lambda: (pool._hub.round(), inspect.queue_status(broker, QUEUE).pending)[1] == 0)
+
+
+class Holding(StreamsPool):
+    """A pool with three children that hold a hundred entries each."""
+
+    class Child:
+        consumer = "c"
+
+        def snapshot(self) -> Snapshot:
+            stream = StreamRef(QUEUE, 0, "celery-streams:{celery}")
+            return replace(SHOT, waiting=tuple(Held(stream, b"%d-0" % number) for number in range(100)))
+
+    def holders(self) -> Any:
+        return [self.Child()] * 3
+
+    def announce(self, streams: Any) -> None:
+        """Nobody reads."""
+
+
+def test_remote_control_waits_for_redis_once_and_not_for_each_entry(
+    app: Callable[..., Celery], caplog: pytest.LogCaptureFixture
+) -> None:
+    away = app(broker_url="redis://127.0.0.1:1/0")
+    pool = Holding(1, app=away, initargs=(away, "w@h"))
+
+    with caplog.at_level(logging.WARNING, logger="celery_streams"):
+        pool.sync_state()
+
+    assert len(caplog.records) == 1
