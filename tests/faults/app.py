@@ -88,6 +88,7 @@ def _flaky(task: Any, until: int, seconds: float = 0.0, countdown: float = 0.0) 
 
 
 def _fail(task: Any) -> None:
+    record(task, "end")
     raise Planned(task.request.id)
 
 

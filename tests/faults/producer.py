@@ -50,18 +50,21 @@ def _mix(chance: random.Random, long: float) -> list[tuple[float, Any]]:
     ]
 
 
-def orders(seed: int, *, long: float, stop_flaky: bool = False, calm: bool = False) -> Iterator[Order]:
+def orders(
+    seed: int, *, long: float, stop_flaky: bool = False, calm: bool = False, harmless: bool = False
+) -> Iterator[Order]:
     """Yield orders for ever, the same ones for the same seed.
 
     Args:
         long: seconds of the rare long task, beyond the visibility timeout.
         stop_flaky: only tasks that sleep and retry.
         calm: no task that ends its process.
+        harmless: none that does so each time, which a stock worker would run for ever.
     """
     chance = random.Random(seed)
     mix = _mix(chance, long)
-    if calm:
-        mix = mix[:-2]
+    if calm or harmless:
+        mix = mix[: -2 if calm else -1]
     if stop_flaky:
         mix = [(1.0, lambda: Order("flaky", {"until": 1, "seconds": chance.uniform(0.1, 0.4)}, retries=1))]
     weights, makers = [weight for weight, _ in mix], [maker for _, maker in mix]
@@ -108,12 +111,15 @@ def main() -> None:
     parser.add_argument("--long", type=float, required=True)
     parser.add_argument("--only-flaky", action="store_true")
     parser.add_argument("--calm", action="store_true")
+    parser.add_argument("--harmless", action="store_true")
     given = parser.parse_args()
     app.set_current()
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
     began = time.monotonic()
-    for count, order in enumerate(orders(given.seed, long=given.long, stop_flaky=given.only_flaky, calm=given.calm)):
+    for count, order in enumerate(
+        orders(given.seed, long=given.long, stop_flaky=given.only_flaky, calm=given.calm, harmless=given.harmless)
+    ):
         ahead = began + count / given.rate - time.monotonic()
         if ahead > 0:
             time.sleep(ahead)
