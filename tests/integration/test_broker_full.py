@@ -149,3 +149,13 @@ def test_consumers_are_forgotten_on_a_full_redis(small: StreamBroker) -> None:
     fill(small)
 
     assert small.forget_consumer(["q"], "w") >= 1
+
+
+def test_rate_limited_tasks_go_on_when_redis_is_full(small: StreamBroker) -> None:
+    fill(small)
+
+    first = small.take_token("q", "slow", node="", interval_ms=60_000)
+    second = small.take_token("q", "slow", node="", interval_ms=1_000)
+
+    assert first == (0, True)
+    assert second[0] > 0
