@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -1012,3 +1014,26 @@ def test_success_and_failure_callbacks_are_published(both: Bench) -> None:
     both.run()
 
     assert both.left() == NOTHING
+
+
+@pytest.mark.parametrize("path", ["fast", "slow"])
+def test_failed_task_leaves_nothing_for_the_garbage_collector(bench: Bench, path: str) -> None:
+    raised: list[weakref.ref[ActionError]] = []
+
+    @bench.task(ignore_result=True)
+    def fails() -> None:
+        exc = ActionError("boom")
+        raised.append(weakref.ref(exc))
+        raise exc
+
+    expires = datetime.now(timezone.utc) + timedelta(hours=1)
+    bench.publish_task("fails", **({} if path == "fast" else {"expires": expires.isoformat()}))
+    gc.collect()
+    gc.disable()
+    try:
+        bench.run()
+        left = raised[0]()
+    finally:
+        gc.enable()
+
+    assert left is None or left.__traceback__ is None
