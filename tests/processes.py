@@ -58,8 +58,11 @@ def project_environment(
 class Program:
     """A process of its own session, with its output in a file."""
 
-    def __init__(self, command: Sequence[str], *, log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], *, log: Path, environment: Mapping[str, str], directory: Path = ROOT
+    ) -> None:
         self.command = list(command)
+        self.directory = directory
         self.log_path = log
         self.environment = dict(environment)
         self.process: subprocess.Popen[bytes] | None = None
@@ -72,7 +75,7 @@ class Program:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=self.environment,
-                cwd=ROOT,
+                cwd=self.directory,
                 start_new_session=True,
             )
 
@@ -134,7 +137,7 @@ class Worker(Program):
         queues: str,
         directory: Path,
         environment: Mapping[str, str],
-        concurrency: int = 2,
+        concurrency: int | None = 2,
         pool: str = "prefork",
         options: Sequence[str] = (),
     ) -> None:
@@ -142,7 +145,8 @@ class Worker(Program):
         super().__init__(
             [
                 *(*PROGRAMS[program], "-A", "tests.proj", "worker", "-n", self.hostname, "-Q", queues),
-                *("-c", str(concurrency), "-P", pool, "-l", "INFO", "--without-mingle", "--without-gossip"),
+                *(() if concurrency is None else ("-c", str(concurrency))),
+                *("-P", pool, "-l", "INFO", "--without-mingle", "--without-gossip"),
                 *options,
             ],
             log=directory / f"{name}.log",
@@ -154,7 +158,8 @@ class Worker(Program):
         """Wait for the line ``NODE ready.`` in the log."""
 
         def ready() -> bool:
-            assert self.running, f"The worker ended with exit code {self.wait()}:\n{self.log}"
+            if not self.running:  # no AssertionError, which would mean "not yet"
+                raise RuntimeError(f"The worker ended with exit code {self.wait()}:\n{self.log}")
             return f"{self.hostname} ready." in self.log
 
         try:

@@ -178,8 +178,13 @@ class StreamsPool(BasePool):  # type: ignore[misc]
             logger.exception("%s failed; the worker goes on.", getattr(work, "__name__", work))
 
     def _drain(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # woken twice for one byte
-            os.read(self._wake_read, 4096)
+        if select.select([self._wake_read], [], [], 0)[0]:  # eventlet makes a read wait, whatever the pipe's mode is
+            with contextlib.suppress(BlockingIOError):  # woken twice for one byte
+                os.read(self._wake_read, 4096)
+        self.do_posted()
+
+    def do_posted(self) -> None:
+        """Do what was posted, without reading the pipe that wakes the main thread."""
         while self._posted:
             self.guarded(self._posted.popleft())
 

@@ -1,28 +1,16 @@
 """eventlet: the thread pool, whose threads are green once eventlet has patched the standard library.
 
-``celery-streams`` patches it before anything else is imported, as ``celery`` does for ``-P eventlet``. Coroutines of
-``async def`` tasks run in real threads: an event loop cannot share a thread with green ones.
+``celery-streams`` patches it before anything else is imported, as ``celery`` does for ``-P eventlet``. An ``async def``
+task runs on an event loop of its green thread, whose waiting eventlet has made cooperative.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-from collections.abc import Coroutine
-from typing import Any
-
-import eventlet.tpool
-
-from ..coroutines import runner
-from ..worker.runner import Runner
 from . import thread
 from .contexts import keep_contexts
+from .loops import keep_loops
 
 __all__ = ("TaskPool",)
-
-
-def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    return eventlet.tpool.execute(contextvars.copy_context().run, asyncio.run, coroutine)
 
 
 class TaskPool(thread.TaskPool):
@@ -31,8 +19,5 @@ class TaskPool(thread.TaskPool):
     def on_start(self) -> None:
         """Start the pool."""
         keep_contexts(self.app)
+        keep_loops()
         super().on_start()
-
-    def _work(self, task_runner: Runner) -> None:
-        runner.set(_run_coroutine)
-        super()._work(task_runner)

@@ -289,7 +289,7 @@ class TaskPool(StreamsPool):
                 break
             for thread in self._threads:
                 thread.join(timeout=0.05)
-            self._drain()
+            self.do_posted()  # the thread of the chores reads the pipe, and eventlet allows one reader
         if self._reader_thread is not None:
             self._reader_thread.join(timeout=2.0)
         self._leave()

@@ -15,7 +15,7 @@ from celery_streams import inspect as streams_inspect
 from celery_streams.broker import StreamBroker
 from celery_streams.embedded import EmbeddedRedis
 from tests.eventually import eventually
-from tests.processes import Worker, project_environment
+from tests.processes import PROGRAMS, ROOT, Program, Worker, project_environment
 from tests.proj.ledger import Ledger
 from tests.proj.settings import celery_settings
 
@@ -28,6 +28,7 @@ class Project:
         self.ledger = Ledger(server.database_url(3))
         self._directory = directory
         self._workers: list[Worker] = []
+        self._programs: list[Program] = []
         self._apps: list[Celery] = []
 
     def environment(self, **options: Any) -> dict[str, str]:
@@ -40,7 +41,7 @@ class Project:
         *,
         name: str = "worker",
         queues: str = "celery",
-        concurrency: int = 2,
+        concurrency: int | None = 2,
         pool: str = "prefork",
         options: Sequence[str] = (),
         wait: bool = True,
@@ -65,11 +66,22 @@ class Project:
             worker.wait_ready()
         return worker
 
-    def app(self, *, enabled: Any = True, **settings: Any) -> Celery:
-        """Return an installed app that publishes from this process."""
+    def command(self, *words: str, directory: Path = ROOT, **environment: Any) -> Program:
+        """Start ``celery-streams`` with these words and nothing else."""
+        log = self._directory / f"command-{len(self._programs)}.log"
+        settings = {"enabled": True, **environment}
+        program = Program(
+            [*PROGRAMS["streams"], *words], log=log, environment=self.environment(**settings), directory=directory
+        )
+        self._programs.append(program)
+        program.start()
+        return program
+
+    def app(self, *, enabled: Any = True, include: Sequence[str] = (), **settings: Any) -> Celery:
+        """Return an installed app that publishes from this process; ``include`` are more modules with tasks."""
         app = Celery("publisher", set_as_current=False)
         app.conf.update(celery_settings(**self.urls, queue="celery", **settings))
-        app.conf.include = ["tests.proj.tasks", "tests.proj.actions"]
+        app.conf.include = ["tests.proj.tasks", "tests.proj.actions", *include]
         app.loader.import_default_modules()
         celery_streams.install(app, enabled=enabled)
         app.finalize()
@@ -103,8 +115,8 @@ class Project:
         return Counter(run["id"] for run in self.ledger.runs())
 
     def close(self) -> None:
-        for worker in self._workers:
-            worker.kill()
+        for program in (*self._workers, *self._programs):
+            program.kill()
         for app in self._apps:
             app.backend.result_consumer.stop()
             app.backend.result_consumer.subscribed_to.clear()

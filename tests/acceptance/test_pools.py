@@ -2,30 +2,119 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import importlib.util
 
 import pytest
+from celery import chain, chord, group
 
 from tests.eventually import eventually
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
-def test_every_pool_runs_retries_delays_and_gives_up(project, act, worker, pool):
-    running = worker(pool=pool, concurrency=1 if pool == "solo" else 4)
+def green(name):
+    """A pool that needs a package of its name."""
+    missing = importlib.util.find_spec(name) is None
+    return pytest.param(name, marks=pytest.mark.skipif(missing, reason=f"{name} is not installed"))
 
-    plain = [act.delay("ok", n) for n in range(50)]
+
+POOLS = ["prefork", "threads", "solo", "asyncio", green("gevent"), green("eventlet")]
+
+
+def a_few(pool):
+    return 1 if pool == "solo" else 4
+
+
+@pytest.fixture
+def waiting(project):
+    """The ``async def`` tasks by their short names, and an app that publishes them."""
+    app = project.app(include=["tests.proj.waiting"])
+    return lambda name: app.tasks[f"tests.proj.waiting.{name}"]
+
+
+WAITING = ("-I", "tests.proj.waiting")
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_every_pool_runs_the_same_tasks_to_the_same_end(project, waiting, worker, pool):
+    act = waiting("wait_for").app.tasks["tests.proj.actions.act"]
+    add, total = waiting("add_later"), act.app.tasks["tests.proj.actions.total"]
+    running = worker(pool=pool, concurrency=a_few(pool), options=WAITING)
+
+    plain = [act.delay("ok", n) for n in range(30)]
     retried = act.delay("retry", "at last", until=2, countdown=0.1)
     delayed = act.apply_async(("ok", "later"), countdown=0.3)
     failed = act.delay("error", "for good")
+    request = act.apply_async(("request",), headers={"tenant": "a"}, priority=3)
+    together = [waiting("wait_for").delay(n, seconds=0.3) for n in range(a_few(pool))]
+    by_celery = waiting("wait_for_it").delay("declared with Celery's decorator")
+    async_retried = waiting("wait_and_retry").delay("at last", until=2)
+    async_failed = waiting("wait_and_fail").delay("for good")
+    workflow = chain(chord(group(add.s(n, n) for n in range(3)), total.s()), add.s(1)).delay()
 
-    assert [result.get(timeout=15) for result in plain] == list(range(50))
+    assert [result.get(timeout=15) for result in plain] == list(range(30))
     assert retried.get(timeout=15) == "at last"
     assert delayed.get(timeout=15) == "later"
     assert str(failed.get(timeout=15, propagate=False)) == "for good"
-    assert [letter.task_id for letter in project.dead_letters()] == [failed.id]
-    assert project.counted() == Counter(
-        {result.id: 1 for result in plain} | {retried.id: 3, delayed.id: 1, failed.id: 1}
-    )
+    seen = request.get(timeout=15)
+    assert (seen["id"], seen["hostname"], seen["headers"]) == (request.id, running.hostname, {"tenant": "a"})
+    assert seen["delivery_info"] == {"exchange": "", "routing_key": "celery", "priority": 3, "redelivered": False}
+    assert [result.get(timeout=15) for result in together] == list(range(a_few(pool)))
+    assert by_celery.get(timeout=15) == "declared with Celery's decorator"
+    assert async_retried.get(timeout=15) == ["at last", 2]
+    assert repr(async_failed.get(timeout=15, propagate=False)) == "ConnectionError('for good')"
+    assert workflow.get(timeout=15) == 7
+    assert {letter.task_id for letter in project.dead_letters()} == {failed.id, async_failed.id}
+    once = {result.id: 1 for result in (*plain, delayed, failed, request, *together, by_celery)}
+    assert project.counted() == once | {retried.id: 3, async_retried.id: 3, async_failed.id: 2}
     assert eventually(lambda: project.status().length == 0)
     running.process.terminate()
     assert running.wait() == 0
+    assert project.status().consumers == 0
+
+
+@pytest.mark.parametrize("pool", [green("gevent"), green("eventlet")])
+def test_green_pools_keep_the_loop_of_one_task_from_the_others(project, waiting, worker, pool):
+    worker(pool=pool, concurrency=4, options=WAITING)
+
+    together = [waiting("wait_for").delay(n, seconds=1.0) for n in range(3)]
+    for result in together:
+        project.starts(result.id)
+    beside = waiting("is_in_a_loop").delay()
+
+    assert beside.get(timeout=10) is False
+    assert [result.state for result in together] == ["PENDING"] * 3
+    assert [result.get(timeout=10) for result in together] == [0, 1, 2]
+    assert max(run["running"] for run in project.ledger.runs()) == 3
+
+
+def test_async_def_tasks_run_under_a_stock_worker(project, waiting, worker):
+    app = project.app(include=["tests.proj.waiting"], enabled=False)
+    worker("lists", name="stock", options=WAITING, wait=False)
+
+    task = app.tasks["tests.proj.waiting.wait_for"]
+    results = [task.delay(n) for n in range(4)]
+    retried = app.tasks["tests.proj.waiting.wait_and_retry"].delay("at last")
+
+    assert [result.get(timeout=20) for result in results] == [0, 1, 2, 3]
+    assert retried.get(timeout=15) == ["at last", 1]
+    assert {run["hostname"] for run in project.ledger.runs()} == {"stock@test"}
+
+
+def test_two_hundred_async_def_tasks_run_at_once_on_one_loop(project, waiting, worker):
+    results = [waiting("wait_for").delay(n, seconds=2.0) for n in range(200)]
+
+    worker(pool="asyncio", concurrency=200, options=WAITING)
+
+    assert [result.get(timeout=20) for result in results] == list(range(200))
+    runs = project.ledger.runs()
+    assert max(run["running"] for run in runs) == 200
+    assert len({run["thread"] for run in runs}) == 1
+
+
+def test_threads_run_as_many_tasks_at_once_as_asked(project, act, worker):
+    results = [act.delay("sleep", n, seconds=0.5) for n in range(20)]
+
+    worker(pool="threads", concurrency=20)
+
+    assert [result.get(timeout=15) for result in results] == list(range(20))
+    starts = [run["at"] for run in project.ledger.runs()]
+    assert max(starts) - min(starts) < 0.5

@@ -1,0 +1,75 @@
+"""``async def`` tasks, declared with celery-streams' decorator and with Celery's own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from celery import current_task
+from celery import shared_task as celery_shared_task
+
+from celery_streams import shared_task
+
+from . import ledger
+
+_running = [0]
+
+
+async def _wait(task, value, seconds):
+    request = task.request
+    _running[0] += 1
+    ledger.write(
+        "run",
+        request.id,
+        task=task.name,
+        retries=request.retries,
+        hostname=request.hostname,
+        running=_running[0],
+        thread=threading.get_ident(),
+    )
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        _running[0] -= 1
+    assert task.request.id == request.id == current_task.request.id
+    return value
+
+
+@shared_task(bind=True)
+async def wait_for(self, value, seconds=0.1):
+    return await _wait(self, value, seconds)
+
+
+@celery_shared_task(bind=True)
+async def wait_for_it(self, value, seconds=0.1):
+    return await _wait(self, value, seconds)
+
+
+@shared_task(bind=True, max_retries=3)
+async def wait_and_retry(self, value, until=1):
+    await _wait(self, value, 0.01)
+    if self.request.retries < until:
+        raise self.retry(countdown=0)
+    return [value, self.request.retries]
+
+
+@shared_task(bind=True, autoretry_for=(ConnectionError,), retry_kwargs={"max_retries": 1, "countdown": 0})
+async def wait_and_fail(self, value):
+    await _wait(self, value, 0.01)
+    raise ConnectionError(value)
+
+
+@shared_task
+async def add_later(x, y):
+    await asyncio.sleep(0.01)
+    return x + y
+
+
+@shared_task
+def is_in_a_loop():
+    """Return what a library asks that refuses to block an event loop, Django's for one."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
