@@ -11,7 +11,8 @@ def main() -> None:
     """Run the command line; with ``-P gevent`` or ``-P eventlet`` the standard library is patched first."""
     from celery import maybe_patch_concurrency
 
-    if {"-P", "--pool"} & {word.partition("=")[0] for word in sys.argv}:
+    options = {word.partition("=")[0] for word in sys.argv}
+    if {"-P", "--pool"} & options and not {"--processes", "--reload"} & options:  # the supervisor's workers patch it
         try:
             maybe_patch_concurrency()
         except ModuleNotFoundError as exc:

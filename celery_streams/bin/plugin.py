@@ -5,6 +5,8 @@ Celery loads it while its own command line is being made, so nothing here may im
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from .dead import dead
@@ -15,15 +17,25 @@ from .purge import purge
 from .status import status
 from .worker import worker
 
-__all__ = ("COMMANDS", "streams")
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("COMMANDS", "add_user_options", "streams")
 
 #: Ours, here and in the root group.
 COMMANDS: tuple[click.Command, ...] = (worker, status, dead, migrate, doctor, purge, demo)
 
 
 @click.group()
-def streams() -> None:
+@click.pass_context
+def streams(ctx: click.Context) -> None:
     """Celery on Redis Streams: the commands of celery-streams."""
+    add_user_options(ctx.obj.app)
+
+
+def add_user_options(app: Celery) -> None:
+    """Give our worker the options of ``app.user_options``, as Celery has given them to its own."""
+    worker.params.extend([*app.user_options.get("worker", ()), *app.user_options.get("preload", ())])
 
 
 for _command in COMMANDS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,7 +16,7 @@ from .. import __version__
 from ..amqp import is_installed
 from ..exceptions import BrokerError, CeleryStreamsError, ConfigurationError
 from .base import EX_CONFIG, EX_FAILURE, EX_UNAVAILABLE, RootGroup, load_app
-from .plugin import COMMANDS
+from .plugin import COMMANDS, add_user_options
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -25,6 +25,15 @@ __all__ = ("celery_streams", "main")
 
 #: Commands that need no app.
 _WITHOUT_APP = {"demo"}
+
+#: Global options that Celery hands to the project through the environment.
+_EXPORTED = {
+    "loader": "CELERY_LOADER",
+    "broker": "CELERY_BROKER_URL",
+    "result_backend": "CELERY_RESULT_BACKEND",
+    "config": "CELERY_CONFIG_MODULE",
+    "skip_checks": "CELERY_SKIP_CHECKS",
+}
 
 #: Celery's commands that mean the same here, or leave streams alone.
 _CELERY_COMMANDS = (
@@ -56,6 +65,7 @@ def celery_streams(ctx: click.Context, /, **options: Any) -> None:
         click.echo(f"celery-streams {__version__}")
     app = options.pop("app")
     sys.path.insert(0, os.getcwd())
+    _export(options)
     if isinstance(app, str):
         app = load_app(app)
     if app is None and ctx.invoked_subcommand not in _WITHOUT_APP and ctx.invoked_subcommand is not None:
@@ -66,6 +76,14 @@ def celery_streams(ctx: click.Context, /, **options: Any) -> None:
         ctx.exit()
     assert celery_group.callback is not None
     celery_group.callback(app=app, **options)
+    add_user_options(ctx.obj.app)
+
+
+def _export(options: Mapping[str, Any]) -> None:
+    """Put the global options into the environment, as Celery does, before the project's modules can read it."""
+    for name, variable in _EXPORTED.items():
+        if options.get(name):
+            os.environ[variable] = "true" if name == "skip_checks" else str(options[name])
 
 
 def main(argv: Sequence[str] | None = None, *, prog_name: str = "celery-streams", app: Celery | None = None) -> None:

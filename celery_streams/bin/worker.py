@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import copy
-import os
-import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import click
 from celery import concurrency
+from celery.bin.base import CeleryOption
 from celery.bin.worker import WorkersPool, detach
 from celery.bin.worker import worker as celery_worker
 from celery.exceptions import ImproperlyConfigured
+from celery.platforms import create_pidlock
+from celery.utils.nodenames import node_format, nodename, nodesplit
 
 from ..amqp import streams_of
 from ..concurrency import OWN_POOLS, pool_for
 from ..exceptions import BrokerUnavailable, ConfigurationError
+from . import again
 from .base import require_installed
+from .supervisor import Supervisor, Watcher, project_modules
 
 __all__ = ("worker",)
 
@@ -45,16 +49,19 @@ def _run(**options: Any) -> Any:
     ctx = click.get_current_context()
     app = ctx.obj.app
     require_installed(app)
+    processes, reload = options.pop("processes"), options.pop("reload")
     streams = streams_of(app)
     queues, counts = parse_queues(options.get("queues"))
     options["queues"] = queues
     streams.children = counts
-    if counts and ctx.get_parameter_source("concurrency") is not click.core.ParameterSource.COMMANDLINE:
-        shared = [name for name in queues or () if name not in counts]
-        options["concurrency"] = sum(counts.values()) + len(shared)
     options["pool"] = pool_for(options["pool"])
+    if counts:
+        given = ctx.get_parameter_source("concurrency") is click.core.ParameterSource.COMMANDLINE
+        _share_children(options, counts, given=given)
     if options.get("detach"):
         return _detach(ctx, options)
+    if reload or processes > 1:
+        ctx.exit(_supervise(app, options, processes=processes, reload=reload))
     _first_contact(streams, patient=bool(app.conf.broker_connection_retry_on_startup))
     app.conf.worker_consumer = "celery_streams.worker.consumer:Consumer"
     if app.conf.worker_autoscaler == _STOCK_AUTOSCALER:
@@ -65,6 +72,22 @@ def _run(**options: Any) -> Any:
         return celery_worker.callback(**options)
     except ImproperlyConfigured as exc:
         raise ConfigurationError(" ".join(str(exc).split())) from exc
+
+
+def _share_children(options: dict[str, Any], counts: dict[str, int], *, given: bool) -> None:
+    """Set ``-c`` to the children that ``-Q name:count`` asks for, and one for each queue without a count.
+
+    Raises:
+        click.UsageError: there are no children, or ``-c`` was given and leaves a queue without any.
+    """
+    if not options["pool"].__module__.endswith(".prefork"):
+        raise click.UsageError("-Q name:count gives children to queues, which only -P prefork has")
+    others = sum(name not in counts for name in options["queues"])
+    needed = sum(counts.values()) + bool(others)
+    if not given:
+        options["concurrency"] = sum(counts.values()) + others
+    elif int(options["concurrency"] or 0) < needed:
+        raise click.UsageError(f"-Q asks for {needed} children, and -c {options['concurrency']} allows fewer")
 
 
 def _first_contact(streams: Any, *, patient: bool) -> None:
@@ -95,16 +118,10 @@ def _first_contact(streams: Any, *, patient: bool) -> None:
 
 
 def _detach(ctx: click.Context, options: dict[str, Any]) -> Any:
-    # The program that runs now: manage.py, a console script, or this package.
-    program = ["-m", "celery_streams"] if sys.argv[0].endswith("__main__.py") else [os.path.abspath(sys.argv[0])]
-    argv = [*program, *(word for word in sys.argv[1:] if word not in ("-D", "--detach"))]
-    for name in ("--uid", "--gid"):
-        while name in argv:
-            at = argv.index(name)
-            del argv[at : at + 2]
+    command = again.command_line(flags=("-D", "--detach"), valued=("--uid", "--gid"))
     return detach(
-        sys.executable,
-        argv,
+        command[0],
+        command[1:],
         logfile=options.get("logfile"),
         pidfile=options.get("pidfile"),
         uid=options.get("uid"),
@@ -115,6 +132,43 @@ def _detach(ctx: click.Context, options: dict[str, Any]) -> Any:
         executable=options.get("executable"),
         hostname=options.get("hostname"),
     )
+
+
+def _supervise(app: Any, options: dict[str, Any], *, processes: int, reload: bool) -> int:
+    """Run worker programs as children until they end; returns the exit code.
+
+    Raises:
+        click.UsageError: an option means nothing, or harm, in several workers.
+    """
+    if processes > 1:
+        _check_processes(options)
+    name, host = nodesplit(options["hostname"])
+    commands, later = [], []
+    command = again.command_line(flags=("--reload",), valued=("--processes", "--pidfile"))
+    without_purge = again.without(command, flags=("--purge", "--discard"))
+    for number in range(1, processes + 1):
+        node = ["-n", nodename(f"{name}-{number}", host)] if processes > 1 else []
+        commands.append([*(command if number == 1 else without_purge), *node])
+        later.append([*without_purge, *node])
+    if options.get("pidfile"):
+        create_pidlock(node_format(options["pidfile"], options["hostname"]))
+    watcher = None
+    if reload:
+        app.loader.import_default_modules()
+        watcher = Watcher(Path.cwd(), files=project_modules())
+    environment = again.environment("reload", "processes", "pidfile", "purge")
+    return Supervisor(commands, again=later, environment=environment, watcher=watcher).run()
+
+
+def _check_processes(options: dict[str, Any]) -> None:
+    if options["pool"].__module__.endswith(".prefork"):
+        raise click.UsageError(
+            "--processes multiplies the pools of one process; -P prefork has processes of its own: -c"
+        )
+    if options.get("beat"):
+        raise click.UsageError("--processes with -B would start several beats: run celery-streams beat by itself")
+    if options.get("statedb") and "%" not in options["statedb"]:
+        raise click.UsageError("--processes needs a --statedb for each of them: put %n into its name")
 
 
 worker: click.Command = copy.copy(celery_worker)
@@ -128,7 +182,26 @@ def _our_param(param: click.Parameter) -> click.Parameter:
     return param
 
 
-worker.params = [_our_param(param) for param in celery_worker.params]
+worker.params = [
+    *(_our_param(param) for param in celery_worker.params),
+    CeleryOption(
+        ["--processes"],
+        type=click.IntRange(min=1),
+        default=1,
+        metavar="<processes>",
+        help_group="Streams Options",
+        help="Start so many workers, each with a pool of -c; for -P threads, gevent, eventlet, asyncio and solo. "
+        "Their node names are %n-1@%h, %n-2@%h ...",
+    ),
+    CeleryOption(
+        ["--reload"],
+        is_flag=True,
+        default=False,
+        help_group="Streams Options",
+        help="For development: start the worker again when a .py file of the project or of the working directory "
+        "changes.",
+    ),
+]
 worker.callback = _run
 worker.help = """Start a worker on Redis Streams: the options are those of celery worker.
 
@@ -143,5 +216,6 @@ Examples
 $ celery-streams -A proj worker -l INFO -Q send_message,mark_as_read -c 4
 $ celery-streams -A proj worker -Q send_message:3,mark_as_read:2
 $ celery-streams -A proj worker -P threads -c 20
-$ celery-streams -A proj worker -P asyncio -c 200
+$ celery-streams -A proj worker -P asyncio -c 200 --processes 2
+$ celery-streams -A proj worker -l INFO --reload
 """

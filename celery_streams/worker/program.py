@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from celery import platforms
 from celery.apps.worker import Worker as CeleryWorker
+from celery.apps.worker import safe_say
 from celery.exceptions import ImproperlyConfigured
+from celery.platforms import EX_OK
 from celery.utils.nodenames import worker_direct
 from celery.worker import state as worker_state
 
@@ -101,6 +107,15 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         lines += [f"  .> no effect:   {name} ({NO_EFFECT[name]})" for name in ineffective_settings(self.app.conf)]
         return "\n".join(lines) + "\n"
 
+    def install_platform_tweaks(self, worker: Any) -> None:
+        """Install Celery's signal handlers; HUP starts the program again as it was really started.
+
+        Celery's handler executes ``sys.argv``, which after ``python -m`` names a file that cannot be executed so.
+        """
+        super().install_platform_tweaks(worker)
+        if not self._isatty and not self.app.IS_macOS:
+            platforms.signals["SIGHUP"] = _restart
+
     def wait_for_soft_shutdown(self) -> None:
         """Wait for running tasks as Celery does, by what the children say they are doing."""
         timeout = self.app.conf.worker_soft_shutdown_timeout
@@ -121,3 +136,14 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         info = super().info()
         info["total"] = dict(worker_state.total_count)
         return dict(info)
+
+
+def _restart(*args: Any) -> None:
+    safe_say(f"Restarting celery worker ({' '.join(sys.orig_argv)})", sys.__stdout__)
+    atexit.register(_execute_again)
+    worker_state.should_stop = EX_OK
+
+
+def _execute_again() -> None:
+    platforms.close_open_fds([sys.__stdin__, sys.__stdout__, sys.__stderr__])
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
