@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import signal
+import subprocess
 from collections import Counter
+
+import pytest
 
 from tests.eventually import eventually
 
@@ -111,4 +117,120 @@ def test_shutdown_by_remote_control_is_a_warm_one(project, act, worker):
     act.app.control.shutdown(destination=[leaving.hostname])
 
     assert leaving.wait() == 0
+    assert long.get(timeout=5) == "finished"
+
+
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [
+        (("SIGTERM", "SIGTERM"), 0),
+        (("SIGINT",), 1),
+    ],
+)
+def test_running_task_finishes_in_a_warm_shutdown_whichever_signal_asks_for_it(project, act, worker, signals, code):
+    leaving = worker(concurrency=1)
+    result = act.delay("sleep", "finished", seconds=1)
+    project.starts(result.id)
+
+    for number, name in enumerate(signals, start=1):
+        leaving.signal(getattr(signal, name))
+        eventually(lambda number=number: leaving.log.count("Warm shutdown") == number)
+
+    assert leaving.wait() == code
+    assert result.get(timeout=5) == "finished"
+    assert project.counted() == Counter([result.id])
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_terminating_the_whole_process_group_as_systemd_does_lets_running_tasks_finish(project, act, worker, pool):
+    leaving = worker(concurrency=2, pool=pool)
+    results = [act.delay("sleep", n, seconds=1) for n in range(2)]
+    for result in results:
+        project.starts(result.id)
+
+    os.killpg(leaving.pid, signal.SIGTERM)
+
+    assert leaving.wait() == 0
+    assert [result.get(timeout=5) for result in results] == [0, 1]
+    assert project.counted() == Counter(result.id for result in results)
+
+
+def test_sigterm_is_a_cold_shutdown_when_it_is_remapped(project, act, worker, monkeypatch):
+    monkeypatch.setenv("REMAP_SIGTERM", "SIGQUIT")
+    leaving = worker(name="leaving", concurrency=1)
+    monkeypatch.delenv("REMAP_SIGTERM")
+    result = act.delay("sleep_first", "done", seconds=60)
+    project.starts(result.id)
+
+    leaving.signal(signal.SIGTERM)
+
+    assert leaving.wait() == 0  # Celery's code of a cold shutdown, which handed its tasks on
+    assert project.status().waiting == 1
+    worker(name="next", concurrency=1)
+    assert result.get(timeout=10) == "done"
+    assert [run["redelivered"] for run in project.ledger.runs(result.id)] == [False, True]
+
+
+def test_soft_shutdown_lets_short_tasks_finish_and_hands_long_ones_on(project, act, worker):
+    leaving = worker(name="leaving", concurrency=2, worker_soft_shutdown_timeout=1.5)
+    short = act.delay("sleep", "finished", seconds=0.7)
+    long = act.delay("sleep_first", "done", seconds=60)
+    project.starts(short.id)
+    project.starts(long.id)
+
+    leaving.signal(signal.SIGQUIT)
+    code = leaving.wait()
+
+    assert code == 0
+    assert "Initiating Soft Shutdown" in leaving.log
+    assert short.get(timeout=5) == "finished"
+    worker(name="next", concurrency=1)
+    assert long.get(timeout=10) == "done"
+    assert project.counted() == Counter({short.id: 1, long.id: 2})
+
+
+def test_hangup_starts_the_worker_again_and_usr1_shows_what_its_threads_do(project, act, worker):
+    running = worker(concurrency=1)
+    result = act.delay("sleep", "finished", seconds=1)
+    project.starts(result.id)
+
+    running.signal(signal.SIGUSR1)
+    eventually(lambda: "celery-streams-services" in running.log)
+    running.signal(signal.SIGHUP)
+    eventually(lambda: running.log.count(f"{running.hostname} ready.") == 2, timeout=20)
+
+    assert result.get(timeout=5) == "finished"
+    assert act.delay("ok", 1).get(timeout=10) == 1
+    assert project.counted()[result.id] == 1
+    assert project.status().consumers == 1
+    running.signal(signal.SIGTERM)
+    assert running.wait() == 0
+
+
+def can_unshare():
+    command = shutil.which("unshare")
+    return bool(command) and subprocess.run([command, "--pid", "--fork", "--mount-proc", "true"]).returncode == 0
+
+
+@pytest.mark.skipif(not can_unshare(), reason="no process namespaces here")
+def test_worker_that_is_process_1_ends_when_it_is_told_to_and_leaves_no_zombies(project, act, worker):
+    inside = worker(concurrency=1)
+    inside.stop()
+    inside.command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *inside.command]
+    inside.log_path.unlink()
+    inside.start()
+    inside.wait_ready()
+    result = act.delay("kill", "done")
+    assert result.get(timeout=10) == "done"
+    long = act.delay("sleep", "finished", seconds=1)
+    (run,) = project.starts(long.id)
+
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,stat=,args="], capture_output=True, text=True).stdout
+    worker_pid = next(int(line.split()[0]) for line in listed.splitlines() if int(line.split()[1]) == inside.pid)
+    zombies = [line for line in listed.splitlines() if re.match(rf"\s*\d+\s+{worker_pid}\s+Z", line)]
+    os.kill(worker_pid, signal.SIGTERM)
+
+    assert run["pid"] < 100
+    assert zombies == []
+    assert inside.wait() == 0
     assert long.get(timeout=5) == "finished"

@@ -1,0 +1,135 @@
+"""Time limits, children that are replaced, and the size of the pool."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+
+import pytest
+
+from tests.eventually import eventually
+
+
+def processes(act):
+    """Return the process ids of the children, as ``inspect stats`` tells them."""
+    (stats,) = act.app.control.inspect(timeout=5, limit=1).stats().values()
+    return set(stats["pool"]["processes"])
+
+
+def test_limits_of_the_command_line_end_tasks_and_those_of_the_message_come_first(project, act, worker):
+    worker(options=("--soft-time-limit", "0.5", "--time-limit", "1.0"))
+
+    cleaned = act.delay("soft_limit", seconds=10)
+    ended = act.delay("spin", seconds=60)
+    longer = act.apply_async(("sleep", "longer"), {"seconds": 1.5}, soft_time_limit=5, time_limit=6)
+
+    assert cleaned.get(timeout=10) == "cleaned up"
+    assert "SoftTimeLimitExceeded" in repr(ended.get(timeout=10, propagate=False))
+    assert longer.get(timeout=10) == "longer"
+    assert project.counted() == Counter([cleaned.id, ended.id, longer.id])
+
+
+@pytest.mark.parametrize(("acks_on_timeout", "starts"), [(True, 1), (False, 2)])
+def test_task_over_its_hard_limit_runs_again_only_if_it_is_not_acknowledged(
+    project, act, worker, acks_on_timeout, starts
+):
+    worker(concurrency=1, task_acks_on_failure_or_timeout=acks_on_timeout, streams_delivery_limit=2)
+
+    result = act.apply_async(("sleep",), {"seconds": 60}, time_limit=0.3)
+
+    letter = eventually(lambda: project.dead_letters(), timeout=15)[0]
+    assert letter.reason == ("time-limit" if acks_on_timeout else "crashed")
+    assert repr(result.get(timeout=5, propagate=False)) == "TimeLimitExceeded(0.3)"
+    assert len(project.ledger.runs(result.id)) == starts
+
+
+@pytest.mark.parametrize(
+    ("options", "most"), [(("--max-tasks-per-child", "5"), 5), (("--max-memory-per-child", "1"), 1)]
+)
+def test_children_are_replaced_after_their_share_and_nothing_is_lost(project, act, worker, options, most):
+    worker(options=options)
+
+    results = [act.delay("ok", n) for n in range(6 * most)]
+
+    assert [result.get(timeout=30) for result in results] == list(range(6 * most))
+    runs = project.ledger.runs()
+    assert Counter(run["id"] for run in runs) == Counter(result.id for result in results)
+    assert max(Counter(run["pid"] for run in runs).values()) <= most
+    assert len({run["pid"] for run in runs}) >= 6
+    assert project.dead_letters() == []
+    assert eventually(lambda: project.status().length == 0)
+
+
+def test_pool_grows_with_what_waits_and_shrinks_when_nothing_does(project, act, worker, monkeypatch):
+    monkeypatch.setenv("AUTOSCALE_KEEPALIVE", "0.5")
+    worker(concurrency=None, options=("--autoscale", "3,1"))
+    assert len(processes(act)) == 1
+
+    together = [act.delay("sleep", n, seconds=1.0) for n in range(6)]
+    runs = [project.starts(result.id)[0] for result in together]
+
+    assert len({run["pid"] for run in runs}) == 3
+    assert [result.get(timeout=10) for result in together] == list(range(6))
+    eventually(lambda: len(processes(act)) == 1)
+    assert act.delay("ok", 1).get(timeout=10) == 1
+    assert set(project.counted().values()) == {1}
+
+
+def test_pool_is_grown_shrunk_and_restarted_by_remote_control(project, act, worker):
+    running = worker(concurrency=1, worker_pool_restarts=True)
+    control = act.app.control
+    (first,) = processes(act)
+
+    control.pool_grow(2, destination=[running.hostname], reply=True, timeout=5, limit=1)
+    together = [act.delay("sleep", n, seconds=1) for n in range(3)]
+    runs = [project.starts(result.id)[0] for result in together]
+    control.pool_shrink(1, destination=[running.hostname], reply=True, timeout=5, limit=1)
+    assert [result.get(timeout=10) for result in together] == [0, 1, 2]
+    control.pool_shrink(2, destination=[running.hostname], reply=True, timeout=5, limit=1)
+    eventually(lambda: len(processes(act)) == 1)
+    control.pool_restart(destination=[running.hostname], reply=True, timeout=5, limit=1)
+
+    assert len({run["pid"] for run in runs}) == 3
+    (last,) = eventually(lambda: {pid for pid in processes(act) if pid != first} or None)
+    assert act.delay("ok", 1).get(timeout=10) == 1
+    assert {run["pid"] for run in project.ledger.runs()} >= {last}
+
+
+@pytest.mark.parametrize(
+    ("rejects", "starts", "error"), [(True, 2, None), (None, 2, None), (False, 1, "WorkerLostError")]
+)
+def test_lost_task_runs_again_unless_it_says_no(project, act, worker, rejects, starts, error):
+    worker(concurrency=1, task_reject_on_worker_lost=rejects)
+
+    result = act.delay("kill", "done")
+
+    value = result.get(timeout=15, propagate=False)
+    assert len(project.ledger.runs(result.id)) == starts
+    if error is None:
+        assert value == "done"
+        assert project.dead_letters() == []
+    else:
+        assert repr(value).startswith("WorkerLostError('Worker exited prematurely: signal 9 (SIGKILL)")
+        assert [letter.reason for letter in project.dead_letters()] == ["crashed"]
+
+
+def test_lost_task_is_retried_as_celery_does_when_it_is_told_to(project, act, worker):
+    annotations = {act.name: {"default_retry_delay": 0.2}}
+    worker(concurrency=1, task_retry_on_worker_lost=True, task_annotations=annotations)
+
+    result = act.delay("kill", "done")
+
+    assert result.get(timeout=15) == "done"
+    assert [run["retries"] for run in project.ledger.runs(result.id)] == [0, 1]
+    assert eventually(lambda: project.status().length == 0)
+
+
+def test_child_that_is_killed_while_idle_is_replaced(project, act, worker):
+    worker(concurrency=1)
+    (first,) = processes(act)
+
+    os.kill(first, signal.SIGKILL)
+
+    assert act.delay("ok", 1).get(timeout=10) == 1
+    assert first not in processes(act)

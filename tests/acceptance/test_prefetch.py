@@ -1,0 +1,78 @@
+"""Nobody waits behind a long task; rate limits and priorities while there is more to do than can be done."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tests.eventually import eventually
+
+
+@pytest.mark.parametrize(("pool", "children"), [("prefork", 8), ("threads", 8)])
+def test_nobody_waits_behind_a_long_task(project, act, worker, pool, children):
+    before = [act.delay("ok", n) for n in range(50)]
+    stuck = act.delay("sleep", "stuck", seconds=5)
+    after = [act.delay("ok", n) for n in range(300)]
+
+    worker(pool=pool, concurrency=children)
+
+    (long,) = project.starts(stuck.id)
+    eventually(lambda: len(project.ledger.runs()) == 351, timeout=20)
+    runs = {run["id"]: run for run in project.ledger.runs()}
+    late = [result.id for result in after if runs[result.id]["at"] > long["at"] + 4.5]
+    assert late == []
+    assert stuck.get(timeout=15) == "stuck"
+    assert project.counted() == Counter(result.id for result in (*before, stuck, *after))
+    assert eventually(lambda: project.status().length == 0)
+
+
+def starts_of(project, results):
+    wanted = {result.id for result in results}
+    eventually(lambda: wanted <= set(project.counted()), timeout=20)
+    return sorted((run for run in project.ledger.runs() if run["id"] in wanted), key=lambda run: run["at"])
+
+
+def test_limited_tasks_hold_no_slot_and_start_at_their_rate(project, act, worker):
+    limited = act.app.tasks["tests.proj.actions.act_limited"]  # 10/s
+    worker(concurrency=2)
+    first = [limited.delay("ok", n) for n in range(16)]
+    others = [act.delay("ok", n) for n in range(30)]
+
+    assert [result.get(timeout=10) for result in others] == list(range(30))
+    runs = starts_of(project, first)
+
+    last_other = max(run["at"] for run in project.ledger.runs() if run["id"] in {result.id for result in others})
+    assert last_other < runs[-1]["at"]
+    assert runs[-1]["at"] - runs[0]["at"] > 1.3
+    assert [result.get(timeout=10) for result in first] == list(range(16))
+    assert project.counted() == Counter(result.id for result in (*first, *others))
+
+
+@pytest.mark.parametrize(("scope", "least", "most"), [("global", 1.3, 3.0), ("worker", 0.5, 1.25)])
+def test_rate_limit_counts_for_each_worker_or_for_all(project, act, worker, scope, least, most):
+    limited = act.app.tasks["tests.proj.actions.act_limited"]  # 10/s
+    settings = {"streams_rate_limit_scope": scope}
+    worker(name="one", concurrency=1, wait=False, **settings)
+    worker(name="two", concurrency=1, **settings)
+    eventually(lambda: project.status().consumers >= 2)
+
+    runs = starts_of(project, [limited.delay("ok", n) for n in range(16)])
+
+    assert least < runs[-1]["at"] - runs[0]["at"] < most
+    assert {run["hostname"] for run in runs} == {"one@test", "two@test"}
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_highest_priority_starts_first_also_after_a_wait(project, act, worker, pool):
+    worker(pool=pool, concurrency=1)
+    assert act.delay("ok", 1).get(timeout=10) == 1
+    eventually(lambda: project.status().length == 0)
+
+    blocker = act.apply_async(("sleep",), {"seconds": 1.0}, priority=9)
+    project.starts(blocker.id)
+    results = {act.apply_async(("ok",), priority=priority).id: priority for priority in (9, 6, 3, 0, 9, 5, 3, 0)}
+    eventually(lambda: set(results) <= set(project.counted()))
+
+    order = [results[run["id"]] for run in project.ledger.runs() if run["id"] in results]
+    assert order in ([0, 0, 3, 5, 3, 6, 9, 9], [0, 0, 5, 3, 3, 6, 9, 9], [0, 0, 3, 3, 5, 6, 9, 9])  # 5 is of step 3
