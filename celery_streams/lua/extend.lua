@@ -4,10 +4,12 @@
 -- ARGV     group, then triples: index of the stream in KEYS, consumer, entry id
 -- Returns  positions (from 0) of the triples whose consumer no longer owns the entry; ids alone are not unique
 -- The delivery count is left as it is (JUSTID). An entry that another consumer holds is left alone.
+-- On a stream without the group nothing is ours; it hides nothing of the others.
 local lost = {}
 for i = 2, #ARGV, 3 do
     local key, consumer, id = KEYS[tonumber(ARGV[i])], ARGV[i + 1], ARGV[i + 2]
-    if #redis.call('XPENDING', key, ARGV[1], id, id, 1, consumer) == 1 then
+    local held = redis.pcall('XPENDING', key, ARGV[1], id, id, 1, consumer)
+    if not held['err'] and #held == 1 then
         redis.call('XCLAIM', key, ARGV[1], consumer, 0, id, 'JUSTID')
     else
         lost[#lost + 1] = (i - 2) / 3

@@ -8,6 +8,7 @@
 -- One claimer looks in each turn, however many workers there are. The crash is counted in `history`; the first
 -- re-delivery is at once, the next ones wait 1, 2, 4 ... seconds. An entry that is not a message does not wait: the
 -- delayed set keeps messages only. A stream without the group holds nothing that could be recovered.
+-- Stored first, acknowledged then: a store that is refused (a key of another type, a missing permission) loses nothing.
 local group, consumer, idle, left = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local limit, most = tonumber(ARGV[6]), tonumber(ARGV[7])
 local streams = {}
@@ -55,19 +56,21 @@ for _, i in ipairs(streams) do
                     exhausted[#exhausted + 1] = {i - 5, id, entry[2], held[2]}
                 else
                     local history = cjson.encode(past)
-                    redis.call('XACK', key, group, id)
-                    redis.call('XDEL', key, id)
                     if delay == 0 then
                         kept[#kept + 1] = 'history'
                         kept[#kept + 1] = history
                         redis.call('XADD', key, '*', unpack(kept))
+                        redis.call('XACK', key, group, id)
+                        redis.call('XDEL', key, id)
                     else
                         -- Entry ids are unique within one stream only.
                         local member = past.first .. ':crash:' .. past.crashes .. ':' .. (i - 5) .. ':' .. id
                         local headers, properties, body = named['headers'], named['properties'], named['body']
-                        redis.call('ZADD', KEYS[1], now + delay, member)
                         redis.call('HSET', KEYS[2], member, struct.pack('>I4I4I4I4I4', i - 5, #headers, #properties,
                             #body, #history) .. headers .. properties .. body .. history)
+                        redis.call('ZADD', KEYS[1], now + delay, member)
+                        redis.call('XACK', key, group, id)
+                        redis.call('XDEL', key, id)
                         if redis.call('ZRANGE', KEYS[1], 0, 0)[1] == member then
                             redis.call('XADD', KEYS[3], 'MAXLEN', 1, '*', 'due', string.format('%.0f', now + delay))
                         end

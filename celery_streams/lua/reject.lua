@@ -6,6 +6,8 @@
 --          then, only for a message that was acknowledged before it ran, its fields
 -- Returns  id of the dead letter, or false when the entry was no longer ours
 -- An entry that another consumer holds, or that is not pending, is left alone.
+-- Stored first, acknowledged then: a store that is refused (a key of another type, a missing permission) loses nothing.
+-- The XDEL of no entry makes a full Redis accept what follows, for the script frees what it stores.
 local fields
 if #ARGV > 6 then
     fields = {}
@@ -13,9 +15,11 @@ if #ARGV > 6 then
 else
     if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2]) == 0 then return false end
     local entry = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])[1]
-    redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
-    if not entry then return false end
-    redis.call('XDEL', KEYS[1], ARGV[3])
+    if not entry then
+        redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+        return false
+    end
+    redis.call('XDEL', KEYS[1], '0-0')
     fields = entry[2]
 end
 fields[#fields + 1] = 'death'
@@ -25,6 +29,10 @@ if tonumber(ARGV[5]) > 0 then
     id = redis.call('XADD', KEYS[2], 'MAXLEN', ARGV[5], '*', unpack(fields))
 else
     id = redis.call('XADD', KEYS[2], '*', unpack(fields))
+end
+if #ARGV <= 6 then
+    redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+    redis.call('XDEL', KEYS[1], ARGV[3])
 end
 if ARGV[6] ~= '' then
     -- By Redis' clock, which gave the ids: a worker's that is ahead would delete what has just died.

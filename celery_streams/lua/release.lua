@@ -6,12 +6,18 @@
 -- Returns  number of entries put back
 -- An entry that another consumer holds, or that is not pending, is left alone. The copy gets a new entry id at the
 -- end of its stream, which also wakes a blocked reader; `first` in its history keeps the id it was published with.
+-- Stored first, acknowledged then: a store that is refused (a key of another type, a missing permission) loses nothing.
+-- The XDEL of no entry makes a full Redis accept what follows, for the script frees what it stores.
+-- A stream without the group holds nothing.
 local function put_back(key, id)
-    if #redis.call('XPENDING', key, ARGV[1], id, id, 1, ARGV[2]) == 0 then return 0 end
+    local held = redis.pcall('XPENDING', key, ARGV[1], id, id, 1, ARGV[2])
+    if held['err'] or #held == 0 then return 0 end
     local entry = redis.call('XRANGE', key, id, id)[1]
-    redis.call('XACK', key, ARGV[1], id)
-    if not entry then return 0 end
-    redis.call('XDEL', key, id)
+    if not entry then
+        redis.call('XACK', key, ARGV[1], id)
+        return 0
+    end
+    redis.call('XDEL', key, '0-0')
     local fields, has_history = entry[2], false
     for i = 1, #fields, 2 do
         if fields[i] == 'history' then has_history = true end
@@ -21,6 +27,8 @@ local function put_back(key, id)
         fields[#fields + 1] = cjson.encode({first = id})
     end
     redis.call('XADD', key, '*', unpack(fields))
+    redis.call('XACK', key, ARGV[1], id)
+    redis.call('XDEL', key, id)
     return 1
 end
 
@@ -31,8 +39,9 @@ if #ARGV > 2 then
     end
 else
     for _, key in ipairs(KEYS) do
-        for _, held in ipairs(redis.call('XPENDING', key, ARGV[1], '-', '+', 10000, ARGV[2])) do
-            count = count + put_back(key, held[1])
+        local all = redis.pcall('XPENDING', key, ARGV[1], '-', '+', 10000, ARGV[2])
+        if not all['err'] then
+            for _, held in ipairs(all) do count = count + put_back(key, held[1]) end
         end
     end
 end
