@@ -32,6 +32,7 @@ from tests.faults import load
 @click.option("--logs", "directory", type=click.Path(), help="Where the logs of the processes go.")
 def main(profile: str, minutes: float | None, seed: int | None, json_path: str | None, **options: object) -> None:
     """Publish under faults and check that nothing is lost, little runs twice, and all is back in seconds."""
+    load.end_with_the_caller()
     console = Console(stderr=json_path == "-")
     broken = options.get("broken")
     profiles = load.BROKEN if broken else load.PROFILES

@@ -121,6 +121,11 @@ class Report:
         }
 
 
+def end_with_the_caller() -> None:
+    """Let SIGTERM end this process as Ctrl-C does: what it started is cleaned up."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
 def run(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> Report:
     """Carry out a plan. No process outlives it."""
     directory = Path(plan.directory or tempfile.mkdtemp(prefix="celery-streams-faults-"))

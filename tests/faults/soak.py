@@ -169,6 +169,7 @@ def run(plan: load.Plan, *, every: float, say: Callable[[str], None]) -> tuple[S
 @click.option("--logs", "directory", type=click.Path(), help="Where the logs of the processes go.")
 def main(minutes: float, every: float, json_path: str | None, **options: Any) -> None:
     """Load with reconnects; fails when memory, descriptors, threads, consumers or keys grow, or a task is lost."""
+    load.end_with_the_caller()
     console = Console()
     plan = load.Plan(seconds=minutes * 60, visibility_timeout=5.0, calm=True, **options)
     plan = replace(plan, server=plan.server and str(plan.server))
