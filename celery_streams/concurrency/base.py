@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import threading
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from celery.concurrency.base import BasePool
@@ -23,6 +22,7 @@ from celery.worker import state as worker_state
 from ..amqp import Streams, streams_of
 from ..broker import Delivery, StreamRef
 from ..exceptions import BrokerError, BrokerUnavailable
+from ..waiting import readable
 from ..worker.aftermath import Aftermath
 from ..worker.child import ChildOptions, consumer_name
 from ..worker.limits import Restrictable
@@ -33,12 +33,18 @@ from ..worker.slots import MAX_BATCH, Held, Snapshot
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("StreamsPool",)
+__all__ = ("StreamsPool", "parted")
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two rounds of the main thread's own chores.
 _CHORES = 0.5
+
+
+def parted(items: Sequence[str], *, size: int = 500) -> Iterator[list[str]]:
+    """Cut a long list into messages that a pipe takes at once."""
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
 
 
 class StreamsPool(BasePool):  # type: ignore[misc]
@@ -90,6 +96,11 @@ class StreamsPool(BasePool):  # type: ignore[misc]
     def forward(self, *message: Any) -> None:
         """Tell all children something that remote control changed."""
 
+    def forward_revoked(self, task_ids: Sequence[str]) -> None:
+        """Tell all children that these tasks are revoked."""
+        for part in parted(task_ids):
+            self.forward("revoke", part)
+
     def want_events(self, wanted: bool) -> None:
         """Have task events sent or not."""
         if wanted != self.events_wanted:
@@ -119,6 +130,8 @@ class StreamsPool(BasePool):  # type: ignore[misc]
     def consume(self, queues: Sequence[str]) -> None:
         """Read these queues from now on; none stops reading and gives back what was not started."""
         self.queues = list(queues)
+        if self.services is not None:
+            self.services.queues_changed()
         if self.queues:
             try:
                 self.aftermath.broker.ensure_groups(self.queues)
@@ -167,7 +180,7 @@ class StreamsPool(BasePool):  # type: ignore[misc]
 
     def wait_for_work(self, timeout: float) -> None:
         """Wait until something was posted, ``timeout`` seconds at most."""
-        select.select([self._wake_read], [], [], timeout)
+        readable([self._wake_read], timeout=timeout)
 
     def guarded(self, work: Callable[..., Any], *args: Any) -> None:
         """Call ``work``; what it raises is logged, for Celery takes some exceptions for a lost connection."""
@@ -178,7 +191,7 @@ class StreamsPool(BasePool):  # type: ignore[misc]
             logger.exception("%s failed; the worker goes on.", getattr(work, "__name__", work))
 
     def _drain(self) -> None:
-        if select.select([self._wake_read], [], [], 0)[0]:  # eventlet makes a read wait, whatever the pipe's mode is
+        if readable([self._wake_read], timeout=0.0):  # eventlet makes a read wait, whatever the pipe's mode is
             with contextlib.suppress(BlockingIOError):  # woken twice for one byte
                 os.read(self._wake_read, 4096)
         self.do_posted()

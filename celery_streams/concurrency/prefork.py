@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,11 +21,12 @@ from celery.worker import state as worker_state
 
 from ..broker import StreamRef
 from ..message import Message
+from ..waiting import readable, writable
 from ..worker.aftermath import Casualty, Cause
 from ..worker.child import child_main, consumer_name
 from ..worker.limits import Handback, Restrictable
 from ..worker.slots import Slot, SlotTable, Snapshot
-from .base import StreamsPool
+from .base import StreamsPool, parted
 
 __all__ = ("Child", "TaskPool")
 
@@ -51,6 +52,8 @@ class Child:
     #: Queues it may read; None is all.
     queues: frozenset[str] | None = None
     ready: bool = False
+    #: What it was not told yet.
+    outbox: deque[tuple[Any, ...]] = field(default_factory=deque)
     #: It was told to stop and will not be replaced.
     leaving: bool = False
     cause: Cause = field(default_factory=Cause)
@@ -154,7 +157,8 @@ class TaskPool(StreamsPool):
         if self.events_wanted:
             self._tell(child, "events", True)
         if worker_state.revoked:
-            self._tell(child, "revoke", list(worker_state.revoked))
+            for part in parted(list(worker_state.revoked)):
+                self._tell(child, "revoke", part)
         if worker_state.revoked_stamps:
             self._tell(child, "revoke_stamps", dict(worker_state.revoked_stamps))
         return child
@@ -197,9 +201,17 @@ class TaskPool(StreamsPool):
             self._tell(child, *message)
 
     def _tell(self, child: Child, *message: Any) -> None:
+        child.outbox.append(message)
+        self._send(child)
+
+    def _send(self, child: Child) -> None:
+        """Send what waits in the outbox as far as the pipe takes it: a child with a long task does not listen."""
         try:
-            child.control.send(message)
+            while child.outbox and writable(child.control.fileno()):
+                child.control.send(child.outbox[0])
+                child.outbox.popleft()
         except (OSError, ValueError) as exc:
+            child.outbox.clear()
             logger.debug("Child %s is gone: %s", child.consumer, exc)
 
     # -- what the children say, and their end
@@ -242,6 +254,8 @@ class TaskPool(StreamsPool):
         for child in list(self._children.values()):
             if not child.process.is_alive():
                 self._reap(child)
+            else:
+                self._send(child)
         self.maintain_pool()
 
     def _reap(self, child: Child) -> None:
@@ -287,11 +301,11 @@ class TaskPool(StreamsPool):
         said = {child.control.fileno(): child for child in self._children.values()}
         ended = [child.process.sentinel for child in said.values()]
         try:
-            readable, _, _ = select.select([self._wake_read, *ended, *said], [], [], timeout)
-        except OSError as exc:  # the main thread ended a child meanwhile
+            found = readable([self._wake_read, *ended, *said], timeout=timeout)
+        except (OSError, ValueError) as exc:  # the main thread ended a child meanwhile
             logger.debug("Looking at the children again: %s", exc)
             return
-        for descriptor in readable:
+        for descriptor in found:
             if descriptor in said:
                 self._hear(said[descriptor])
 
@@ -413,6 +427,8 @@ class TaskPool(StreamsPool):
         for child in list(self._children.values()):
             if not child.process.is_alive():
                 self.guarded(self._reap, child)
+            else:
+                self._send(child)
         self._drain()
 
     def _finish(self) -> None:

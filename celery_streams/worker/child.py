@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import select
 import signal
 import time
 from collections import Counter
@@ -30,6 +29,7 @@ from celery.worker import state as worker_state
 
 from ..amqp import Streams, streams_of
 from ..broker import Delivery, StreamRef
+from ..waiting import readable, writable
 from .events import ChildEvents
 from .executor import Executor
 from .reader import Pace, Reader
@@ -163,7 +163,7 @@ class ChildLoop:
 
     def _sleep(self, seconds: float) -> None:
         """Pause between two attempts to settle, and hear the parent all the same."""
-        if select.select([self._control.fileno()], [], [], seconds)[0]:
+        if readable([self._control.fileno()], timeout=seconds):
             self.hear()
 
     def _on_revoke(self, task_ids: Sequence[str]) -> None:
@@ -283,7 +283,7 @@ class ChildLoop:
 
     def _report(self) -> None:
         # Never waiting: a parent that is busy or stopped must not hold up its children.
-        if self._counts and select.select([], [self._control.fileno()], [], 0)[1]:
+        if self._counts and writable(self._control.fileno()):
             self.tell("counts", dict(self._counts))
             self._counts.clear()
 

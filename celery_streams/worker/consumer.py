@@ -97,7 +97,7 @@ class StreamTasks(bootsteps.StartStopStep):  # type: ignore[misc]
         c.qos = QoS(lambda prefetch_count: None, c.initial_prefetch_count)
         c.task_consumer = TaskConsumer(c, list(c.app.amqp.queues.consume_from.values()))
         self._load_revoked(c)
-        c.pool.forward("revoke", list(state.revoked))
+        c.pool.forward_revoked(list(state.revoked))
         c.tell_events()
 
     def stop(self, c: Any) -> None:

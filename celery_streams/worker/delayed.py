@@ -9,9 +9,10 @@ It runs in a thread of its own in the parent: its waiting must not hold up heart
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import random
-import select
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from collections.abc import Callable, Sequence
 from ..broker import StreamBroker
 from ..connection import BlockingConnection
 from ..exceptions import BrokerError
+from ..waiting import readable
 
 __all__ = ("Promoter",)
 
@@ -45,8 +47,11 @@ class Promoter:
         self._last: dict[str, bytes] = {}
         #: When the reply to the blocking read must be there (monotonic seconds); 0.0 when none was sent.
         self._read_ends = 0.0
+        self._reading: list[str] = []
         self._connection: BlockingConnection | None = None
         self._stop = threading.Event()
+        self._poked, self._poke = os.pipe()
+        os.set_blocking(self._poke, False)
         self._thread: threading.Thread | None = None
 
     def run_once(self) -> int | None:
@@ -78,22 +83,32 @@ class Promoter:
         if self._connection is None:
             self._connection = self._broker.client.open()
         now = time.monotonic()
+        if self._read_ends and self._reading != queues:
+            self._connection.close()
+            self._read_ends = 0.0
         if not self._read_ends:
+            self._reading = list(queues)
             keys = [self._broker.queue_keys(queue).wake for queue in queues]
             last = [self._last.get(key, b"0-0") for key in keys]
             self._connection.send("XREAD", "COUNT", 1, "BLOCK", _LONGEST_MS, "STREAMS", *keys, *last)
             self._read_ends = now + _LONGEST_MS / 1000 + _GRACE
         left = self._read_ends - now
         sleep = left if next_due_ms is None else min(max(next_due_ms, 1) / 1000, left)
-        if (
-            not self._connection.ready()
-            and not select.select([self._connection.fileno()], [], [], sleep)[0]
-            and sleep < left
-        ):
-            return
+        answer = self._connection.fileno()
+        if not self._connection.ready():
+            found = readable([answer, self._poked], timeout=sleep)
+            if self._poked in found:
+                os.read(self._poked, 4096)
+            if answer not in found and (found or sleep < left):
+                return
         self._read_ends = 0.0
         for key, entries in self._connection.receive(timeout=0.0) or ():
             self._last[key.decode()] = entries[-1][0]
+
+    def poke(self) -> None:
+        """End the sleep: the queues changed, or the thread shall end."""
+        with contextlib.suppress(BlockingIOError):  # it was poked often enough
+            os.write(self._poke, b".")
 
     def start(self) -> None:
         """Run in a thread until :meth:`stop`."""
@@ -101,8 +116,9 @@ class Promoter:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask the thread to end; it does at the end of its sleep, and is a daemon."""
+        """Ask the thread to end."""
         self._stop.set()
+        self.poke()
 
     def _run(self) -> None:
         pause = 0.1

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import logging
 import random
-import select
 import time
 from collections.abc import Callable, Sequence
 
 from ..broker import Delivery, StreamBroker, StreamRef
 from ..connection import BlockingConnection
 from ..exceptions import BrokerError, BrokerUnavailable
+from ..waiting import readable
 from .settle import Settler
 
 __all__ = ("Pace", "Reader")
@@ -189,15 +189,15 @@ class Reader:
 
     def _wait(self) -> list[Delivery]:
         if not self.streams:
-            if select.select([self._wake], [], [], 1.0)[0]:
+            if readable([self._wake], timeout=1.0):
                 self._on_wake()
             return []
         streams = self.streams
         descriptor = self.arm()
         while not self.due():
             watched = [descriptor] if self._unblocked else [descriptor, self._wake]
-            readable, _, _ = select.select(watched, [], [], max(self._deadline - time.monotonic(), 0.0))
-            if self._wake in readable:
+            found = readable(watched, timeout=max(self._deadline - time.monotonic(), 0.0))
+            if self._wake in found:
                 self._on_wake()
                 if self._stopped() or self.streams is not streams:
                     self.disarm()
@@ -303,5 +303,5 @@ class Reader:
         """Pause, unless the parent has something to say."""
         pause = self._pause * random.uniform(0.5, 1.0)
         self._pause = min(self._pause * 2, _PAUSES[1])
-        if select.select([self._wake], [], [], pause)[0]:
+        if readable([self._wake], timeout=pause):
             self._on_wake()

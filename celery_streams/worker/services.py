@@ -90,6 +90,10 @@ class Services:
         self._thread.start()
         self.promoter.start()
 
+    def queues_changed(self) -> None:
+        """Promote the delayed messages of new queues at once."""
+        self.promoter.poke()
+
     def stop_delayed(self) -> None:
         """Stop promoting (a worker that shuts down leaves that to others); heartbeats go on."""
         self.promoter.stop()
