@@ -18,8 +18,8 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 
 from celery_streams import inspect
-from celery_streams.bin.root import celery_streams
 from celery_streams.bin.dead import dead
+from celery_streams.bin.root import celery_streams
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.message import Message, encode
