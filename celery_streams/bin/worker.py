@@ -207,6 +207,7 @@ worker.help = """Start a worker on Redis Streams: the options are those of celer
 
 \b
 -Q send_message:3,mark_as_read:2 starts three children for one queue and two for the other.
+-Q 'chat.*' reads all queues that match, also those that come up while the worker runs.
 
 \b
 Examples

@@ -27,6 +27,7 @@ from kombu.common import QoS
 from ..amqp import streams_of
 from ..exceptions import BrokerError
 from .control import Pidbox
+from .patterns import LOOK_EVERY, QueuePatterns
 
 __all__ = ("Consumer", "Control", "StreamTasks", "TaskConsumer")
 
@@ -88,6 +89,7 @@ class StreamTasks(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def __init__(self, c: Any, **kwargs: Any) -> None:
         c.task_consumer = c.qos = None
+        self._look: Any = None
         super().__init__(c, **kwargs)
 
     def start(self, c: Any) -> None:
@@ -99,6 +101,17 @@ class StreamTasks(bootsteps.StartStopStep):  # type: ignore[misc]
         self._load_revoked(c)
         c.pool.forward_revoked(list(state.revoked))
         c.tell_events()
+        patterns = getattr(c.controller, "queue_patterns", None)
+        if patterns:
+            if self._look is not None:
+                self._look.cancel()
+            self._look = c.timer.call_repeatedly(LOOK_EVERY, self._add_new_queues, (c, patterns))
+
+    def _add_new_queues(self, c: Any, patterns: QueuePatterns) -> None:
+        """Read the queues that came up since and match a pattern of ``-Q``."""
+        for name in patterns.find():
+            logger.info("Queue %s is new and matches -Q.", name)
+            c.add_task_queue(name)
 
     def stop(self, c: Any) -> None:
         """Stop reading, unless only Celery's connection is being made anew."""

@@ -20,6 +20,7 @@ from celery.worker import state as worker_state
 
 from ..amqp import streams_of
 from ..connection import safe_url
+from .patterns import QueuePatterns, is_pattern
 
 __all__ = ("NO_EFFECT", "Worker", "ineffective_settings")
 
@@ -57,11 +58,20 @@ class Worker(CeleryWorker):  # type: ignore[misc]
     """Celery's worker program for streams."""
 
     def setup_queues(self, include: Any, exclude: Any = None) -> None:
-        """Select the queues to read.
+        """Select the queues to read; of a shell pattern, the known queues that match it.
 
         Raises:
             ImproperlyConfigured: none of the project's queues is on streams, and none was named.
         """
+        patterns = [name for name in include or () if is_pattern(name)]
+        self.queue_patterns = QueuePatterns(self.app, patterns, excluded=exclude or ())
+        if patterns:
+            include = [name for name in include if name not in patterns] + self.queue_patterns.find()
+            if not include:
+                self.app.amqp.queues.select(())
+                for name in list(self.app.amqp.queues.consume_from):
+                    self.app.amqp.queues.deselect(name)
+                return
         super().setup_queues(include, exclude)
         if self.app.conf.worker_direct:
             self.app.amqp.queues.deselect(worker_direct(self.hostname).name)

@@ -39,3 +39,25 @@ def test_queues_are_added_and_cancelled_while_the_worker_runs(project, act, work
 def queues_of(act):
     (queues,) = act.app.control.inspect(timeout=5, limit=1).active_queues().values()
     return [queue["name"] for queue in queues]
+
+
+def test_pattern_reads_the_queues_that_match_also_those_that_come_up_later(project, act, worker):
+    early = act.apply_async(("ok", "early"), queue="chat.early")
+    other = act.apply_async(("ok", "other"), queue="mail")
+    excluded = act.apply_async(("ok", "excluded"), queue="chat.excluded")
+
+    worker(queues="chat.*", options=("-X", "chat.excluded"))
+
+    assert early.get(timeout=10) == "early"
+    late = act.apply_async(("ok", "late"), queue="chat.late")
+    assert late.get(timeout=15) == "late"
+    assert [project.ledger.runs(result.id) for result in (other, excluded)] == [[], []]
+
+
+def test_worker_with_a_pattern_that_matches_nothing_yet_waits_for_its_first_queue(project, act, worker):
+    worker(queues="chat.*")
+
+    first = act.apply_async(("ok", "first"), queue="chat.first")
+
+    assert first.get(timeout=15) == "first"
+    assert queues_of(act) == ["chat.first"]

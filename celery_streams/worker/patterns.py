@@ -1,0 +1,59 @@
+"""patterns: shell patterns among the queues of ``-Q``, and the queues that they mean now; it reads no message.
+
+A queue is known when the settings name it, or when anybody ever published to its stream.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from .. import inspect
+from ..amqp import streams_of
+from ..exceptions import BrokerError
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("LOOK_EVERY", "QueuePatterns", "is_pattern")
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks for queues that are new.
+LOOK_EVERY = 5.0
+
+
+def is_pattern(name: str) -> bool:
+    """Return whether a name of ``-Q`` is a shell pattern."""
+    return any(letter in name for letter in "*?[")
+
+
+class QueuePatterns:
+    """The patterns of one worker."""
+
+    def __init__(self, app: Celery, patterns: Iterable[str], *, excluded: Iterable[str] = ()) -> None:
+        self._app = app
+        self._patterns = tuple(patterns)
+        # What remote control cancelled stays cancelled: a queue is found once.
+        self._found = set(excluded)
+
+    def __bool__(self) -> bool:
+        return bool(self._patterns)
+
+    def find(self) -> list[str]:
+        """Return the queues that match and were not returned before; of the settings only while Redis is away."""
+        streams = streams_of(self._app)
+        known = set(self._app.amqp.queues)
+        try:
+            known.update(inspect.known_queues(streams.broker))
+        except BrokerError as exc:
+            logger.warning("Cannot look for queues that match %s: %s", ", ".join(self._patterns), exc)
+        new = sorted(
+            name
+            for name in known - self._found
+            if streams.on_streams(name) and any(fnmatchcase(name, pattern) for pattern in self._patterns)
+        )
+        self._found.update(new)
+        return new
