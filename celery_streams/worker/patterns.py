@@ -53,7 +53,9 @@ class QueuePatterns:
         new = sorted(
             name
             for name in known - self._found
-            if streams.on_streams(name) and any(fnmatchcase(name, pattern) for pattern in self._patterns)
+            if streams.on_streams(name)
+            # A name may itself hold such characters.
+            and any(name == pattern or fnmatchcase(name, pattern) for pattern in self._patterns)
         )
         self._found.update(new)
         return new
