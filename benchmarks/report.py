@@ -64,7 +64,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": platform.system(),
         "python": platform.python_version(),
         "server": f"{name} {info.get('valkey_version') or info['redis_version']}",
         "celery-streams": celery_streams.__version__,
