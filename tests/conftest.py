@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, _state
 from celery._state import _set_current_app, get_current_app
 
 import celery_streams
@@ -78,10 +78,12 @@ def app(redis_url: str) -> Iterator[Callable[..., Celery]]:
         made.append(fresh)
         return fresh
 
-    before = get_current_app()
+    before, finalizers = get_current_app(), set(_state._on_app_finalizers)
     yield make
     for one in made:
         if celery_streams.is_installed(one):
             celery_streams.streams_of(one).reload()
         one.close()
     _set_current_app(before)
+    # Celery gives a task that was declared with @app.task to every app that is finalized later.
+    _state._on_app_finalizers = finalizers

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import kombu
-import kombu.pools
 import pytest
 from celery import Celery, chain, chord, group, signals
 from celery.app.amqp import AMQP
@@ -61,7 +60,7 @@ class OwnApp(Celery):  # type: ignore[misc]
 
 
 def with_task(app: Celery, **options: Any) -> Any:
-    @app.task(name="t", **options)
+    @app.task(name="t", shared=False, **options)
     def t(*args: Any, **kwargs: Any) -> str:
         return "ran"
 
@@ -281,14 +280,13 @@ def test_same_message_delayed_twice_is_two_messages(app: MakeApp, broker: Stream
 
 
 def test_other_queues_go_to_lists_byte_for_byte(app: MakeApp, broker: StreamBroker) -> None:
-    settings: dict[str, Any] = {
-        "task_routes": {"t": {"queue": "plain"}},
-        "task_compression": "zlib",
-        "broker_transport_options": {"visibility_timeout": 99},
-    }
+    settings: dict[str, Any] = {"task_routes": {"t": {"queue": "plain"}}, "task_compression": "zlib"}
+
+    def connected(number: int) -> dict[str, Any]:
+        # kombu shares its pools, and what it remembers to have declared, between apps with equal connections.
+        return {**settings, "broker_transport_options": {"visibility_timeout": 99 + number}}
 
     def publish_all(made: Celery) -> list[tuple[str, Any]]:
-        kombu.pools.reset()  # kombu remembers what it declared, and shares that between apps
         t = with_task(made)
         t.apply_async((1,), {"a": "ü"}, task_id="one", headers={"x": 1})
         t.apply_async(task_id="two", priority=9, serializer="pickle", compression="bzip2")
@@ -303,9 +301,9 @@ def test_other_queues_go_to_lists_byte_for_byte(app: MakeApp, broker: StreamBrok
             for key, value in state.items()
         ]
 
-    stock = publish_all(app(installed=False, **settings))
-    installed = publish_all(app(streams_queues=["fast"], **settings))
-    switched_off = publish_all(app(streams_enabled=False, **settings))
+    stock = publish_all(app(installed=False, **connected(1)))
+    installed = publish_all(app(streams_queues=["fast"], **connected(2)))
+    switched_off = publish_all(app(streams_enabled=False, **connected(3)))
 
     assert sum(len(value) for _, value in stock if isinstance(value, list)) == 6
     assert installed == stock
