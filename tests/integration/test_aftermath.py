@@ -127,7 +127,7 @@ def make(app: Callable[..., Celery], broker: StreamBroker) -> Callable[..., Scen
 def scene(make: Callable[..., Scene]) -> Scene:
     made = make()
 
-    @made.task(shared=False)
+    @made.task()
     def work(*args: Any) -> None:
         """Never runs here."""
 
