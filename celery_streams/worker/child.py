@@ -236,21 +236,22 @@ class ChildLoop:
             suspect = delivery.message is not None and b'"crashes"' in delivery.message.history
             if settler.waiting and (suspect or settler.overdue(now=now, after=ACK_DELAY)):
                 settler.flush(assisted=slot.restricted())
-            if suspect and len(batch) > 1:
-                # It killed its process before: nothing else shall be held by the process that runs it.
-                slot.load([])
-                self._finished = 0
-                self._put_back(batch[index + 1 :])
-                self._run_batch([delivery])
-                break
             if not slot.begin(index, soft=self._options.soft_limit, hard=self._options.hard_limit):
                 self._put_back(batch[index:])
                 break
+            alone = suspect and index + 1 < len(batch)
+            if alone:
+                # It killed its process before: nothing else shall be held by the process that runs it. Only after
+                # begin(), for the parent may have taken this entry back as well.
+                self._put_back(batch[index + 1 :])
+                slot.shorten(index + 1)
             self._run(delivery)
             slot.finish(index)
             self._finished = index + 1
             ran += 1
             now = time.monotonic()
+            if alone:
+                break
             if self.stopping:
                 self._put_back(batch[index + 1 :])
                 break

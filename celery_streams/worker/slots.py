@@ -131,6 +131,10 @@ class Slot:
         with _barrier:
             self._longs[_BATCH] = len(entries) << 32 | self._batch
 
+    def shorten(self, count: int) -> None:
+        """Forget the entries of the batch from ``count`` on: they were put back."""
+        self._longs[_BATCH] = count << 32 | self._batch
+
     def begin(self, index: int, *, soft: float | None, hard: float | None) -> bool:
         """Say that entry ``index`` starts now; False when the parent took it back: then it must not start."""
         doubles = self._doubles

@@ -1,0 +1,101 @@
+"""The child's way through a batch, while the parent takes back what it has not started."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import billiard
+import pytest
+from celery import Celery
+
+from celery_streams import inspect, streams_of
+from celery_streams.broker import StreamBroker
+from celery_streams.message import Message, encode, encode_history
+from celery_streams.worker.child import ChildLoop, ChildOptions
+from celery_streams.worker.slots import SlotTable
+
+ME = "w@h/1"
+
+
+def message(task: str, number: int, *, crashes: int = 0) -> Message:
+    properties = {"content_type": "application/json", "content_encoding": "utf-8", "priority": 0}
+    plain = encode({"task": task, "id": f"{task}-{number}"}, properties, json.dumps([[number], {}, {}]))
+    history = encode_history({"crashes": crashes}) if crashes else b""
+    return Message(plain.headers, plain.properties, plain.body, history)
+
+
+@pytest.fixture
+def table() -> Iterator[SlotTable]:
+    made = SlotTable()
+    yield made
+    made.close()
+
+
+def test_suspect_that_the_parent_took_back_meanwhile_is_not_run(
+    app: Callable[..., Celery], broker: StreamBroker, table: SlotTable
+) -> None:
+    project = app(result_backend="cache+memory://")
+    project.set_current()
+    ran: list[Any] = []
+    slot = table.slot(0)
+
+    @project.task(name="long", shared=False, ignore_result=True)
+    def long(number: int) -> None:
+        shot = slot.restrict()  # what the parent does when a task turns out long
+        broker.release(ME, [(held.stream, held.entry_id) for held in shot.waiting])
+        ran.append("long")
+
+    @project.task(name="suspect", shared=False, ignore_result=True)
+    def suspect(number: int) -> None:
+        ran.append(f"suspect {number}")
+
+    broker.ensure_groups(["celery"])
+    for one in (message("long", 1), message("suspect", 2, crashes=1), message("suspect", 3)):
+        broker.publish("celery", one)
+    streams = broker.streams(["celery"])
+    table.streams[:] = streams
+    ours, theirs = billiard.Pipe(duplex=True)
+    loop = ChildLoop(project, "w@h", ME, slot, theirs, options=ChildOptions())
+    loop._on_consume(streams, streams)
+    loop.executor.prepare()
+
+    loop._run_batch(broker.read(streams, ME, count=3))
+    loop.settler.flush()
+
+    status = inspect.queue_status(streams_of(project).broker, "celery")
+    assert ran == ["long"]
+    assert (status.waiting, status.pending) == (2, 0)
+    ours.close()
+
+
+def test_suspect_is_run_while_nothing_else_is_held(
+    app: Callable[..., Celery], broker: StreamBroker, table: SlotTable
+) -> None:
+    project = app(result_backend="cache+memory://")
+    project.set_current()
+    slot = table.slot(0)
+    held: list[tuple[int, int]] = []
+
+    @project.task(name="suspect", shared=False, ignore_result=True)
+    def suspect(number: int) -> None:
+        pending = inspect.queue_status(streams_of(project).broker, "celery").pending
+        held.append((pending, len(slot.snapshot().waiting)))
+
+    broker.ensure_groups(["celery"])
+    for one in (message("suspect", 1, crashes=1), message("suspect", 2), message("suspect", 3)):
+        broker.publish("celery", one)
+    streams = broker.streams(["celery"])
+    table.streams[:] = streams
+    ours, theirs = billiard.Pipe(duplex=True)
+    loop = ChildLoop(project, "w@h", ME, slot, theirs, options=ChildOptions())
+    loop._on_consume(streams, streams)
+    loop.executor.prepare()
+
+    loop._run_batch(broker.read(streams, ME, count=3))
+    loop.settler.flush()
+
+    assert held == [(1, 0)]
+    assert inspect.queue_status(streams_of(project).broker, "celery").waiting == 2
+    ours.close()
