@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from celery import Celery, _state
 from celery._state import _set_current_app, get_current_app
+from kombu import pools
 
 import celery_streams
 from celery_streams.broker import StreamBroker
@@ -18,6 +21,11 @@ from celery_streams.embedded import EmbeddedRedis
 
 for _name in [name for name in os.environ if name.startswith("CELERY_")]:
     del os.environ[_name]
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Shells start background commands that way, and what they start inherits it: Ctrl-C would reach nobody.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +43,16 @@ def redis_url(redis_server: EmbeddedRedis) -> str:
     client = RedisClient(redis_server.url)
     client.call("FLUSHALL")
     client.close()
+    _forget_connections(redis_server)
     return redis_server.url
+
+
+def _forget_connections(server: EmbeddedRedis) -> None:
+    """Close what kombu keeps open to ``server``: a test before may have had the server cut it."""
+    port = urlsplit(server.url).port
+    for group in (pools.producers, pools.connections):
+        for parameters in [one for one in group if port in one]:
+            group.pop(parameters).force_close_all()
 
 
 @pytest.fixture
