@@ -82,8 +82,9 @@ class EmbeddedRedis:
     """One private server process; a context manager that starts and stops it.
 
     Args:
-        appendonly: keep every write in an append-only file, flushed to disk each second, so that data survives
-            :meth:`kill` and :meth:`restart` (not :meth:`stop`, which removes the directory).
+        appendonly: keep every write in an append-only file, flushed before it is answered (``appendfsync always``;
+            with ``everysec`` an answered write can still be in the server's memory when the disk is slow), so that
+            data survives :meth:`kill` and :meth:`restart` (not :meth:`stop`, which removes the directory).
         maxmemory: bytes after which the server refuses writes (``noeviction``); None is no bound.
         args: more options in redis.conf's words, e.g. ``("--databases", "4")``.
         executable: the server; found by :func:`find_server` when None.
@@ -179,7 +180,7 @@ class EmbeddedRedis:
         log = directory / "server.log"
         command = [str(executable), "--port", str(port), "--bind", "127.0.0.1", "--daemonize", "no"]
         command += ["--dir", str(directory), "--logfile", str(log), "--save", ""]
-        command += ["--appendonly", "yes" if self.appendonly else "no", "--appendfsync", "everysec"]
+        command += ["--appendonly", "yes" if self.appendonly else "no", "--appendfsync", "always"]
         if self.maxmemory is not None:
             command += ["--maxmemory", str(self.maxmemory), "--maxmemory-policy", "noeviction"]
         log.unlink(missing_ok=True)

@@ -48,11 +48,15 @@ def redis_url(redis_server: EmbeddedRedis) -> str:
 
 
 def _forget_connections(server: EmbeddedRedis) -> None:
-    """Close what kombu keeps open to ``server``: a test before may have had the server cut it."""
+    """Drop what kombu keeps open to ``server``: a test before may have had the server cut it.
+
+    The pools themselves stay usable, since an app that outlives a test (a Django project's) holds on to its own.
+    """
     port = urlsplit(server.url).port
     for group in (pools.producers, pools.connections):
-        for parameters in [one for one in group if port in one]:
-            group.pop(parameters).force_close_all()
+        for pool in [pool for parameters, pool in group.items() if port in parameters]:
+            pool.force_close_all(close_pool=False)
+            pool.setup()
 
 
 @pytest.fixture

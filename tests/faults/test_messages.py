@@ -181,7 +181,7 @@ def test_f19_a_result_that_cannot_be_stored_fails_the_task_once_and_loops_nowher
 def test_f19_a_task_is_acknowledged_after_its_result_was_stored_and_the_backend_may_be_away_meanwhile(
     make_stage: Callable[..., Stage],
 ) -> None:
-    with EmbeddedRedis(appendonly=True, args=("--appendfsync", "always")) as results:
+    with EmbeddedRedis(appendonly=True) as results:
         stage = make_stage()
         stage.worker(concurrency=1, settings={"result_backend": results.url, "result_backend_always_retry": True})
         first = stage.send("ok", task="loud", value=1)

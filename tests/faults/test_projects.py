@@ -28,7 +28,7 @@ from tests.processes import ROOT
 @pytest.fixture
 def canvas(make_stage: Callable[..., Stage]) -> Stage:
     """A stage whose Redis keeps what it was told, and whose app knows the tasks by name."""
-    return make_stage(appendonly=True, args=("--appendfsync", "always"))
+    return make_stage(appendonly=True)
 
 
 def _signature(stage: Stage, name: str, *args: Any, **kwargs: Any) -> Any:

@@ -59,7 +59,7 @@ def test_f10_what_was_published_before_redis_died_runs_and_workers_go_on_by_them
 def test_f10_a_task_that_ends_while_redis_is_away_is_acknowledged_later_and_does_not_run_again(
     make_stage: Callable[..., Stage],
 ) -> None:
-    stage = make_stage(appendonly=True, args=("--appendfsync", "always"))
+    stage = make_stage(appendonly=True)
     stage.worker(concurrency=1)
     sent = stage.send("nap", seconds=0.5)
     stage.wait(lambda: stage.started(sent))

@@ -407,7 +407,7 @@ def test_stream_that_was_deleted_does_not_keep_what_was_held_on_others(scene: Sc
 
 
 def test_work_goes_on_where_it_was_when_redis_is_back(app: Callable[..., Celery]) -> None:
-    with EmbeddedRedis(appendonly=True, args=["--appendfsync", "always"]) as server:
+    with EmbeddedRedis(appendonly=True) as server:
         client = RedisClient(server.url)
         scene = Scene(app(broker_url=server.url, result_backend="cache+memory://"), StreamBroker(client))
 
