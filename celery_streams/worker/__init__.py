@@ -8,8 +8,11 @@
 ``reader``     asks the streams for work, and waits for it
 ``child``      the loop of a child: read, execute, settle
 ``executor``   runs one message through Celery's tracer
+``slow_path``  runs one through Celery's strategy and Request: events, revokes, all that is out of the ordinary
 ``plan``       a task's options, read once
 ``local``      what Celery's strategies and Requests expect around them, for one process
+``chords``     how long the body of a chord may be claimed by a process that is dead
+``raised``     what an exception of a task means
 ``outcome``    decides what shall be done with the message (pure)
 ``settle``     does it (the one place)
 ``aftermath``  what the parent does for a child that died: limits, lost tasks

@@ -30,9 +30,10 @@ from celery import states
 from ..amqp import Streams
 from ..broker import Delivery, StreamBroker, StreamRef
 from ..exceptions import BrokerError, BrokerUnavailable, MessageError
-from .executor import unwrapped
+from .chords import claim_left
 from .outcome import Action, Circumstances, Event, Outcome, decide
 from .plan import flag, plan_for
+from .raised import unwrapped
 from .requests import build_request
 from .settle import Death, Settler
 from .slots import Held, Snapshot
@@ -156,7 +157,17 @@ class Aftermath:
             casualty.step = 1
         if casualty.step == 1:
             if shot.running is not None and not casualty.cause.revoked:
-                self._settle_running(casualty, shot.running)
+                left = self._settle_running(casualty, shot.running)
+                if left:
+                    if not casualty.due:
+                        logger.warning(
+                            "%s may have claimed the body of a chord before it died; what it ran is settled in %.1f s.",
+                            casualty.consumer,
+                            left,
+                        )
+                    # Looked at again before the entry, which has no other heartbeat, is idle for too long.
+                    casualty.due = now + min(left, self.streams.conf.visibility_timeout / 3)
+                    return False
             casualty.step = 2
         if casualty.step == 2:
             self.broker.release(casualty.consumer, [(held.stream, held.entry_id) for held in shot.waiting])
@@ -178,7 +189,8 @@ class Aftermath:
 
     # -- the task that was running
 
-    def _settle_running(self, casualty: Casualty, running: Held) -> None:
+    def _settle_running(self, casualty: Casualty, running: Held) -> float:
+        """Settle what ran; returns the seconds after which to come back, when it must not be settled yet."""
         early = casualty.snapshot.acked_early
         if early and not self.broker.extend([(running.stream, casualty.consumer, running.entry_id)]):
             early = False  # it died before the acknowledgement reached Redis, and has not started
@@ -187,13 +199,16 @@ class Aftermath:
         else:
             delivery = self.broker.fetch(running.stream, running.entry_id)
             if delivery is None or self.broker.extend([(running.stream, casualty.consumer, running.entry_id)]):
-                return  # settled, or claimed by another worker
+                return 0.0  # settled, or claimed by another worker
         assert delivery is not None
         if casualty.cause.cancelled:
             if not early:
                 history = _history(delivery)
                 self.settler(casualty.consumer).settle(delivery, Outcome(Action.REQUEUE), history=history)
-            return
+            return 0.0
+        left = self._claim_left(delivery)
+        if left:
+            return left
         self.crashes += 1
         self.settle_lost(
             delivery,
@@ -203,6 +218,20 @@ class Aftermath:
             early=early,
             exited=casualty.snapshot.exited,
         )
+        return 0.0
+
+    def _claim_left(self, delivery: Delivery) -> float:
+        """Return for how long the dead process may have claimed the body of its chord; see :mod:`.chords`."""
+        try:
+            headers = delivery.message.decode_headers() if delivery.message is not None else {}
+            task = self.app.tasks.get(headers.get("task"))
+            if task is None or not headers.get("group"):
+                return 0.0
+            return claim_left(task.backend, headers["group"])
+        except Exception:
+            # Any result backend's own errors; what follows is what Celery would do.
+            logger.exception("Cannot ask whether a chord is being dispatched: entry %s.", delivery.entry_id.decode())
+            return 0.0
 
     def settle_lost(
         self,

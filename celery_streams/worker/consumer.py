@@ -217,6 +217,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         super().on_connection_error_before_connected(exc)
         if isinstance(exc, self.channel_errors):
             self.pool.consume(list(self.app.amqp.queues.consume_from))
+            # Celery's loop comes back at once for this kind of error, and nothing tells that a Redis has room again.
             time.sleep(_REFUSED_PAUSE)
 
     def tell_events(self) -> None:

@@ -25,7 +25,7 @@ from .plan import TaskPlan
 if TYPE_CHECKING:
     from celery import Celery
 
-    from .executor import Executor
+    from .slow_path import SlowPath
 
 __all__ = ("ETA_SLACK", "PASSING_BY", "LocalConsumer", "Progress", "Run")
 
@@ -74,8 +74,8 @@ class _InlinePool:
 
     is_green = False
 
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
+    def __init__(self, path: SlowPath) -> None:
+        self._path = path
 
     def apply_async(
         self,
@@ -89,8 +89,7 @@ class _InlinePool:
         timeout: float | None = None,
         **_: Any,
     ) -> None:
-        executor = self._executor
-        run = executor.run_now
+        executor, run = self._path.executor, self._path.run_now
         executor.progress.limit(soft=soft_timeout or executor.soft_limit, hard=timeout or executor.hard_limit)
         run.started = True
         accept_callback(os.getpid(), time.monotonic())
@@ -114,13 +113,13 @@ class _InlinePool:
 class _Timer:
     """What a strategy takes for the consumer's timer: a message that is not due yet goes back."""
 
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
+    def __init__(self, path: SlowPath) -> None:
+        self._path = path
 
     def call_at(self, eta: float, fun: Callable[..., Any], args: tuple[Any, ...] = (), **_: Any) -> None:
         early_by = eta - time.monotonic()  # by the clock of kombu's timers
         if early_by > ETA_SLACK:
-            self._executor.run_now.due = time.time() + early_by
+            self._path.run_now.due = time.time() + early_by
         else:
             fun(*args)
 
@@ -135,11 +134,11 @@ class _QoS:
 class LocalConsumer:
     """What Celery's strategies need of a Consumer, in the process that runs the tasks."""
 
-    def __init__(self, executor: Executor, hostname: str, app: Celery) -> None:
+    def __init__(self, path: SlowPath, hostname: str, app: Celery) -> None:
         self.app = app
         self.hostname = hostname
-        self.pool = _InlinePool(executor)
-        self.timer = _Timer(executor)
+        self.pool = _InlinePool(path)
+        self.timer = _Timer(path)
         self.qos = _QoS()
         self.connection_errors: tuple[type[BaseException], ...] = ()
         self.event_dispatcher: Any = None

@@ -20,7 +20,28 @@ from ..broker import Delivery
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("build_request",)
+__all__ = ("build_request", "received_message")
+
+
+def received_message(
+    delivery: Delivery, headers: dict[str, Any], properties: dict[str, Any], history: dict[str, Any], *, accept: Any
+) -> Any:
+    """Return what kombu would have received: its Message, as Celery's strategies and Requests take it."""
+    assert delivery.message is not None
+    return KombuMessage(
+        body=delivery.message.body,
+        delivery_tag=delivery.entry_id.decode(),
+        content_type=properties.get("content_type"),
+        content_encoding=properties.get("content_encoding"),
+        delivery_info={
+            "exchange": "",
+            "routing_key": delivery.stream.queue,
+            "redelivered": bool(history.get("redelivered")),
+        },
+        properties=properties,
+        headers=headers,
+        accept=accept,
+    )
 
 
 def build_request(
@@ -42,19 +63,8 @@ def build_request(
         return None
     headers, properties = message.decode_headers(), message.decode_properties()
     history = message.decode_history()
-    kombu_message = KombuMessage(
-        body=message.body,
-        delivery_tag=delivery.entry_id.decode(),
-        content_type=properties.get("content_type"),
-        content_encoding=properties.get("content_encoding"),
-        delivery_info={
-            "exchange": "",
-            "routing_key": delivery.stream.queue,
-            "redelivered": bool(history.get("redelivered")),
-        },
-        properties=properties,
-        headers=headers,
-        accept=prepare_accept_content(app.conf.accept_content),
+    kombu_message = received_message(
+        delivery, headers, properties, history, accept=prepare_accept_content(app.conf.accept_content)
     )
     body, decoded, utc = None, False, True
     if "task" not in headers:

@@ -17,6 +17,7 @@ point                the process dies
 ``promoted``         F6: after due messages were promoted, before the process knows (parent)
 ``recovered``        F7: after entries of a dead worker were put back (parent)
 ``counted``          F28: after a result was stored, before it is counted for its chord (child)
+``claimed``          F28: after the dispatch of a chord's body was claimed, before the body is published (child)
 ``exhausted``        F7: after a message over the limit was claimed, before it is dead-lettered (parent)
 ===================  ==============================================================================================
 """
@@ -28,6 +29,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+from celery.app.amqp import AMQP
 from celery.backends.redis import RedisBackend
 
 from celery_streams.broker import StreamBroker
@@ -83,6 +85,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "promoted": lambda: _after(StreamBroker, "promote", when=lambda result: result.moved > 0),
     "recovered": lambda: _after(StreamBroker, "recover", when=lambda result: result.moved > 0),
     "counted": lambda: _before(RedisBackend, "on_chord_part_return"),
+    "claimed": lambda: _before(AMQP, "_retry_publish"),
     "exhausted": lambda: _after(StreamBroker, "recover", when=lambda result: bool(result.exhausted)),
 }
 

@@ -13,7 +13,8 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, ClassVar
 
 import pytest
-from celery import Celery, Task, signals
+from celery import Celery, Task, chord, signals
+from celery.backends.redis import RedisBackend
 from celery.exceptions import Ignore, Reject
 from celery.worker import state as worker_state
 from celery.worker.request import Request
@@ -145,7 +146,7 @@ def bench(make: Callable[..., Bench]) -> Bench:
 
 
 @pytest.fixture(params=["fast", "slow"])
-def both(request: pytest.FixtureRequest, make: Callable[..., Bench]) -> Iterator[Bench]:
+def make_both(request: pytest.FixtureRequest, make: Callable[..., Bench]) -> Iterator[Callable[..., Bench]]:
     """The same test on the fast path, and on the slow one, to which a receiver of task_received leads."""
 
     def receiver(**_: Any) -> None:
@@ -153,8 +154,13 @@ def both(request: pytest.FixtureRequest, make: Callable[..., Bench]) -> Iterator
 
     if request.param == "slow":
         signals.task_received.connect(receiver, weak=False)
-    yield make()
+    yield make
     signals.task_received.disconnect(receiver)
+
+
+@pytest.fixture
+def both(make_both: Callable[..., Bench]) -> Bench:
+    return make_both()
 
 
 def but(**more: Any) -> dict[str, Any]:
@@ -938,6 +944,45 @@ def test_task_that_succeeded_before_is_not_run_again_where_that_is_asked_for(
     bench.run()
 
     assert (bench.ran, bench.left(), result.state) == (["ran"], NOTHING, "SUCCESS")
+
+
+@pytest.mark.skipif(not hasattr(RedisBackend, "_chord_claim_extend_script"), reason="this Celery claims no chords")
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")  # by Celery's backend
+def test_part_of_a_chord_that_ran_before_waits_while_its_body_is_claimed(
+    make_both: Callable[..., Bench], redis_url: str
+) -> None:
+    bench = make_both(result_backend=redis_url.rpartition("/")[0] + "/1")
+
+    @bench.task()
+    def part(number: int) -> int:
+        bench.ran.append(number)
+        return number
+
+    @bench.task()
+    def total(numbers: list[int]) -> None:
+        bench.ran.append(sum(numbers))
+
+    chord([part.s(1), part.s(2)], app=bench.app)(total.s())
+    bench.run()
+    delivery = bench.read()
+    assert delivery.message is not None
+    claim = part.backend.get_key_for_group(delivery.message.decode_headers()["group"], ".c")
+    part.backend.client.set(claim, "of a process that is dead", ex=60)
+    bench.broker.requeue(ME, delivery.stream, delivery.entry_id, history={"redelivered": 1})
+
+    bench.run()
+
+    ((due_ms, waiting),) = bench.delayed()
+    assert bench.ran == [1]
+    assert bench.left() == but(delayed=1)
+    assert due_ms == pytest.approx(time.time() * 1000 + 60_000, abs=5_000)
+
+    part.backend.client.delete(claim)
+    bench.broker.publish(QUEUE, waiting)
+    bench.run()
+    bench.run()
+
+    assert bench.ran == [1, 2, 3]
 
 
 # -- around the body

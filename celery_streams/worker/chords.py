@@ -1,0 +1,31 @@
+"""chords: how long the body of a chord may still be somebody's to dispatch; Celery counts, claims and dispatches.
+
+From Celery 5.7 on the Redis backend lets the process that counts the last part claim the dispatch of the body for some
+seconds. When that process dies before it has published the body, its part runs, or is counted, again within a second:
+long before the claim ends, so that Celery would leave the body to the dead. Such a part has to wait for the end of the
+claim; counted then, it dispatches the body.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ("claim_left",)
+
+#: What stands in place of a claim once the body is dispatched (celery.backends.redis.CHORD_CLEANUP_LUA).
+_DISPATCHED = b"done"
+
+
+def claim_left(backend: Any, group_id: str) -> float:
+    """Return the seconds for which the dispatch of a chord's body is claimed; 0.0 when it is done, or not claimed.
+
+    Raises:
+        redis.exceptions.RedisError: the result backend is away or refuses.
+    """
+    if not hasattr(backend, "_chord_claim_extend_script"):
+        return 0.0  # a backend, or a Celery, that knows no claims
+    key = backend.get_key_for_group(group_id, ".c")
+    claim = backend.client.get(key)
+    if claim is None or claim in (_DISPATCHED, _DISPATCHED.decode()):
+        return 0.0
+    return float(max(backend.client.pttl(key), 0)) / 1000
