@@ -37,7 +37,7 @@ install(app, queues=STREAM_TASKS, enabled=True)
 def record(task: str, number: int, seconds: float) -> None:
     """Work for ``seconds``, then write the execution down."""
     if seconds:
-        time.sleep(seconds)
+        time.sleep(seconds)  # the work that the task stands for
     line = f"{task} {number} {os.getpid()} {time.time():.6f}\n".encode()
     file = os.open(os.environ[LEDGER], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:

@@ -227,6 +227,7 @@ class EmbeddedRedis:
                     raise BrokerUnavailable(
                         f"The embedded server did not answer within {START_TIMEOUT:g} s ({reason}): {_tail(log)}"
                     )
+                # A starting server tells nobody that it listens: it is asked again.
                 time.sleep(0.01)
         finally:
             client.close()

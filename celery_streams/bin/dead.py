@@ -25,8 +25,7 @@ from ..broker import StreamBroker
 from ..exceptions import MessageError
 from ..inspect import DeadLetter, dead_letter, dead_letters, decode_arguments, purge_dead, replay
 from ..worker.outcome import Reason
-from .status import age
-from .terminal import AGE, bad_input, console, iso, one_line_errors, progress_bar, select_queues
+from .terminal import AGE, age, bad_input, console, iso, one_line_errors, progress_bar, select_queues
 
 __all__ = ("dead",)
 

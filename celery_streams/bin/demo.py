@@ -156,7 +156,8 @@ class Worker:
             except subprocess.TimeoutExpired:
                 self._process.kill()
         self._process.wait()
-        # Children that outlived their parent are in its session; SIGKILL takes a moment.
+        # Children that outlived their parent are in its session. They are no children of ours, so that there is
+        # nothing to wait for: their group is asked until it is empty.
         deadline = time.monotonic() + 2.0
         with contextlib.suppress(ProcessLookupError, PermissionError):
             while time.monotonic() < deadline:
@@ -249,6 +250,7 @@ class Demo:
             left = {name: queue_status(self.broker, name) for name in STREAM_TASKS}
             if time.monotonic() > deadline or not any(one.length or one.delayed for one in left.values()):
                 return {name: one.length + one.delayed + one.dead for name, one in left.items()}
+            # Redis tells nobody that a stream became empty: it is asked.
             time.sleep(LOOK)
 
     def table(self) -> Table:
@@ -313,6 +315,7 @@ class Demo:
                 elif now - line >= LINE:
                     line = now
                     self.console.print("  ".join(f"{row[0]} {row[6]} done, {row[2]} waiting;" for row in self._rows()))
+                # How often the picture is drawn anew; the end comes from files and Redis, which wake nobody.
                 time.sleep(LOOK)
 
 

@@ -15,8 +15,7 @@ from rich.text import Text
 from ..amqp import streams_of
 from ..monitoring.checks import LEVELS
 from ..monitoring.doctor import Diagnosis, diagnose
-from .status import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING
-from .terminal import console, one_line_errors
+from .terminal import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING, console, one_line_errors
 
 __all__ = ("doctor",)
 

@@ -5,37 +5,26 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import click
 from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
-from celery.exceptions import CeleryCommandException
 from rich.box import SIMPLE
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from ..amqp import Streams, streams_of
-from ..exceptions import BrokerError, ConfigurationError
+from ..exceptions import BrokerError
 from ..monitoring.status import Status, collect
+from .terminal import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING, age, console, one_line, one_line_errors
 
-__all__ = ("EXIT_CONFIG", "EXIT_CRITICAL", "EXIT_OK", "EXIT_UNAVAILABLE", "EXIT_WARNING", "status")
-
-#: The first three are the codes of Nagios plugins, the others come from sysexits.h.
-EXIT_OK = 0
-EXIT_WARNING = 1
-EXIT_CRITICAL = 2
-#: Redis is away, or refuses.
-EXIT_UNAVAILABLE = 69
-#: A setting is wrong, or the URL is not one of a Redis.
-EXIT_CONFIG = 78
+__all__ = ("render", "status")
 
 _EXIT_CODES = {"ok": EXIT_OK, "warning": EXIT_WARNING, "critical": EXIT_CRITICAL}
 _STYLES = {"ok": "green", "warning": "yellow", "critical": "bold red"}
-
-#: Columns of a table that does not go to a terminal, so that a pipe or log gets whole lines.
-_PLAIN_WIDTH = 200
 
 _EPILOG = """\b
 Exit codes:
@@ -78,6 +67,7 @@ Examples:
 )
 @click.pass_context
 @handle_preload_options  # type: ignore[untyped-decorator]
+@one_line_errors
 def status(
     ctx: click.Context, queues: tuple[str, ...], as_json: bool, watch: bool, interval: float, **kwargs: Any
 ) -> None:
@@ -88,19 +78,14 @@ def status(
     """
     streams = streams_of(ctx.obj.app)
     names = queues or None
-    try:
-        if watch:
-            _watch(streams, names, as_json=as_json, interval=interval, no_color=ctx.obj.no_color)
-            return
-        found = collect(streams, names)
-    except BrokerError as exc:
-        raise CeleryCommandException(_one_line(exc), EXIT_UNAVAILABLE) from exc
-    except ConfigurationError as exc:
-        raise CeleryCommandException(_one_line(exc), EXIT_CONFIG) from exc
+    if watch:
+        _watch(streams, names, as_json=as_json, interval=interval, no_color=ctx.obj.no_color)
+        return
+    found = collect(streams, names)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
     else:
-        _console(no_color=ctx.obj.no_color).print(render(found))
+        console(no_color=ctx.obj.no_color).print(render(found))
     ctx.exit(_EXIT_CODES[found.level])
 
 
@@ -142,52 +127,32 @@ def render(found: Status) -> RenderableType:
     return Group(*lines)
 
 
-def age(seconds: float | None) -> str:
-    """Write an age in its two greatest units; ``-`` for none."""
-    if seconds is None:
-        return "-"
-    if seconds < 10:
-        return f"{seconds:.1f}s"
-    whole = int(seconds)
-    for unit, smaller, size, part in (("d", "h", 86_400, 3_600), ("h", "m", 3_600, 60), ("m", "s", 60, 1)):
-        if whole >= size:
-            return f"{whole // size}{unit} {whole % size // part}{smaller}"
-    return f"{whole}s"
-
-
 def _watch(streams: Streams, queues: tuple[str, ...] | None, *, as_json: bool, interval: float, no_color: bool) -> None:
     # Redis may go away and come back while somebody watches; a wrong setting does not mend itself.
     try:
         if as_json:
-            while True:
-                click.echo(json.dumps(_look(streams, queues)))
-                time.sleep(interval)
-        with Live(console=_console(no_color=no_color), auto_refresh=False, screen=sys.stdout.isatty()) as live:
-            while True:
-                live.update(_picture(streams, queues), refresh=True)
-                time.sleep(interval)
+            _each(interval, lambda: click.echo(json.dumps(_look(streams, queues))))
+        with Live(console=console(no_color=no_color), auto_refresh=False, screen=sys.stdout.isatty()) as live:
+            _each(interval, lambda: live.update(_picture(streams, queues), refresh=True))
     except KeyboardInterrupt:
         return
+
+
+def _each(interval: float, show: Callable[[], None]) -> NoReturn:
+    while True:
+        show()
+        time.sleep(interval)  # the interval that was asked for
 
 
 def _look(streams: Streams, queues: tuple[str, ...] | None) -> dict[str, Any]:
     try:
         return collect(streams, queues).as_dict()
     except BrokerError as exc:
-        return {"error": _one_line(exc)}
+        return {"error": one_line(exc)}
 
 
 def _picture(streams: Streams, queues: tuple[str, ...] | None) -> RenderableType:
     try:
         return render(collect(streams, queues))
     except BrokerError as exc:
-        return Text(_one_line(exc), style=_STYLES["critical"])
-
-
-def _console(*, no_color: bool) -> Console:
-    terminal = sys.stdout.isatty()
-    return Console(no_color=no_color, highlight=False, width=None if terminal else _PLAIN_WIDTH)
-
-
-def _one_line(exc: Exception) -> str:
-    return " ".join(str(exc).split())
+        return Text(one_line(exc), style=_STYLES["critical"])

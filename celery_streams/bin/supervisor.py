@@ -190,6 +190,8 @@ class Supervisor:
             if self._watcher is not None and now >= self._next_look and not self._stopping:
                 self._next_look = now + _LOOK
                 self._reload(self._watcher.changed(), now)
+            # Signals are passed on at once, by the handler; only the end of a process is noticed a tick later.
+            # What would wake this loop for that differs between systems (pidfd, kqueue, SIGCHLD with a pipe).
             time.sleep(_TICK)
 
     def _pass_on(self, number: int, frame: Any) -> None:

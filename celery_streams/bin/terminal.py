@@ -1,4 +1,4 @@
-"""What several commands share at the terminal: errors as one line, ages, queue names, tables and progress bars."""
+"""What commands share at the terminal: exit codes, errors as one line, ages, queue names, tables, progress bars."""
 
 from __future__ import annotations
 
@@ -20,9 +20,32 @@ from ..broker import StreamBroker
 from ..conf import nearest
 from ..exceptions import BrokerError, CeleryStreamsError, ConfigurationError
 from ..inspect import known_queues
-from .status import EXIT_CONFIG, EXIT_UNAVAILABLE
 
-__all__ = ("AGE", "bad_input", "console", "iso", "one_line_errors", "progress_bar", "select_queues")
+__all__ = (
+    "AGE",
+    "EXIT_CONFIG",
+    "EXIT_CRITICAL",
+    "EXIT_OK",
+    "EXIT_UNAVAILABLE",
+    "EXIT_WARNING",
+    "age",
+    "bad_input",
+    "console",
+    "iso",
+    "one_line",
+    "one_line_errors",
+    "progress_bar",
+    "select_queues",
+)
+
+#: The first three are the codes of Nagios plugins, the others come from sysexits.h.
+EXIT_OK = 0
+EXIT_WARNING = 1
+EXIT_CRITICAL = 2
+#: Redis is away, or refuses.
+EXIT_UNAVAILABLE = 69
+#: A setting is wrong, or the URL is not one of a Redis.
+EXIT_CONFIG = 78
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -53,7 +76,7 @@ AGE = Age()
 
 def bad_input(text: str) -> CeleryCommandException:
     """Return the error for input that cannot be right: one line, exit code 64."""
-    return CeleryCommandException(_one_line(text), EX_USAGE)
+    return CeleryCommandException(one_line(text), EX_USAGE)
 
 
 def one_line_errors(function: F) -> F:
@@ -64,11 +87,11 @@ def one_line_errors(function: F) -> F:
         try:
             return function(*args, **kwargs)
         except ConfigurationError as exc:
-            raise CeleryCommandException(_one_line(exc), EXIT_CONFIG) from exc
+            raise CeleryCommandException(one_line(exc), EXIT_CONFIG) from exc
         except BrokerError as exc:
-            raise CeleryCommandException(_one_line(exc), EXIT_UNAVAILABLE) from exc
+            raise CeleryCommandException(one_line(exc), EXIT_UNAVAILABLE) from exc
         except CeleryStreamsError as exc:
-            raise CeleryCommandException(_one_line(exc), EX_FAILURE) from exc
+            raise CeleryCommandException(one_line(exc), EX_FAILURE) from exc
 
     return reported  # type: ignore[return-value]
 
@@ -105,10 +128,24 @@ def progress_bar(text: str, total: int, *, quiet: bool = False) -> Iterator[Call
         yield lambda done: bar.update(task, advance=done)
 
 
+def age(seconds: float | None) -> str:
+    """Write an age in its two greatest units; ``-`` for none."""
+    if seconds is None:
+        return "-"
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    whole = int(seconds)
+    for unit, smaller, size, part in (("d", "h", 86_400, 3_600), ("h", "m", 3_600, 60), ("m", "s", 60, 1)):
+        if whole >= size:
+            return f"{whole // size}{unit} {whole % size // part}{smaller}"
+    return f"{whole}s"
+
+
 def iso(seconds: float | None) -> str | None:
     """Write seconds since the epoch as ISO 8601 in UTC."""
     return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
 
 
-def _one_line(error: object) -> str:
+def one_line(error: object) -> str:
+    """Return what ``error`` says, without line breaks."""
     return " ".join(str(error).split())

@@ -114,6 +114,7 @@ def _first_contact(streams: Any, *, patient: bool) -> None:
             if patient and not told:
                 click.echo(f"{str(exc).rstrip('.')}. Waiting for it (broker_connection_retry_on_startup).", err=True)
                 told = True
+            # A server that is away can only be asked again.
             time.sleep(pause)
 
 

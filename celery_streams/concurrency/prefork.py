@@ -435,6 +435,7 @@ class TaskPool(StreamsPool):
         if self.services is not None:
             deadline = time.monotonic() + 2.0
             while self.aftermath.run_once() and time.monotonic() < deadline:
+                # What is left needs Redis, which is away or refuses: it is asked again, this often.
                 time.sleep(0.05)
             self.services.stop()
             self.guarded(

@@ -198,7 +198,8 @@ class TaskPool(StreamsPool):
             except Exception:
                 # The boundary of the thread: without it the worker would stop reading for good.
                 logger.exception("Reading failed; it goes on in a second.")
-                time.sleep(1.0)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopping, timeout=1.0)
                 continue
             if self._stopping or not self._streams:
                 self._put_back(deliveries)

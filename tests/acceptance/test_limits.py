@@ -86,6 +86,8 @@ def test_pool_is_grown_shrunk_and_restarted_by_remote_control(project, act, work
     runs = [project.starts(result.id)[0] for result in together]
     control.pool_shrink(1, destination=[running.hostname], reply=True, timeout=5, limit=1)
     assert [result.get(timeout=10) for result in together] == [0, 1, 2]
+    # A result is there a moment before its task is settled, and only idle children are stopped.
+    eventually(lambda: control.inspect([running.hostname]).active() == {running.hostname: []})
     control.pool_shrink(2, destination=[running.hostname], reply=True, timeout=5, limit=1)
     eventually(lambda: len(processes(act)) == 1)
     control.pool_restart(destination=[running.hostname], reply=True, timeout=5, limit=1)
@@ -111,7 +113,8 @@ def test_lost_task_runs_again_unless_it_says_no(project, act, worker, rejects, s
         assert project.dead_letters() == []
     else:
         assert repr(value).startswith("WorkerLostError('Worker exited prematurely: signal 9 (SIGKILL)")
-        assert [letter.reason for letter in project.dead_letters()] == ["crashed"]
+        # The result is stored before the message is settled.
+        eventually(lambda: [letter.reason for letter in project.dead_letters()] == ["crashed"])
 
 
 def test_lost_task_is_retried_as_celery_does_when_it_is_told_to(project, act, worker):

@@ -26,7 +26,7 @@ def ticks(side, name):
     """Wait for three executions of the scheduled task and return them."""
 
     def found():
-        runs = [run for run in side.ledger.runs() if run["value"] == name]
+        runs = [run for run in side.ledger.runs() if run.get("value") == name]
         return runs if len(runs) >= 3 else []
 
     return eventually(found, timeout=20)

@@ -83,6 +83,7 @@ def test_server_that_keeps_nothing_is_critical(app: MakeApp) -> None:
 
 def test_healthy_server_is_ok_with_exit_code_zero(app: MakeApp, setting: Callable[[str, str], None]) -> None:
     setting("appendonly", "yes")
+    setting("appendfsync", "everysec")
     setting("maxmemory", "1gb")
 
     result = run(app(), "--no-workers")

@@ -16,7 +16,8 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 
 from celery_streams import BrokerUnavailable, ConfigurationError, streams_of
-from celery_streams.bin.status import EXIT_CONFIG, EXIT_CRITICAL, EXIT_OK, EXIT_UNAVAILABLE, EXIT_WARNING, age, status
+from celery_streams.bin.status import status
+from celery_streams.bin.terminal import EXIT_CONFIG, EXIT_CRITICAL, EXIT_OK, EXIT_UNAVAILABLE, EXIT_WARNING, age
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.monitoring.prometheus import StreamsCollector, exposition
