@@ -24,7 +24,7 @@ from redis.retry import Retry
 from .exceptions import BrokerError, BrokerFull, BrokerUnavailable, ConfigurationError
 from .scripts import Script
 
-__all__ = ("ConnectionOptions", "RedisClient", "safe_url")
+__all__ = ("ConnectionOptions", "RedisClient", "pairs", "safe_url")
 
 #: Seconds that a command other than a blocking read may take. redis-py 8 has 5 by default; older ones wait for ever.
 SOCKET_TIMEOUT = 5.0
@@ -83,6 +83,11 @@ def safe_url(url: str) -> str:
         )
         for part in url.split(";")
     )
+
+
+def pairs(flat: Sequence[Any]) -> dict[bytes, Any]:
+    """Return a reply of names and values in turn (``XINFO``, entries, hashes in RESP2) as a mapping."""
+    return dict(zip(flat[::2], flat[1::2], strict=False))
 
 
 class RedisClient:
@@ -149,6 +154,23 @@ class RedisClient:
             self._translate(reply, _name(commands[index])) if isinstance(reply, Exception) else reply
             for index, reply in enumerate(replies)
         ]
+
+    def call_all(self, commands: Sequence[tuple[Any, ...]], *, missing_is_none: bool = False) -> list[Any]:
+        """Send commands together, as :meth:`pipeline` does, and return their replies in order.
+
+        Args:
+            missing_is_none: the reply about a key or consumer group that does not exist is None, not an error.
+
+        Raises:
+            BrokerError: one of them was refused (the first that was); all of them were sent.
+        """
+        replies = self.pipeline(commands)
+        for index, reply in enumerate(replies):
+            if isinstance(reply, BrokerError):
+                if not missing_is_none or not ("no such key" in str(reply) or "NOGROUP" in str(reply)):
+                    raise reply
+                replies[index] = None
+        return replies
 
     def open(self) -> BlockingConnection:
         """Return a connection of its own, for reads that block."""

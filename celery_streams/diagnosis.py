@@ -12,7 +12,7 @@ from typing import Any
 
 from . import keys
 from .broker import StreamBroker
-from .connection import RedisClient
+from .connection import RedisClient, pairs
 from .exceptions import BrokerError, BrokerUnavailable
 from .lists import ListKeys
 
@@ -210,10 +210,8 @@ def streams_without_group(broker: StreamBroker, queue: str) -> dict[str, int]:
     names = broker.queue_keys(queue)
     found: dict[str, int] = {}
     for stream in names.streams:
-        length, groups = broker.client.pipeline([("XLEN", stream), ("XINFO", "GROUPS", stream)])
-        if isinstance(length, BrokerError):
-            raise length
-        if length and not any(_pairs(group)[b"name"] == keys.GROUP.encode() for group in _known(groups)):
+        length, groups = broker.client.call_all([("XLEN", stream), ("XINFO", "GROUPS", stream)], missing_is_none=True)
+        if length and not any(pairs(group)[b"name"] == keys.GROUP.encode() for group in groups or ()):
             found[stream] = int(length)
     return found
 
@@ -222,8 +220,9 @@ def silent_holders(broker: StreamBroker, queue: str, *, idle_ms: int) -> list[Si
     """Return the consumers whose entries had no heartbeat for ``idle_ms``, by name; 1,000 entries a stream are read."""
     found: dict[str, SilentHolder] = {}
     for stream in broker.queue_keys(queue).streams:
-        (reply,) = broker.client.pipeline([("XPENDING", stream, keys.GROUP, "IDLE", idle_ms, "-", "+", 1_000)])
-        for _, consumer, idle, _ in _known(reply):
+        look = ("XPENDING", stream, keys.GROUP, "IDLE", idle_ms, "-", "+", 1_000)
+        (held,) = broker.client.call_all([look], missing_is_none=True)
+        for _, consumer, idle, _ in held or ():
             name = consumer.decode()
             known = found.get(name)
             found[name] = SilentHolder(
@@ -237,8 +236,8 @@ def silent_consumers(broker: StreamBroker, queue: str, *, silent: float) -> list
     holding: set[str] = set()
     idle: dict[str, float] = {}
     for stream in broker.queue_keys(queue).streams:
-        (reply,) = broker.client.pipeline([("XINFO", "CONSUMERS", stream, keys.GROUP)])
-        for consumer in map(_pairs, _known(reply)):
+        (reply,) = broker.client.call_all([("XINFO", "CONSUMERS", stream, keys.GROUP)], missing_is_none=True)
+        for consumer in map(pairs, reply or ()):
             name = consumer[b"name"].decode()
             idle[name] = min(consumer[b"idle"] / 1000, idle.get(name, float("inf")))
             if consumer[b"pending"]:
@@ -248,22 +247,4 @@ def silent_consumers(broker: StreamBroker, queue: str, *, silent: float) -> list
 
 def list_length(client: RedisClient, names: ListKeys) -> int:
     """Return the number of messages on the Celery lists of a queue."""
-    total = 0
-    for reply in client.pipeline([("LLEN", key) for key in names.lists]):
-        if isinstance(reply, BrokerError):
-            raise reply
-        total += int(reply)
-    return total
-
-
-def _known(reply: Any) -> list[Any]:
-    """Return the reply; nothing when the stream or its group is missing."""
-    if isinstance(reply, BrokerError):
-        if "NOGROUP" in str(reply) or "no such key" in str(reply).lower():
-            return []
-        raise reply
-    return list(reply)
-
-
-def _pairs(flat: list[Any]) -> dict[bytes, Any]:
-    return dict(zip(flat[::2], flat[1::2], strict=False))
+    return sum(map(int, client.call_all([("LLEN", key) for key in names.lists])))

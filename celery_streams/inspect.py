@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,7 +18,8 @@ from kombu.serialization import prepare_accept_content
 
 from . import keys, scripts
 from .broker import StreamBroker
-from .exceptions import BrokerError, MessageError
+from .connection import pairs
+from .exceptions import MessageError
 from .message import Message, decode_json, unpack
 
 __all__ = (
@@ -33,6 +34,7 @@ __all__ = (
     "decode_arguments",
     "delayed_messages",
     "known_queues",
+    "own_group",
     "purge",
     "purge_dead",
     "queue_status",
@@ -152,22 +154,22 @@ def queue_status(broker: StreamBroker, queue: str) -> QueueStatus:
     commands += [("ZRANGE", names.delayed, 0, 0, "WITHSCORES")]
     for stream in names.streams:
         commands += [("XLEN", stream), ("XINFO", "GROUPS", stream), ("XINFO", "CONSUMERS", stream, keys.GROUP)]
-    clock, delayed, dead, head, *rest = _checked(broker.client.pipeline(commands), missing_is_none=True)
+    clock, delayed, dead, head, *rest = broker.client.call_all(commands, missing_is_none=True)
     now_ms = int(clock[0]) * 1000 + int(clock[1]) // 1000
     length = pending = 0
     members: set[bytes] = set()
     looks: list[tuple[Any, ...]] = []
     for index, stream in enumerate(names.streams):
         entries, groups, held = rest[3 * index : 3 * index + 3]
-        group = next((g for g in map(_pairs, groups or ()) if g[b"name"] == keys.GROUP.encode()), None)
+        group = own_group(groups)
         length += entries or 0
         pending += int(group[b"pending"]) if group else 0
-        members |= {c[b"name"] for c in map(_pairs, held or ())}
+        members |= {c[b"name"] for c in map(pairs, held or ())}
         if entries:
             start = b"(" + group[b"last-delivered-id"] if group else "-"
             looks.append(("XRANGE", stream, start, "+", "COUNT", 1))
     oldest = None
-    for found in _checked(broker.client.pipeline(looks)) if looks else ():
+    for found in broker.client.call_all(looks) if looks else ():
         if found:
             age = max(now_ms - _published_ms(found[0]), 0) / 1000
             oldest = age if oldest is None else max(oldest, age)
@@ -184,16 +186,20 @@ def queue_status(broker: StreamBroker, queue: str) -> QueueStatus:
     )
 
 
+def own_group(groups: Sequence[Any] | None) -> dict[bytes, Any] | None:
+    """Return our consumer group out of the reply of ``XINFO GROUPS``; None when it is not there."""
+    return next((group for group in map(pairs, groups or ()) if group[b"name"] == keys.GROUP.encode()), None)
+
+
 def consumers(broker: StreamBroker, queue: str) -> list[ConsumerInfo]:
     """Return the consumers of ``queue``, all its priority steps together."""
     names = broker.queue_keys(queue)
-    replies = _checked(
-        broker.client.pipeline([("XINFO", "CONSUMERS", stream, keys.GROUP) for stream in names.streams]),
-        missing_is_none=True,
+    replies = broker.client.call_all(
+        [("XINFO", "CONSUMERS", stream, keys.GROUP) for stream in names.streams], missing_is_none=True
     )
     found: dict[str, ConsumerInfo] = {}
     for reply in replies:
-        for raw in map(_pairs, reply or ()):
+        for raw in map(pairs, reply or ()):
             name = raw[b"name"].decode()
             known = found.get(name)
             idle = raw[b"idle"] / 1000
@@ -333,16 +339,12 @@ def purge(broker: StreamBroker, queue: str) -> int:
             count += discarded
             if discarded < _PURGE_STEP:
                 break
-    delayed, *_ = _checked(
-        broker.client.pipeline(
-            [("ZCARD", names.delayed), ("UNLINK", names.delayed, names.delayed_messages)],
-        )
-    )
+    delayed, _ = broker.client.call_all([("ZCARD", names.delayed), ("UNLINK", names.delayed, names.delayed_messages)])
     return count + int(delayed)
 
 
 def _dead_letter(queue: str, entry_id: bytes, flat: list[bytes]) -> DeadLetter:
-    fields = dict(zip(flat[::2], flat[1::2], strict=False))
+    fields = pairs(flat)
     death = _decoded(fields.pop(b"death", b""))
     headers = _decoded(fields.get(b"headers", b""))
     history = _decoded(fields.get(b"history", b""))
@@ -394,17 +396,3 @@ def _published_ms(entry: list[Any]) -> int:
             if first.isdigit():
                 return int(first)
     return int(entry_id.partition(b"-")[0])
-
-
-def _pairs(flat: list[Any]) -> dict[bytes, Any]:
-    return dict(zip(flat[::2], flat[1::2], strict=False))
-
-
-def _checked(replies: list[Any], *, missing_is_none: bool = False) -> list[Any]:
-    for index, reply in enumerate(replies):
-        if isinstance(reply, BrokerError):
-            if missing_is_none and ("no such key" in str(reply) or "NOGROUP" in str(reply)):
-                replies[index] = None
-            else:
-                raise reply
-    return replies

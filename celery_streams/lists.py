@@ -22,7 +22,7 @@ from . import keys
 from .exceptions import MessageError
 from .message import Message, encode, encode_history
 
-__all__ = ("ListKeys", "Wrapped", "list_keys", "unwrap", "unwrap_unacked", "wrap")
+__all__ = ("ListKeys", "Wrapped", "list_keys", "priority_of", "unwrap", "unwrap_unacked", "wrap")
 
 #: kombu's separator between a queue and its priority step, and inside binding tables.
 SEPARATOR = "\x06\x16"
@@ -102,6 +102,15 @@ def unwrap(element: bytes, names: keys.QueueKeys) -> Message:
     made = encode(headers, properties, body, step=step)
     history = encode_history({"redelivered": 1} if redelivered else {})
     return Message(made.headers, made.properties, made.body, history, step)
+
+
+def priority_of(element: bytes) -> Any:
+    """Return the priority in an element of a Celery list; None when there is none, or the element is no message."""
+    try:
+        properties = _object(element, "the element").get("properties")
+    except MessageError:
+        return None
+    return properties.get("priority") if isinstance(properties, dict) else None
 
 
 def unwrap_unacked(value: bytes) -> tuple[bytes, str, str]:

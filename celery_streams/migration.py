@@ -1,17 +1,8 @@
 """Migration: moves what is queued between Celery's lists and the streams, in either direction, under load.
 
 One database: each message moves in one script, so it is on one side or on the other at every instant, and a worker or
-another migration that was faster wins.
-
-Two databases (``streams_url`` is not the broker's): each element goes through four steps, each atomic::
-
-    1. depart       its list or stream -> `migrating:out` in the same database, behind a tag; no worker sees it any more
-    2. arrive       written in the other database unless its tag is known there
-    3. LREM         deleted from `migrating:out`
-    4. forget_tags  the tag may be forgotten, an hour later
-
-Killed between any two steps and run again, step 2 finds the tag and stores nothing twice. A run begins with what an
-earlier one left behind, in whichever direction that went.
+another migration that was faster wins. Two databases (``streams_url`` is not the broker's): ``passage`` carries them
+across. A run begins with what an earlier one that was killed left on its way, in whichever direction that went.
 
 What is running stays where it is: its worker settles it. Dead letters stay on the streams.
 """
@@ -31,9 +22,10 @@ from . import keys, scripts
 from .broker import StreamBroker
 from .connection import ConnectionOptions, RedisClient
 from .exceptions import BrokerError, MessageError
-from .inspect import queue_status
-from .lists import ListKeys, Wrapped, list_keys, unwrap, unwrap_unacked, wrap
-from .message import Message, decode_json, encode_history, pack, unpack
+from .inspect import own_group, queue_status
+from .lists import ListKeys, Wrapped, list_keys, priority_of, unwrap, unwrap_unacked, wrap
+from .message import Message, encode_history, pack, unpack
+from .passage import Passage
 
 __all__ = ("Direction", "Migration", "Moves", "Plan", "list_client")
 
@@ -42,9 +34,6 @@ logger = logging.getLogger(__name__)
 Direction = Literal["streams", "lists"]
 
 ADOPT = scripts.load("adopt")
-ARRIVE = scripts.load("arrive")
-DEPART = scripts.load("depart")
-FORGET_TAGS = scripts.load("forget_tags")
 RECALL = scripts.load("recall")
 SURRENDER = scripts.load("surrender")
 UNDELAY = scripts.load("undelay")
@@ -54,12 +43,6 @@ _STEP = 100
 
 #: Rounds over a queue: workers put entries back, and delayed messages come due, while the first one goes on.
 _ROUNDS = 5
-
-#: Seconds for which the tag of an element is kept after it was deleted on the other side.
-_KEEP_TAGS = 3_600
-
-#: Length of a tag in front of an element of `migrating:out`: the hexadecimal form of a UUID.
-_TAG = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,16 +182,18 @@ class Migration:
         """
         moves = moves or Moves(queue, "streams")
         names = list_keys(queue, self._options)
-        self._resume(moves, names)
+        passage = self._resume(moves, names)
         for _ in range(_ROUNDS):
             before = moves.total
             if include_unacked:
                 self._recall(moves, names)
             for key in names.lists:
-                if self._one_database:
+                if passage is None:
                     self._adopt(moves, key)
-                else:
-                    self._send_to_streams(moves, key, names)
+                    continue
+                while passage.depart(key):
+                    passage.to_streams()
+                    self._adopt(moves, passage.kept.incoming)
             if moves.total == before:
                 break
         return moves
@@ -256,7 +241,7 @@ class Migration:
 
     def _recall(self, moves: Moves, names: ListKeys) -> None:
         for tag, element in self._unacked(names):
-            key = names.lists[names.index_of(_priority(element))]
+            key = names.lists[names.index_of(priority_of(element))]
             moves.recalled += int(self.lists.run(RECALL, [names.unacked, names.unacked_index, key], [tag, element]))
 
     def _unacked(self, names: ListKeys) -> Iterator[tuple[bytes, bytes]]:
@@ -296,19 +281,19 @@ class Migration:
         moves = moves or Moves(queue, "lists")
         names = list_keys(queue, self._options)
         ours = self.broker.queue_keys(queue)
-        self._resume(moves, names)
+        target = _Target(names, self._resume(moves, names))
         for _ in range(_ROUNDS):
             before = moves.total
             moves.skipped = 0
-            self._undelay(moves, names)
+            self._undelay(moves, target)
             for step, stream in enumerate(ours.streams):
-                self._surrender(moves, names, stream, step)
-                self._surrender_abandoned(moves, names, stream, step)
+                self._surrender(moves, target, stream, step)
+                self._surrender_abandoned(moves, target, stream, step)
             if moves.total == before:
                 break
         return moves
 
-    def _undelay(self, moves: Moves, names: ListKeys) -> None:
+    def _undelay(self, moves: Moves, target: _Target) -> None:
         ours = self.broker.queue_keys(moves.queue)
         offset = 0
         while True:
@@ -322,21 +307,20 @@ class Migration:
             for member, score, raw in zip(members, flat[1::2], packed, strict=True):
                 try:
                     message = unpack(raw or b"")
-                    one = wrap(message, names, eta=self._later_eta(message, float(score)))
+                    one = wrap(message, target.names, eta=self._later_eta(message, float(score)))
                 except MessageError:
                     moves.skipped += 1
                     continue
                 wrapped.append(one)
-                args += [member, raw, *self._target(one)]
+                args += [member, raw, *target.place(one)]
             # What is left alone stays in front; what was promoted meanwhile is gone.
             offset += len(members) - len(wrapped)
             if not wrapped:
                 continue
-            moved = self.broker.client.run(
-                UNDELAY, [ours.delayed, ours.delayed_messages, *self._target_lists(moves.queue, names)], args
-            )
+            moved = self.broker.client.run(UNDELAY, [ours.delayed, ours.delayed_messages, *target.lists], args)
+            target.carry()
             moves.delayed += len(moved)
-            self._sent(moves.queue, names, len(moved))
+            self.progress(len(moved))
 
     def _later_eta(self, message: Message, due_ms: float) -> str | None:
         """Return the eta to set; None leaves the headers as they are: the message is due, or has its own."""
@@ -345,7 +329,7 @@ class Migration:
             return None
         return datetime.fromtimestamp(due_ms / 1000, timezone.utc).isoformat()
 
-    def _surrender(self, moves: Moves, names: ListKeys, stream: str, step: int) -> None:
+    def _surrender(self, moves: Moves, target: _Target, stream: str, step: int) -> None:
         """Move what waits on ``stream``."""
         start: Any = self._last_delivered(stream)
         while True:
@@ -353,18 +337,18 @@ class Migration:
             if not page:
                 return
             start = page[-1][0]
-            moves.moved += self._give(moves, names, stream, step, page, idle_ms="")
+            moves.moved += self._give(moves, target, stream, step, page, idle_ms="")
 
-    def _surrender_abandoned(self, moves: Moves, names: ListKeys, stream: str, step: int) -> None:
+    def _surrender_abandoned(self, moves: Moves, target: _Target, stream: str, step: int) -> None:
         """Move what consumers hold that gave no heartbeat for the visibility timeout."""
         ids = list(self._abandoned(stream))
         for at in range(0, len(ids), _STEP):
-            found = self.broker.client.pipeline([("XRANGE", stream, one, one) for one in ids[at : at + _STEP]])
-            page = [entries[0] for entries in _checked(found) if entries]
-            moves.abandoned += self._give(moves, names, stream, step, page, idle_ms=self._idle_ms)
+            found = self.broker.client.call_all([("XRANGE", stream, one, one) for one in ids[at : at + _STEP]])
+            page = [entries[0] for entries in found if entries]
+            moves.abandoned += self._give(moves, target, stream, step, page, idle_ms=self._idle_ms)
 
     def _give(
-        self, moves: Moves, names: ListKeys, stream: str, step: int, page: Sequence[Any], *, idle_ms: int | str
+        self, moves: Moves, target: _Target, stream: str, step: int, page: Sequence[Any], *, idle_ms: int | str
     ) -> int:
         args: list[Any] = [keys.GROUP, idle_ms]
         for entry_id, fields in page:
@@ -372,131 +356,70 @@ class Migration:
                 message = Message.from_fields(fields, step=step)
                 if idle_ms != "":
                     message = _redelivered(message)
-                args += [entry_id, *self._target(wrap(message, names))]
+                args += [entry_id, *target.place(wrap(message, target.names))]
             except MessageError:
                 moves.skipped += 1
         if len(args) == 2:
             return 0
-        moved = self.broker.client.run(SURRENDER, [stream, *self._target_lists(moves.queue, names)], args)
-        self._sent(moves.queue, names, len(moved))
+        moved = self.broker.client.run(SURRENDER, [stream, *target.lists], args)
+        target.carry()
+        self.progress(len(moved))
         return len(moved)
 
     def _last_delivered(self, stream: str) -> bytes | None:
-        try:
-            groups = self.broker.client.call("XINFO", "GROUPS", stream)
-        except BrokerError as exc:
-            if "no such key" in str(exc):
-                return None
-            raise
-        for flat in groups:
-            group = dict(zip(flat[::2], flat[1::2], strict=False))
-            if group[b"name"] == keys.GROUP.encode():
-                return bytes(group[b"last-delivered-id"])
-        return None
+        (groups,) = self.broker.client.call_all([("XINFO", "GROUPS", stream)], missing_is_none=True)
+        group = own_group(groups)
+        return bytes(group[b"last-delivered-id"]) if group else None
 
     def _abandoned(self, stream: str) -> Iterator[bytes]:
         start: Any = "-"
         while True:
-            try:
-                page = self.broker.client.call("XPENDING", stream, keys.GROUP, "IDLE", self._idle_ms, start, "+", _STEP)
-            except BrokerError as exc:
-                if "NOGROUP" in str(exc) or "no such key" in str(exc).lower():
-                    return
-                raise
-            yield from (held[0] for held in page)
-            if len(page) < _STEP:
+            look = ("XPENDING", stream, keys.GROUP, "IDLE", self._idle_ms, start, "+", _STEP)
+            (page,) = self.broker.client.call_all([look], missing_is_none=True)
+            yield from (held[0] for held in page or ())
+            if not page or len(page) < _STEP:
                 return
             start = b"(" + page[-1][0]
 
-    # -- where elements for the lists are put: the lists themselves, or on their way to another database
-
-    def _target_lists(self, queue: str, names: ListKeys) -> list[str]:
-        return list(names.lists) if self._one_database else [keys.migration_keys(self.broker.prefix, queue).outgoing]
-
-    def _target(self, wrapped: Wrapped) -> tuple[int, bytes]:
-        if self._one_database:
-            return wrapped.index + 1, wrapped.element
-        return 1, wrapped.tag.replace("-", "").encode() + wrapped.element
-
-    def _sent(self, queue: str, names: ListKeys, count: int) -> None:
-        if not self._one_database:
-            self._carry_to_lists(queue, names)
-        self.progress(count)
-
     # -- between two databases
 
-    def _resume(self, moves: Moves, names: ListKeys) -> None:
-        """Bring what an earlier migration left on its way to where that went."""
-        keep = keys.migration_keys(self.broker.prefix, moves.queue)
-        self._carry_to_streams(moves.queue)
-        self._adopt(moves if moves.to == "streams" else Moves(moves.queue, "streams"), keep.incoming)
-        self._carry_to_lists(moves.queue, names)
-        for source, target in ((self.lists, self.broker.client), (self.broker.client, self.lists)):
-            if not self._one_database and not source.call("LLEN", keep.outgoing):
-                # One that was killed between its last two steps left tags that nothing refers to.
-                open_tags = target.call("ZRANGEBYSCORE", keep.tags, "+inf", "+inf")
-                if open_tags:
-                    target.run(FORGET_TAGS, [keep.tags], [_KEEP_TAGS, *open_tags])
+    def _resume(self, moves: Moves, names: ListKeys) -> Passage | None:
+        """Bring what an earlier migration left on its way to where that went; returns the way, if there is one."""
+        kept = keys.migration_keys(self.broker.prefix, moves.queue)
+        passage = None if self._one_database else Passage(self.lists, self.broker.client, kept, names)
+        if passage is not None:
+            passage.to_streams()
+        self._adopt(moves if moves.to == "streams" else Moves(moves.queue, "streams"), kept.incoming)
+        if passage is not None:
+            passage.to_lists()
+            passage.forget_open_tags()
+        return passage
 
-    def _send_to_streams(self, moves: Moves, key: str, names: ListKeys) -> None:
-        keep = keys.migration_keys(self.broker.prefix, moves.queue)
-        while True:
-            tags = [uuid.uuid4().hex for _ in range(_STEP)]
-            if not self.lists.run(DEPART, [key, keep.outgoing], tags):
-                return
-            self._carry_to_streams(moves.queue)
-            self._adopt(moves, keep.incoming)
 
-    def _carry_to_streams(self, queue: str) -> None:
-        if not self._one_database:
-            keep = keys.migration_keys(self.broker.prefix, queue)
-            self._carry(queue, self.lists, self.broker.client, [keep.incoming], lambda element: 1)
+class _Target:
+    """Where messages for the lists are put: the lists themselves, or on their way to another database."""
 
-    def _carry_to_lists(self, queue: str, names: ListKeys) -> None:
-        if not self._one_database:
-            self._carry(
-                queue,
-                self.broker.client,
-                self.lists,
-                list(names.lists),
-                lambda element: names.index_of(_priority(element)) + 1,
-            )
+    def __init__(self, names: ListKeys, passage: Passage | None) -> None:
+        self.names = names
+        self.lists = list(names.lists) if passage is None else [passage.kept.outgoing]
+        self._passage = passage
 
-    def _carry(
-        self,
-        queue: str,
-        source: RedisClient,
-        target: RedisClient,
-        lists: Sequence[str],
-        index_of: Callable[[bytes], int],
-    ) -> None:
-        """Carry steps 2 to 4 out for everything in ``source`` that is on its way."""
-        keep = keys.migration_keys(self.broker.prefix, queue)
-        while True:
-            tagged = source.call("LRANGE", keep.outgoing, -_STEP, -1)[::-1]
-            if not tagged:
-                return
-            args: list[Any] = []
-            for one in tagged:
-                args += [one[:_TAG], index_of(one[_TAG:]), one[_TAG:]]
-            target.run(ARRIVE, [keep.tags, *lists], args)
-            _checked(source.pipeline([("LREM", keep.outgoing, -1, one) for one in tagged]))
-            target.run(FORGET_TAGS, [keep.tags], [_KEEP_TAGS, *(one[:_TAG] for one in tagged)])
+    def place(self, wrapped: Wrapped) -> tuple[int, bytes]:
+        """Return which of the lists, counted from 1, and the element for it."""
+        if self._passage is None:
+            return wrapped.index + 1, wrapped.element
+        return 1, self._passage.tagged(wrapped)
+
+    def carry(self) -> None:
+        """Carry on what was put here."""
+        if self._passage is not None:
+            self._passage.to_lists()
 
 
 def _redelivered(message: Message) -> Message:
     """Return the message with a history that says that a process had started it."""
     history = {**message.decode_history(), "redelivered": 1}
     return Message(message.headers, message.properties, message.body, encode_history(history), message.step)
-
-
-def _priority(element: bytes) -> Any:
-    try:
-        envelope = decode_json(element)
-    except MessageError:
-        return None
-    properties = envelope.get("properties") if isinstance(envelope, dict) else None
-    return properties.get("priority") if isinstance(properties, dict) else None
 
 
 def _same_database(one: RedisClient, other: RedisClient) -> bool:
@@ -516,10 +439,3 @@ def _identity(client: RedisClient) -> tuple[bytes, bytes]:
     if not run_id or not database:
         raise ValueError("the server does not say who it is")
     return run_id, database
-
-
-def _checked(replies: list[Any]) -> list[Any]:
-    for reply in replies:
-        if isinstance(reply, BrokerError):
-            raise reply
-    return replies

@@ -1,4 +1,4 @@
-"""Prefork: children are processes that read their queues themselves; the parent starts, watches and replaces them."""
+"""Prefork: children are processes that read their queues themselves; the pool starts, watches and replaces them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import os
 import signal
 import time
 import warnings
-from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import billiard
@@ -21,60 +19,20 @@ from celery.worker import state as worker_state
 
 from ..broker import StreamRef
 from ..message import Message
-from ..waiting import readable, writable
+from ..waiting import readable
 from ..worker.aftermath import Casualty, Cause
-from ..worker.child import child_main, consumer_name
+from ..worker.child import consumer_name
 from ..worker.limits import Handback, Restrictable
-from ..worker.slots import Slot, SlotTable, Snapshot
+from ..worker.slots import SlotTable, Snapshot
 from .base import StreamsPool, parted
+from .process import Child, child_target, send_signal
 
-__all__ = ("Child", "TaskPool")
+__all__ = ("TaskPool",)
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between SIGTERM and SIGKILL for a child that must end (billiard's own figure).
-_GRACE = 0.1
-
 #: Seconds: a child that ends sooner than this, without having been ready, delays its successor.
 _YOUNG = 1.0
-
-
-@dataclass(slots=True, eq=False)
-class Child:
-    """One child, as the parent knows it."""
-
-    index: int
-    process: Any
-    slot: Slot
-    consumer: str
-    control: Any
-    born: float
-    #: Queues it may read; None is all.
-    queues: frozenset[str] | None = None
-    ready: bool = False
-    #: What it was not told yet.
-    outbox: deque[tuple[Any, ...]] = field(default_factory=deque)
-    #: It was told to stop and will not be replaced.
-    leaving: bool = False
-    cause: Cause = field(default_factory=Cause)
-    #: Descriptors that the event loop watches: its end, and what it says.
-    watched: tuple[int, ...] = ()
-
-    def snapshot(self) -> Snapshot:
-        """Return what it holds now."""
-        return self.slot.snapshot()
-
-    def restrict(self) -> Snapshot:
-        """Let it start nothing more of its batch."""
-        return self.slot.restrict()
-
-    def returned(self, batch: int) -> None:
-        """Note that what was restricted is back in its streams."""
-        self.slot.returned(batch)
-
-    def mark_lost(self, batch: int) -> None:
-        """Tell it that the entry that it is running is no longer its own."""
-        self.slot.mark_lost(batch)
 
 
 class TaskPool(StreamsPool):
@@ -128,7 +86,7 @@ class TaskPool(StreamsPool):
         parent_end, child_end = billiard.Pipe(duplex=True)
         consumer = consumer_name(self.hostname, index + 1)
         process = billiard.get_context("fork" if self.forking_enable else "spawn").Process(
-            target=_child_target,
+            target=child_target,
             args=(
                 self.app,
                 self.hostname,
@@ -155,12 +113,12 @@ class TaskPool(StreamsPool):
         if self._wanted:
             self._announce_to(child)
         if self.events_wanted:
-            self._tell(child, "events", True)
+            child.tell("events", True)
         if worker_state.revoked:
             for part in parted(list(worker_state.revoked)):
-                self._tell(child, "revoke", part)
+                child.tell("revoke", part)
         if worker_state.revoked_stamps:
-            self._tell(child, "revoke_stamps", dict(worker_state.revoked_stamps))
+            child.tell("revoke_stamps", dict(worker_state.revoked_stamps))
         return child
 
     def _fork(self, process: Any) -> None:
@@ -193,26 +151,12 @@ class TaskPool(StreamsPool):
 
     def _announce_to(self, child: Child) -> None:
         wanted = [ref for ref in self._wanted if child.queues is None or ref.queue in child.queues]
-        self._tell(child, "consume", list(self._known), wanted)
+        child.tell("consume", list(self._known), wanted)
 
     def forward(self, *message: Any) -> None:
         """Tell all children something that remote control changed."""
         for child in list(self._children.values()):
-            self._tell(child, *message)
-
-    def _tell(self, child: Child, *message: Any) -> None:
-        child.outbox.append(message)
-        self._send(child)
-
-    def _send(self, child: Child) -> None:
-        """Send what waits in the outbox as far as the pipe takes it: a child with a long task does not listen."""
-        try:
-            while child.outbox and writable(child.control.fileno()):
-                child.control.send(child.outbox[0])
-                child.outbox.popleft()
-        except (OSError, ValueError) as exc:
-            child.outbox.clear()
-            logger.debug("Child %s is gone: %s", child.consumer, exc)
+            child.tell(*message)
 
     # -- what the children say, and their end
 
@@ -255,7 +199,7 @@ class TaskPool(StreamsPool):
             if not child.process.is_alive():
                 self._reap(child)
             else:
-                self._send(child)
+                child.send()
         self.maintain_pool()
 
     def _reap(self, child: Child) -> None:
@@ -322,7 +266,7 @@ class TaskPool(StreamsPool):
         """Raise SoftTimeLimitExceeded in the child."""
         assert isinstance(holder, Child)
         if _same(holder.snapshot(), shot):
-            _signal(shot.pid, signal.SIGUSR1)
+            send_signal(shot.pid, signal.SIGUSR1)
             self.post(lambda: self._report_soft(holder, shot))
 
     def _report_soft(self, child: Child, shot: Snapshot) -> None:
@@ -338,24 +282,14 @@ class TaskPool(StreamsPool):
         if not _same(holder.snapshot(), shot):
             return
         holder.cause = Cause(hard_limit=shot.hard, entry_id=shot.running.entry_id)
-        self._kill(holder)
+        holder.kill()
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """End the child with this process id (``revoke(terminate=True)``)."""
         for child in self._children.values():
             if child.process.pid == pid:
                 child.slot.ask_terminate()
-        _signal(pid, signal or _SIGTERM)
-
-    def _kill(self, child: Child) -> None:
-        child.slot.ask_terminate()
-        _signal(child.process.pid, _SIGTERM)
-        deadline = time.monotonic() + _GRACE
-        while time.monotonic() < deadline:
-            if not wait([child.process.sentinel], timeout=max(deadline - time.monotonic(), 0)):
-                break
-            return
-        _signal(child.process.pid, signal.SIGKILL)
+        send_signal(pid, signal or _SIGTERM)
 
     # -- size
 
@@ -376,12 +310,12 @@ class TaskPool(StreamsPool):
         for child in sorted(idle, key=lambda item: -item.index)[:n]:
             child.leaving = True
             self.limit -= 1
-            self._tell(child, "stop")
+            child.tell("stop")
 
     def restart(self) -> None:
         """Replace all children, each when its task is done."""
         for child in list(self._children.values()):
-            self._tell(child, "stop")
+            child.tell("stop")
 
     # -- stop
 
@@ -391,7 +325,7 @@ class TaskPool(StreamsPool):
         if self.services is not None:
             self.services.stop_delayed()
         for child in list(self._children.values()):
-            self._tell(child, "stop")
+            child.tell("stop")
         self.guarded(self.give_back)
         killed = False
         while self._children:
@@ -414,13 +348,12 @@ class TaskPool(StreamsPool):
         for child in children:
             if child.cause == Cause():
                 child.cause = Cause(cancelled=True)
-            child.slot.ask_terminate()
-            _signal(child.process.pid, _SIGTERM)
+            child.terminate()
         deadline = time.monotonic() + 1.0
         while self._children and time.monotonic() < deadline:
             self._wait_for_children(0.05)
         for child in list(self._children.values()):
-            _signal(child.process.pid, signal.SIGKILL)
+            send_signal(child.process.pid, signal.SIGKILL)
 
     def _wait_for_children(self, timeout: float) -> None:
         wait([child.process.sentinel for child in self._children.values()], timeout=timeout)
@@ -428,7 +361,7 @@ class TaskPool(StreamsPool):
             if not child.process.is_alive():
                 self.guarded(self._reap, child)
             else:
-                self._send(child)
+                child.send()
         self._drain()
 
     def _finish(self) -> None:
@@ -480,26 +413,11 @@ _SIGTERM = signal.SIGTERM
 _CLEAN = (0, EX_RECYCLE)
 
 
-def _child_target(
-    app: Any, hostname: str, consumer: str, index: int, table: Any, control: Any, options: Any, other_end: Any
-) -> None:
-    if other_end is not None:
-        other_end.close()
-    child_main(app, hostname, consumer, index, table, control, options)
-
-
 def _same(now: Snapshot, then: Snapshot) -> bool:
     """Return whether the same task runs, and still has its limits: it has none while its message is settled."""
     return (now.pid, now.batch, now.running, now.soft, now.hard) == (
         then.pid, then.batch, then.running, then.soft, then.hard
     )  # fmt: skip
-
-
-def _signal(pid: int, signum: int) -> None:
-    try:
-        os.kill(pid, signum)
-    except ProcessLookupError:
-        logger.debug("Process %s is gone already.", pid)
 
 
 def _shares(children: Any, limit: int) -> list[frozenset[str] | None]:

@@ -85,12 +85,15 @@ def test_flower_sees_a_streams_worker_and_its_tasks_and_its_buttons_work(project
     known = eventually(lambda: (flower.get("workers", status=1) or {}).get(one.hostname), message="it is online")
 
     # It has asked for task events: those of any task tell that the children have heard of it.
-    def seen():
-        result = act.delay("ok", 5)
-        result.get(timeout=10)
-        return result if result.id in flower.get("tasks", limit=100) else None
+    published = []
 
-    first = eventually(seen, timeout=20, message="Flower gets task events")
+    def seen():
+        published.append(act.delay("ok", 5))
+        published[-1].get(timeout=10)
+        known = flower.get("tasks")
+        return next((result for result in published if result.id in known), None)
+
+    first = eventually(seen, timeout=20, interval=0.1, message="Flower gets task events")
     succeeded = flower.task(first.id, "SUCCESS")
     failed = flower.task(act.delay("error", "boom").id, "FAILURE")
     running = act.apply_async(("sleep",), {"seconds": 60})

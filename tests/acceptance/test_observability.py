@@ -115,7 +115,9 @@ class Sentry:
 
     def take(self, body: bytes) -> None:
         """Note the items of an envelope: lines of headers, each with a payload of the length that it says."""
-        time.sleep(self.pace)
+        time.sleep(
+            self.pace
+        )  # what a server far away takes, so that envelopes are still on their way when a worker ends
         _, _, rest = body.partition(b"\n")
         while rest.strip():
             line, _, rest = rest.partition(b"\n")

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 from celery import chain, chord, group
 
 from tests.eventually import eventually
 
-
-def green(name):
-    """A pool that needs a package of its name."""
-    missing = importlib.util.find_spec(name) is None
-    return pytest.param(name, marks=pytest.mark.skipif(missing, reason=f"{name} is not installed"))
-
-
-POOLS = ["prefork", "threads", "solo", "asyncio", green("gevent"), green("eventlet")]
+POOLS = ["prefork", "threads", "solo", "asyncio", "gevent", "eventlet"]
 
 
 def a_few(pool):
@@ -71,7 +62,7 @@ def test_every_pool_runs_the_same_tasks_to_the_same_end(project, waiting, worker
     assert project.status().consumers == 0
 
 
-@pytest.mark.parametrize("pool", [green("gevent"), green("eventlet")])
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
 def test_green_pools_keep_the_loop_of_one_task_from_the_others(project, waiting, worker, pool):
     worker(pool=pool, concurrency=4, options=WAITING)
 

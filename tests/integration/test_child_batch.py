@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import billiard
@@ -33,6 +33,22 @@ def table() -> Iterator[SlotTable]:
     made.close()
 
 
+def run_batch(project: Celery, broker: StreamBroker, table: SlotTable, messages: Sequence[Message]) -> None:
+    """Publish the messages and let the child of slot 0 read and run them as one batch."""
+    broker.ensure_groups(["celery"])
+    for one in messages:
+        broker.publish("celery", one)
+    streams = broker.streams(["celery"])
+    table.streams[:] = streams
+    ours, theirs = billiard.Pipe(duplex=True)
+    loop = ChildLoop(project, "w@h", ME, table.slot(0), theirs, options=ChildOptions())
+    loop._on_consume(streams, streams)
+    loop.executor.prepare()
+    loop._run_batch(broker.read(streams, ME, count=len(messages)))
+    loop.settler.flush()
+    ours.close()
+
+
 def test_suspect_that_the_parent_took_back_meanwhile_is_not_run(
     app: Callable[..., Celery], broker: StreamBroker, table: SlotTable
 ) -> None:
@@ -51,23 +67,11 @@ def test_suspect_that_the_parent_took_back_meanwhile_is_not_run(
     def suspect(number: int) -> None:
         ran.append(f"suspect {number}")
 
-    broker.ensure_groups(["celery"])
-    for one in (message("long", 1), message("suspect", 2, crashes=1), message("suspect", 3)):
-        broker.publish("celery", one)
-    streams = broker.streams(["celery"])
-    table.streams[:] = streams
-    ours, theirs = billiard.Pipe(duplex=True)
-    loop = ChildLoop(project, "w@h", ME, slot, theirs, options=ChildOptions())
-    loop._on_consume(streams, streams)
-    loop.executor.prepare()
-
-    loop._run_batch(broker.read(streams, ME, count=3))
-    loop.settler.flush()
+    run_batch(project, broker, table, [message("long", 1), message("suspect", 2, crashes=1), message("suspect", 3)])
 
     status = inspect.queue_status(streams_of(project).broker, "celery")
     assert ran == ["long"]
     assert (status.waiting, status.pending) == (2, 0)
-    ours.close()
 
 
 def test_suspect_is_run_while_nothing_else_is_held(
@@ -83,19 +87,7 @@ def test_suspect_is_run_while_nothing_else_is_held(
         pending = inspect.queue_status(streams_of(project).broker, "celery").pending
         held.append((pending, len(slot.snapshot().waiting)))
 
-    broker.ensure_groups(["celery"])
-    for one in (message("suspect", 1, crashes=1), message("suspect", 2), message("suspect", 3)):
-        broker.publish("celery", one)
-    streams = broker.streams(["celery"])
-    table.streams[:] = streams
-    ours, theirs = billiard.Pipe(duplex=True)
-    loop = ChildLoop(project, "w@h", ME, slot, theirs, options=ChildOptions())
-    loop._on_consume(streams, streams)
-    loop.executor.prepare()
-
-    loop._run_batch(broker.read(streams, ME, count=3))
-    loop.settler.flush()
+    run_batch(project, broker, table, [message("suspect", 1, crashes=1), message("suspect", 2), message("suspect", 3)])
 
     assert held == [(1, 0)]
     assert inspect.queue_status(streams_of(project).broker, "celery").waiting == 2
-    ours.close()

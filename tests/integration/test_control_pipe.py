@@ -9,7 +9,7 @@ from typing import Any
 import billiard
 
 from celery_streams.concurrency.base import parted
-from celery_streams.concurrency.prefork import Child, TaskPool
+from celery_streams.concurrency.process import Child
 from celery_streams.waiting import readable
 
 
@@ -21,9 +21,8 @@ def child_with_pipe() -> tuple[Child, Any]:
 
 def test_thousands_of_revokes_for_a_busy_child_are_kept_and_told_in_order_later() -> None:
     child, theirs = child_with_pipe()
-    pool = TaskPool.__new__(TaskPool)
     sent = [("revoke", [f"{number}-{'x' * 200}"]) for number in range(5_000)]
-    told = threading.Thread(target=lambda: [pool._tell(child, *message) for message in sent], daemon=True)
+    told = threading.Thread(target=lambda: [child.tell(*message) for message in sent], daemon=True)
 
     told.start()
     told.join(timeout=10)
@@ -33,7 +32,7 @@ def test_thousands_of_revokes_for_a_busy_child_are_kept_and_told_in_order_later(
     heard: deque[Any] = deque()
     while readable([theirs.fileno()], timeout=0.0):
         heard.append(theirs.recv())
-        pool._send(child)
+        child.send()
     assert list(heard) == sent
 
 

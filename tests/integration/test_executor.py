@@ -763,14 +763,21 @@ def test_content_type_that_is_accepted_runs(make: Callable[..., Bench]) -> None:
 # -- rate limits
 
 
+def limited(bench: Bench, rate: str) -> Any:
+    """Register the task ``slow``, which notes the number that it is called with."""
+
+    @bench.task(rate_limit=rate)
+    def slow(number: int) -> None:
+        bench.ran.append(number)
+
+    return slow
+
+
 @pytest.mark.parametrize(("scope", "key"), [("worker", f"{STREAM}:rate:slow:w@h"), ("global", f"{STREAM}:rate:slow")])
 def test_task_beyond_its_rate_waits_for_its_turn(make: Callable[..., Bench], scope: str, key: str) -> None:
     bench = make(streams_rate_limit_scope=scope)
 
-    @bench.task(rate_limit="1/m")
-    def slow(number: int) -> None:
-        bench.ran.append(number)
-
+    slow = limited(bench, "1/m")
     slow.delay(1)
     slow.delay(2)
 
@@ -787,10 +794,7 @@ def test_task_beyond_its_rate_waits_for_its_turn(make: Callable[..., Bench], sco
 
 
 def test_message_whose_turn_is_reserved_runs_without_asking_again(bench: Bench) -> None:
-    @bench.task(rate_limit="1/s")
-    def slow(number: int) -> None:
-        bench.ran.append(number)
-
+    slow = limited(bench, "1/s")
     slow.delay(1)
     slow.delay(2)
     bench.run()
@@ -811,10 +815,7 @@ def test_message_whose_turn_is_reserved_runs_without_asking_again(bench: Bench) 
 def test_rate_limits_can_be_switched_off(make: Callable[..., Bench]) -> None:
     bench = make(worker_disable_rate_limits=True)
 
-    @bench.task(rate_limit="1/h")
-    def slow(number: int) -> None:
-        bench.ran.append(number)
-
+    slow = limited(bench, "1/h")
     slow.delay(1)
     slow.delay(2)
 

@@ -1,0 +1,109 @@
+"""Process: a child of the prefork pool as its parent knows it: what it holds, what it is told, how it is ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from billiard.connection import wait
+
+from ..waiting import writable
+from ..worker.aftermath import Cause
+from ..worker.child import child_main
+from ..worker.slots import Slot, Snapshot
+
+__all__ = ("Child", "child_target", "send_signal")
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between SIGTERM and SIGKILL for a child that must end (billiard's own figure).
+_GRACE = 0.1
+
+
+@dataclass(slots=True, eq=False)
+class Child:
+    """One child, as the parent knows it."""
+
+    index: int
+    process: Any
+    slot: Slot
+    consumer: str
+    control: Any
+    born: float
+    #: Queues it may read; None is all.
+    queues: frozenset[str] | None = None
+    ready: bool = False
+    #: What it was not told yet.
+    outbox: deque[tuple[Any, ...]] = field(default_factory=deque)
+    #: It was told to stop and will not be replaced.
+    leaving: bool = False
+    cause: Cause = field(default_factory=Cause)
+    #: Descriptors that the event loop watches: its end, and what it says.
+    watched: tuple[int, ...] = ()
+
+    def snapshot(self) -> Snapshot:
+        """Return what it holds now."""
+        return self.slot.snapshot()
+
+    def restrict(self) -> Snapshot:
+        """Let it start nothing more of its batch."""
+        return self.slot.restrict()
+
+    def returned(self, batch: int) -> None:
+        """Note that what was restricted is back in its streams."""
+        self.slot.returned(batch)
+
+    def mark_lost(self, batch: int) -> None:
+        """Tell it that the entry that it is running is no longer its own."""
+        self.slot.mark_lost(batch)
+
+    # -- what it is told
+
+    def tell(self, *message: Any) -> None:
+        """Send it a message, now or as soon as its pipe takes it."""
+        self.outbox.append(message)
+        self.send()
+
+    def send(self) -> None:
+        """Send what waits in the outbox as far as the pipe takes it: a child with a long task does not listen."""
+        try:
+            while self.outbox and writable(self.control.fileno()):
+                self.control.send(self.outbox[0])
+                self.outbox.popleft()
+        except (OSError, ValueError) as exc:
+            self.outbox.clear()
+            logger.debug("Child %s is gone: %s", self.consumer, exc)
+
+    # -- its end
+
+    def terminate(self) -> None:
+        """Ask it to end now, whatever it runs."""
+        self.slot.ask_terminate()
+        send_signal(self.process.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ask it to end, and end it a moment later by force."""
+        self.terminate()
+        if not wait([self.process.sentinel], timeout=_GRACE):
+            send_signal(self.process.pid, signal.SIGKILL)
+
+
+def child_target(
+    app: Any, hostname: str, consumer: str, index: int, table: Any, control: Any, options: Any, other_end: Any
+) -> None:
+    """Be a child; ``other_end`` is the parent's end of the pipe, which a forked process inherits."""
+    if other_end is not None:
+        other_end.close()
+    child_main(app, hostname, consumer, index, table, control, options)
+
+
+def send_signal(pid: int, signum: int) -> None:
+    """Send a signal to a process that may be gone."""
+    try:
+        os.kill(pid, signum)
+    except ProcessLookupError:
+        logger.debug("Process %s is gone already.", pid)
