@@ -193,11 +193,12 @@ class StreamBroker:
     @staticmethod
     def read_command(streams: Sequence[StreamRef], consumer: str, *, count: int) -> tuple[Any, ...]:
         """Return the command of a read that does not block, for a pipeline; see :meth:`parse_read`."""
-        return (scripts.READ, [ref.key for ref in streams], [keys.GROUP, consumer, count])
+        width = sum(ref.step == streams[0].step for ref in streams)
+        return (scripts.READ, [ref.key for ref in streams], [keys.GROUP, consumer, count, width])
 
     @staticmethod
     def parse_read(streams: Sequence[StreamRef], reply: Any) -> list[Delivery]:
-        """Turn the reply to :meth:`read_command` into deliveries, highest priority first."""
+        """Turn the reply to :meth:`read_command` into deliveries."""
         found: list[Delivery] = []
         for index, entries in reply or ():
             ref = streams[index - 1]
@@ -205,7 +206,7 @@ class StreamBroker:
         return found
 
     def read(self, streams: Sequence[StreamRef], consumer: str, *, count: int) -> list[Delivery]:
-        """Read up to ``count`` new entries, highest priority first, without blocking."""
+        """Read up to ``count`` new entries of the highest priority that has any, without blocking."""
         return self.parse_read(streams, self.client.run(*self.read_command(streams, consumer, count=count)))
 
     @staticmethod

@@ -5,6 +5,7 @@ Idle times are left out: they differ at each look.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +81,16 @@ def delivered(broker: StreamBroker, queue: str, consumer: str, *messages: Messag
     broker.ensure_groups([queue])
     for one in messages:
         broker.publish(queue, one)
-    found = broker.read(broker.streams([queue]), consumer, count=len(messages))
+    found = read_all(broker, [queue], consumer, count=len(messages))
     assert len(found) == len(messages)
+    return found
+
+
+def read_all(broker: StreamBroker, queues: Sequence[str], consumer: str, *, count: int = 100) -> list[Delivery]:
+    """Read up to ``count`` entries in as many reads as it takes: each brings entries of one priority only."""
+    found: list[Delivery] = []
+    while len(found) < count and (more := broker.read(broker.streams(queues), consumer, count=count - len(found))):
+        found += more
     return found
 
 

@@ -11,7 +11,7 @@ from celery_streams.broker import Promotion, StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.exceptions import BrokerError, QueueFull
 from celery_streams.message import Message, pack
-from tests.redis_state import StreamState, delivered, message, number_of, redis_now_ms, redis_state
+from tests.redis_state import StreamState, delivered, message, number_of, read_all, redis_now_ms, redis_state
 
 ODD_NAMES = ["a b", "Ü", "q:9", "tags{x}", "*", "a" * 300]
 
@@ -50,7 +50,7 @@ def test_messages_come_out_by_priority_and_then_in_order(broker: StreamBroker) -
     for number, step in [(1, 3), (2, 0), (3, 1), (4, 0), (5, 2), (6, 1)]:
         broker.publish("q", message(number, step=step))
 
-    found = broker.read(broker.streams(["q"]), "w", count=10)
+    found = read_all(broker, ["q"], "w")
 
     assert [number_of(one) for one in found] == [2, 4, 3, 6, 5, 1]
     assert [one.stream.step for one in found] == [0, 0, 1, 1, 2, 3]
@@ -61,20 +61,31 @@ def test_priority_counts_before_the_order_of_queues(broker: StreamBroker) -> Non
     broker.publish("a", message(1, step=1))
     broker.publish("b", message(2, step=0))
 
-    found = broker.read(broker.streams(["a", "b"]), "w", count=10)
+    found = read_all(broker, ["a", "b"], "w")
 
     assert [number_of(one) for one in found] == [2, 1]
 
 
 def test_read_takes_no_more_than_asked_over_all_streams(broker: StreamBroker) -> None:
-    broker.ensure_groups(["q"])
+    broker.ensure_groups(["a", "b"])
     for number in range(4):
-        broker.publish("q", message(number, step=number % 2))
+        broker.publish("ab"[number % 2], message(number))
 
-    first = broker.read(broker.streams(["q"]), "w", count=3)
-    second = broker.read(broker.streams(["q"]), "w", count=3)
+    first = broker.read(broker.streams(["a", "b"]), "w", count=3)
+    second = broker.read(broker.streams(["a", "b"]), "w", count=3)
 
+    assert [number_of(one) for one in (*first, *second)] == [0, 2, 1, 3]
     assert [len(first), len(second)] == [3, 1]
+
+
+def test_read_takes_one_priority_only_so_that_no_other_consumer_overtakes(broker: StreamBroker) -> None:
+    broker.ensure_groups(["a", "b"])
+    for number, (queue, step) in enumerate([("a", 1), ("b", 1), ("b", 0), ("a", 2)]):
+        broker.publish(queue, message(number, step=step))
+
+    reads = [broker.read(broker.streams(["a", "b"]), name, count=9) for name in ("v", "w", "x", "y")]
+
+    assert [[number_of(one) for one in found] for found in reads] == [[2], [0, 1], [3], []]
 
 
 def test_message_published_before_the_group_exists_is_delivered(broker: StreamBroker) -> None:
@@ -272,7 +283,7 @@ def test_due_messages_move_to_the_streams_of_their_priority_and_others_stay(brok
     promotion = broker.promote(["q"])
 
     state = redis_state(broker.client)
-    found = broker.read(broker.streams(["q"]), "w", count=10)
+    found = read_all(broker, ["q"], "w")
     assert (promotion.moved, promotion.missing) == (3, 0)
     assert 59_000 < (promotion.next_due_ms or 0) <= 60_000
     assert state["celery-streams:{q}:delayed"] == {"four": now + 60_000}

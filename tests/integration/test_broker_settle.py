@@ -11,7 +11,7 @@ import pytest
 from celery_streams import keys
 from celery_streams.broker import Delivery, StreamBroker
 from celery_streams.message import Message, pack
-from tests.redis_state import StreamState, delivered, message, number_of, redis_now_ms, redis_state
+from tests.redis_state import StreamState, delivered, message, number_of, read_all, redis_now_ms, redis_state
 
 STREAM = "celery-streams:{q}"
 DEATH = b'{"reason":"failed"}'
@@ -205,7 +205,7 @@ def test_release_all_puts_back_every_step_and_only_ours(broker: StreamBroker) ->
 
     assert count == 2
     assert redis_state(broker.client)[STREAM].pending[keys.GROUP] == {theirs.entry_id.decode(): ("other", 1)}
-    assert [number_of(one) for one in broker.read(broker.streams(["q"]), "me", count=9)] == [1, 2]
+    assert [number_of(one) for one in read_all(broker, ["q"], "me")] == [1, 2]
 
 
 def test_release_wakes_a_blocked_reader(broker: StreamBroker) -> None:
@@ -379,7 +379,7 @@ def test_two_entries_with_one_id_are_both_kept_when_they_are_put_back_for_later(
     broker.ensure_groups(["q"])
     for step, number in ((0, 1), (1, 2)):
         broker.client.call("XADD", broker.queue_keys("q").streams[step], "5-0", *message(number).as_fields())
-    held = broker.read(broker.streams(["q"]), "me", count=5)
+    held = read_all(broker, ["q"], "me")
     assert [one.entry_id for one in held] == [b"5-0", b"5-0"]
 
     for one in held:

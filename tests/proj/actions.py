@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 
 from celery import Task, shared_task
@@ -163,6 +164,12 @@ def _sleep(task, value, seconds=0.1):
     return value
 
 
+def _meet(task, value, count):
+    """End when ``count`` of these run at once in this process."""
+    _meetings.setdefault(count, threading.Barrier(count)).wait(15)
+    return value
+
+
 def _sleep_first(task, value, seconds=0.1):
     """Sleep the first time it runs only."""
     if ledger.count("run", task.request.id) <= 1:
@@ -219,6 +226,8 @@ def _log(task, value):
     return value
 
 
+_meetings: dict[int, threading.Barrier] = {}
+
 _ACTIONS = {
     name[1:]: function for name, function in list(globals().items()) if name.startswith("_") and callable(function)
 }
@@ -226,6 +235,12 @@ _ACTIONS = {
 
 @shared_task(bind=True, base=Recorded)
 def act(self, action, value=None, **options):
+    return run_action(self, action, value, **options)
+
+
+@shared_task(bind=True, base=Recorded)
+def act_counted(self, action, value=None, **options):
+    """For one test alone, which counts its executions."""
     return run_action(self, action, value, **options)
 
 

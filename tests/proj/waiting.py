@@ -13,9 +13,15 @@ from celery_streams import shared_task
 from . import ledger
 
 _running = [0]
+_met: dict[int, asyncio.Event] = {}
 
 
 async def _wait(task, value, seconds):
+    await _record(task, asyncio.sleep(seconds))
+    return value
+
+
+async def _record(task, work):
     request = task.request
     _running[0] += 1
     ledger.write(
@@ -28,16 +34,29 @@ async def _wait(task, value, seconds):
         thread=threading.get_ident(),
     )
     try:
-        await asyncio.sleep(seconds)
+        await work
     finally:
         _running[0] -= 1
     assert task.request.id == request.id == current_task.request.id
-    return value
 
 
 @shared_task(bind=True)
 async def wait_for(self, value, seconds=0.1):
     return await _wait(self, value, seconds)
+
+
+@shared_task(bind=True)
+async def meet(self, value, count):
+    """End when ``count`` tasks run at once in this process."""
+
+    async def work():
+        met = _met.setdefault(count, asyncio.Event())
+        if _running[0] >= count:
+            met.set()
+        await asyncio.wait_for(met.wait(), 15)
+
+    await _record(self, work())
+    return value
 
 
 @celery_shared_task(bind=True)
