@@ -26,6 +26,7 @@ from ..waiting import readable
 from ..worker.aftermath import Aftermath
 from ..worker.child import ChildOptions, consumer_name
 from ..worker.limits import Restrictable
+from ..worker.plan import least_delivery_limit
 from ..worker.requests import build_request
 from ..worker.services import Services
 from ..worker.slots import MAX_BATCH, Held, Snapshot
@@ -148,6 +149,7 @@ class StreamsPool(BasePool):  # type: ignore[misc]
             queues=lambda: self.queues,
             on_soft=self.on_soft,
             on_hard=self.on_hard,
+            delivery_limit=least_delivery_limit(self.app, self.streams),
             on_exhausted=self._on_exhausted,
         )
         self.services.start()
@@ -212,11 +214,11 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         assert self.services is not None
         consumer = self.services.claimer.consumer
 
-        def bury() -> None:
+        def settle() -> None:
             self.aftermath.crashes += 1
-            self.aftermath.settle_lost(delivery, consumer, exhausted=True)
+            self.aftermath.settle_lost(delivery, consumer, claimed=True)
 
-        self.post(bury)
+        self.post(settle)
 
     def _eventer(self) -> Any:
         return getattr(self.consumer, "event_dispatcher", None)

@@ -242,7 +242,7 @@ class Aftermath:
         hard_limit: float | None = None,
         early: bool = False,
         exited: bool = False,
-        exhausted: bool = False,
+        claimed: bool = False,
     ) -> None:
         """Settle a message whose process is gone.
 
@@ -250,7 +250,7 @@ class Aftermath:
             hard_limit: the time limit in seconds for which it was killed; None when it died by itself.
             early: it was acknowledged before it ran.
             exited: the body raised SystemExit or KeyboardInterrupt.
-            exhausted: the crash of this delivery reached the delivery limit (found by a claimer).
+            claimed: a claimer found it; whether the dead worker had started it, nobody knows.
 
         Raises:
             BrokerUnavailable: Redis is away; call again.
@@ -272,7 +272,8 @@ class Aftermath:
             logger.error("Cannot decode entry %s of a lost task: %r", delivery.entry_id.decode(), exc, exc_info=True)
             request = None
         if request is None:
-            outcome = decide(Event.LOST, self._circumstances(history, exhausted=exhausted))
+            limit = self.streams.conf.delivery_limit
+            outcome = decide(Event.LOST, Circumstances(crashes=_crashes(history), delivery_limit=limit))
             settler.settle(delivery, outcome, death=Death(exception=_status(exitcode)), history=history)
             return
         plan = plan_for(request.task, self.streams)
@@ -281,9 +282,9 @@ class Aftermath:
             acks_late=not early,
             acks_on_failure=flag(request.task, "acks_on_failure"),
             acks_on_timeout=flag(request.task, "acks_on_timeout"),
-            reject_on_worker_lost=request.task.reject_on_worker_lost,
+            reject_on_worker_lost=None if claimed else request.task.reject_on_worker_lost,
             dead_letter_failures=plan.dead_letter_failures,
-            crashes=plan.delivery_limit if exhausted else int(history.get("crashes") or 0),
+            crashes=_crashes(history),
             delivery_limit=plan.delivery_limit,
         )
         outcome = decide(event, given)
@@ -305,7 +306,7 @@ class Aftermath:
                     request.name,
                     request.id,
                     _status(exitcode),
-                    int(history.get("crashes") or 0) + 1,
+                    _crashes(history) + 1,
                     plan.delivery_limit,
                 )
         else:
@@ -353,16 +354,16 @@ class Aftermath:
             return Outcome(Action.ACK)  # retry_on_worker_lost stored a new message
         return outcome
 
-    def _circumstances(self, history: dict[str, Any], *, exhausted: bool) -> Circumstances:
-        limit = self.streams.conf.delivery_limit
-        return Circumstances(crashes=limit if exhausted else int(history.get("crashes") or 0), delivery_limit=limit)
-
 
 def _history(delivery: Delivery) -> dict[str, Any]:
     try:
         return delivery.message.decode_history() if delivery.message is not None else {}
     except MessageError:
         return {}  # whoever reads it next dead-letters it as malformed
+
+
+def _crashes(history: dict[str, Any]) -> int:
+    return int(history.get("crashes") or 0)
 
 
 def _status(exitcode: int | None) -> str:

@@ -2,7 +2,8 @@
 
 1. Every :attr:`Claimer.interval` it asks for entries without a heartbeat for the visibility timeout; the script puts
    them back, counts the crash, and lets only one worker look in each interval.
-2. Entries at the delivery limit are handed to ``on_exhausted`` (the parent's main thread dead-letters them).
+2. Entries at the delivery limit, the smallest of any task, are handed to ``on_exhausted`` (the parent's main thread
+   decides about them by the limit of their own task).
 3. After a pause, of Redis or of this worker, it waits a heartbeat round, so that living owners speak first.
 4. Now and then it says that this worker's idle consumers (``alive``) live, and deletes consumers that hold nothing and
    were not heard of.

@@ -12,9 +12,10 @@ from ..amqp import Streams
 from ..coroutines import as_function
 
 if TYPE_CHECKING:
+    from celery import Celery
     from celery.app.task import Task
 
-__all__ = ("TaskPlan", "flag", "make_callable", "plan_for")
+__all__ = ("TaskPlan", "flag", "least_delivery_limit", "make_callable", "plan_for")
 
 _STOCK_REQUEST = "celery.worker.request:Request"
 _STOCK_STRATEGY = "celery.worker.strategy:default"
@@ -51,6 +52,11 @@ def plan_for(task: Any, streams: Streams, *, rate_limits: bool = True) -> TaskPl
         dead_letter_failures=conf.dead_letter_failures if keep is None else bool(keep),
         interval_ms=1000.0 / per_second if per_second else 0.0,
     )
+
+
+def least_delivery_limit(app: Celery, streams: Streams) -> int:
+    """Return the smallest delivery limit of any task: before it no message of a dead worker needs a second look."""
+    return min([streams.conf.delivery_limit, *(plan_for(task, streams).delivery_limit for task in app.tasks.values())])
 
 
 def make_callable(task: Any) -> None:

@@ -56,6 +56,7 @@ class Services:
         queues: Callable[[], Sequence[str]],
         on_soft: Callable[[Restrictable, Snapshot], None],
         on_hard: Callable[[Restrictable, Snapshot], None],
+        delivery_limit: int,
         on_exhausted: Callable[[Delivery, str], None],
     ) -> None:
         conf = streams.conf
@@ -67,7 +68,7 @@ class Services:
             consumer,
             queues,
             visibility_timeout=conf.visibility_timeout,
-            delivery_limit=conf.delivery_limit,
+            delivery_limit=delivery_limit,
             on_exhausted=on_exhausted,
             alive=lambda: sorted({holder.consumer for holder in holders()}),
         )

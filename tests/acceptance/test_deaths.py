@@ -109,6 +109,27 @@ def test_poison_message_is_given_up_while_others_finish(project, act, worker):
     assert eventually(lambda: project.status().length == 0)
 
 
+@pytest.mark.parametrize(("own", "general", "runs"), [(1, 5, 1), (2, 1, 2)], ids=["smaller", "larger"])
+def test_delivery_limit_of_a_task_holds_when_its_whole_worker_dies(project, act, worker, own, general, runs):
+    settings = {
+        "streams_visibility_timeout": 2,
+        "streams_delivery_limit": general,
+        "task_annotations": {act.name: {"streams_delivery_limit": own}},
+    }
+    first = worker(name="w0", pool="threads", concurrency=1, **settings)
+
+    result = act.delay("kill", "never done", times=99)
+
+    first.wait()
+    for number in range(1, runs):
+        worker(name=f"w{number}", pool="threads", concurrency=1, **settings).wait()
+    worker(name="last", pool="threads", concurrency=1, **settings)
+    (letter,) = eventually(project.dead_letters)
+    assert (letter.task_id, letter.reason, letter.crashes) == (result.id, "crashed", own)
+    assert len(project.ledger.runs(result.id)) == runs
+    assert repr(result.get(timeout=5, propagate=False)).startswith("WorkerLostError(")
+
+
 def test_message_that_crashed_a_few_times_leaves_no_trace_when_it_succeeds(project, act, worker):
     worker(concurrency=1)
 

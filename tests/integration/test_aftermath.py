@@ -18,7 +18,7 @@ from celery_streams.embedded import EmbeddedRedis
 from celery_streams.worker.aftermath import Aftermath, Casualty, Cause
 from celery_streams.worker.slots import Held, Snapshot
 from tests.eventually import eventually
-from tests.redis_state import StreamState, redis_state
+from tests.redis_state import StreamState, read_all, redis_state
 
 QUEUE = "celery"
 STREAM = "celery-streams:{celery}"
@@ -56,7 +56,7 @@ class Scene:
         return lambda fun: self.app.task(name=fun.__name__, shared=False, **options)(fun)
 
     def held(self, count: int) -> list[Delivery]:
-        found = self.broker.read(self.broker.streams([QUEUE]), DEAD, count=count)
+        found = read_all(self.broker, [QUEUE], DEAD, count=count)
         assert len(found) == count
         return found
 

@@ -20,7 +20,7 @@ from celery_streams.worker.heartbeat import Heartbeat
 from celery_streams.worker.limits import Handback
 from celery_streams.worker.slots import Held, Slot, SlotTable, Snapshot
 from tests.eventually import eventually
-from tests.redis_state import delivered, make_idle, message, number_of, redis_now_ms, redis_state
+from tests.redis_state import delivered, make_idle, message, number_of, read_all, redis_now_ms, redis_state
 
 STREAM = "celery-streams:{q}"
 TIMEOUT = 15.0
@@ -311,7 +311,7 @@ def test_due_messages_are_promoted_and_the_next_due_time_told(broker: StreamBrok
     assert left is not None
     assert 55_000 < left <= 60_000
     assert promoter.moved == 2
-    found = broker.read(broker.streams(["q"]), "c", count=5)
+    found = read_all(broker, ["q"], "c")
     assert [(number_of(one), one.stream.step) for one in found] == [(1, 0), (2, 2)]
     assert list(redis_state(broker.client)[f"{STREAM}:delayed"]) == ["c"]
 
