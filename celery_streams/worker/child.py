@@ -113,6 +113,7 @@ class ChildLoop:
             wake=control.fileno(),
             on_wake=self.hear,
             stopped=lambda: self.stopping,
+            alone=True,
         )
         self.executor = Executor(
             app,
@@ -236,6 +237,8 @@ class ChildLoop:
             suspect = delivery.message is not None and b'"crashes"' in delivery.message.history
             if settler.waiting and (suspect or settler.overdue(now=now, after=ACK_DELAY)):
                 settler.flush(assisted=slot.restricted())
+            if settler.gave_up:
+                break
             if not slot.begin(index, soft=self._options.soft_limit, hard=self._options.hard_limit):
                 self._put_back(batch[index:])
                 break
@@ -246,6 +249,9 @@ class ChildLoop:
                 self._put_back(batch[index + 1 :])
                 slot.shorten(index + 1)
             self._run(delivery)
+            if settler.gave_up:
+                # What became of it is not stored: the parent must not take it for finished and acknowledge it.
+                break
             slot.finish(index)
             self._finished = index + 1
             ran += 1
