@@ -116,7 +116,8 @@ def test_f11_groups_that_are_gone_are_made_again_and_new_messages_run(
     stage.wait(lambda: stage.ended(*sent), timeout=BACK + 2.0)
     stage.wait(stage.empty)
     assert worker.running
-    assert worker.log.count("missing consumer groups") <= 3, "no hot loop"
+    # One group for each priority, and the harm may come to one after the other.
+    assert worker.log.count("missing consumer groups") <= len(keys.DEFAULT_STEPS), "no hot loop"
 
 
 def test_f11_a_stream_of_another_type_is_said_loudly_and_survived(stage: Stage) -> None:
