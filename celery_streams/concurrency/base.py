@@ -14,7 +14,7 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery.concurrency.base import BasePool
 from celery.worker import state as worker_state
@@ -38,11 +38,13 @@ __all__ = ("StreamsPool", "parted")
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: Seconds between two rounds of the main thread's own chores.
 _CHORES = 0.5
 
 
-def parted(items: Sequence[str], *, size: int = 500) -> Iterator[list[str]]:
+def parted(items: Sequence[T], *, size: int = 500) -> Iterator[list[T]]:
     """Cut a long list into messages that a pipe takes at once."""
     for start in range(0, len(items), size):
         yield list(items[start : start + size])
@@ -101,6 +103,11 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         """Tell all children that these tasks are revoked."""
         for part in parted(task_ids):
             self.forward("revoke", part)
+
+    def forward_stamps(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        """Tell all children that tasks with these stamps, pairs of header and stamp, are revoked."""
+        for part in parted(pairs):
+            self.forward("revoke_stamps", part)
 
     def want_events(self, wanted: bool) -> None:
         """Have task events sent or not."""

@@ -20,6 +20,7 @@ from celery.worker import state as worker_state
 from ..broker import StreamRef
 from ..message import Message
 from ..waiting import readable
+from ..worker import stamps
 from ..worker.aftermath import Casualty, Cause
 from ..worker.child import consumer_name
 from ..worker.limits import Handback, Restrictable
@@ -114,11 +115,10 @@ class TaskPool(StreamsPool):
             self._announce_to(child)
         if self.events_wanted:
             child.tell("events", True)
-        if worker_state.revoked:
-            for part in parted(list(worker_state.revoked)):
-                child.tell("revoke", part)
-        if worker_state.revoked_stamps:
-            child.tell("revoke_stamps", dict(worker_state.revoked_stamps))
+        for part in parted(list(worker_state.revoked)):
+            child.tell("revoke", part)
+        for pairs in parted(stamps.known()):
+            child.tell("revoke_stamps", pairs)
         return child
 
     def _fork(self, process: Any) -> None:

@@ -30,6 +30,7 @@ from celery.worker import state as worker_state
 from ..amqp import Streams, streams_of
 from ..broker import Delivery, StreamRef
 from ..waiting import readable, writable
+from . import stamps
 from .events import ChildEvents
 from .executor import Executor
 from .reader import Pace, Reader
@@ -170,8 +171,8 @@ class ChildLoop:
     def _on_revoke(self, task_ids: Sequence[str]) -> None:
         worker_state.revoked.update(task_ids)
 
-    def _on_revoke_stamps(self, stamps: dict[str, Any]) -> None:
-        worker_state.revoked_stamps.update(stamps)
+    def _on_revoke_stamps(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        stamps.add(pairs)
 
     def _on_task_option(self, name: str, options: dict[str, Any]) -> None:
         task = self.app.tasks.get(name)

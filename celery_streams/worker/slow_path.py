@@ -67,7 +67,8 @@ class SlowPath:
             try:
                 name, task_id = payload["task"], payload["id"]
             except (TypeError, KeyError) as exc:
-                self.executor.malformed(delivery, Event.MALFORMED, MessageError(f"no task name: {exc}"), headers)
+                wrong = MessageError(f"no task name: {exc}")
+                self.executor.malformed(delivery, Event.MALFORMED, wrong, headers, nameless=True)
                 return
         name, task_id = str(name), str(task_id)
         plan = self.executor.plans.get(name)
@@ -94,7 +95,6 @@ class SlowPath:
             logger.warning("Task %s[%s] does not run here: its message is not ours any more.", name, task_id)
             return
         except (InvalidTaskError, ContentDisallowed) as exc:
-            signals.task_rejected.send(sender=self.consumer, message=kombu_message, exc=exc)
             event = Event.NOT_ACCEPTED if isinstance(exc, ContentDisallowed) else Event.INVALID
             self.executor.malformed(delivery, event, exc, headers)
             return
