@@ -64,6 +64,8 @@ def _run(**options: Any) -> Any:
         ctx.exit(_supervise(app, options, processes=processes, reload=reload))
     _first_contact(streams, patient=bool(app.conf.broker_connection_retry_on_startup))
     app.conf.worker_consumer = "celery_streams.worker.consumer:Consumer"
+    # Celery leaves the option on its worker object (--disable-prefetch it does put here); pools and banner read this.
+    app.conf.worker_prefetch_multiplier = options["prefetch_multiplier"]
     if app.conf.worker_autoscaler == _STOCK_AUTOSCALER:
         app.conf.worker_autoscaler = "celery_streams.worker.autoscale:Autoscaler"
     app.__dict__["Worker"] = app.subclass_with_self("celery_streams.worker.program:Worker", name="Worker")

@@ -6,6 +6,8 @@ task runs on an event loop of its green thread, whose waiting eventlet has made 
 
 from __future__ import annotations
 
+from celery import signals
+
 from . import thread
 from .contexts import keep_contexts
 from .loops import keep_loops
@@ -20,4 +22,11 @@ class TaskPool(thread.TaskPool):
         """Start the pool."""
         keep_contexts(self.app)
         keep_loops()
+        signals.eventlet_pool_started.send(sender=self)
         super().on_start()
+
+    def on_stop(self) -> None:
+        """Let running tasks finish, then stop the services."""
+        signals.eventlet_pool_preshutdown.send(sender=self)
+        super().on_stop()
+        signals.eventlet_pool_postshutdown.send(sender=self)

@@ -28,6 +28,9 @@ _WORKER_SIGNALS = (
     "worker_shutdown",
     "beat_init",
     "beat_embedded_init",
+    "eventlet_pool_started",
+    "eventlet_pool_preshutdown",
+    "eventlet_pool_postshutdown",
 )
 
 
