@@ -14,7 +14,7 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery.concurrency.base import BasePool
 from celery.worker import state as worker_state
@@ -54,6 +54,8 @@ class StreamsPool(BasePool):  # type: ignore[misc]
     #: Children or threads that there should be.
     limit: int
     uses_semaphore = False
+    #: What must have patched the standard library before the pool is made, as kombu's detect_environment calls it.
+    patched_by: ClassVar[str] = ""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

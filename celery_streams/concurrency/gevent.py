@@ -16,6 +16,8 @@ __all__ = ("TaskPool",)
 class TaskPool(thread.TaskPool):
     """Greenlets."""
 
+    patched_by = "gevent"
+
     def on_start(self) -> None:
         """Start the pool."""
         keep_contexts(self.app)
