@@ -56,6 +56,8 @@ class StreamsPool(BasePool):  # type: ignore[misc]
     uses_semaphore = False
     #: What must have patched the standard library before the pool is made, as kombu's detect_environment calls it.
     patched_by: ClassVar[str] = ""
+    #: The time limits that the pool can enforce, by the names of the task's options.
+    enforced: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

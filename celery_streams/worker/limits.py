@@ -49,7 +49,8 @@ class TimeLimits:
         self._holders = holders
         self._on_soft = on_soft
         self._on_hard = on_hard
-        self._told: dict[str, tuple[int, bytes, bool]] = {}
+        #: By consumer, which green threads share, and pid.
+        self._told: dict[tuple[str, int], tuple[bytes, bool]] = {}
 
     def run_once(self, *, now: float | None = None) -> float | None:
         """Enforce what is due; returns seconds until the next limit, None when there is none."""
@@ -58,23 +59,24 @@ class TimeLimits:
         for holder in self._holders():
             shot = holder.snapshot()
             if shot.running is None or not (shot.soft or shot.hard):
-                self._told.pop(holder.consumer, None)
+                self._told.pop(key, None)
                 continue
-            pid, entry_id, hard_told = self._told.get(holder.consumer, (0, b"", False))
-            same = pid == shot.pid and entry_id == shot.running.entry_id
+            entry_id, hard_told = self._told.get(key, (b"", False))
+            same = entry_id == shot.running.entry_id
             took = now - shot.started_at
             if shot.hard and took >= shot.hard:
                 if not (same and hard_told):
-                    self._told[holder.consumer] = (shot.pid, shot.running.entry_id, True)
+                    self._told[key] = (shot.running.entry_id, True)
                     self._on_hard(holder, shot)
                 continue
             if shot.soft and took >= shot.soft:
                 if not same:
-                    self._told[holder.consumer] = (shot.pid, shot.running.entry_id, False)
+                    self._told[key] = (shot.running.entry_id, False)
                     self._on_soft(holder, shot)
                 left = None if not shot.hard else shot.hard - took
             else:
                 left = min(limit - took for limit in (shot.soft, shot.hard) if limit)
+            key = (holder.consumer, shot.pid)
             if left is not None:
                 nearest = left if nearest is None else min(nearest, left)
         return nearest

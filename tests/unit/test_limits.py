@@ -161,6 +161,12 @@ def test_holders_are_told_apart() -> None:
     assert told.did == [("soft", "a", b"1-0"), ("soft", "b", b"1-0")]
 
 
+def test_holders_of_one_consumer_are_told_apart() -> None:
+    told = Told(StandIn(replace(running(1, hard=5), pid=1)), StandIn(replace(NOTHING, pid=2)))
+
+    assert told.at(105, 106, 107) == ["hard"]
+
+
 # -- handing back
 
 
