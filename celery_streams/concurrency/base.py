@@ -25,7 +25,7 @@ from ..exceptions import BrokerError, BrokerUnavailable
 from ..waiting import readable
 from ..worker.aftermath import Aftermath
 from ..worker.child import ChildOptions, consumer_name
-from ..worker.limits import Restrictable
+from ..worker.limits import Restrictable, without_effect
 from ..worker.requests import build_request
 from ..worker.services import Services
 from ..worker.slots import MAX_BATCH, Held, Snapshot
@@ -145,6 +145,12 @@ class StreamsPool(BasePool):  # type: ignore[misc]
 
     def start_services(self) -> None:
         """Start heartbeat, claimer, limits and promotion."""
+        options = self.child_options()
+        idle = without_effect(
+            self.app.tasks.values(), soft=options.soft_limit, hard=options.hard_limit, enforced=self.enforced
+        )
+        if idle:
+            logger.warning("This pool does not enforce: %s", ", ".join(idle))
         self.services = Services(
             self.streams,
             consumer_name(self.hostname, 0),

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Protocol
 
 from ..broker import StreamBroker
 from .heartbeat import Holder
 from .slots import Snapshot
 
-__all__ = ("Handback", "Restrictable", "TimeLimits")
+__all__ = ("Handback", "Restrictable", "TimeLimits", "without_effect")
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,24 @@ class Restrictable(Holder, Protocol):
 
     def returned(self, batch: int) -> None:
         """Note that what was restricted of ``batch`` is back in its streams."""
+
+
+def without_effect(
+    tasks: Iterable[Any], *, soft: float | None, hard: float | None, enforced: Collection[str]
+) -> list[str]:
+    """Name the time limits of the worker and of its tasks that a pool does not enforce, for a warning at its start.
+
+    Args:
+        soft: the limits of the worker, in seconds.
+        hard: the same.
+        enforced: options of a task that the pool heeds.
+    """
+    kinds = [kind for kind in ("soft_time_limit", "time_limit") if kind not in enforced]
+    given = {"soft_time_limit": soft, "time_limit": hard}
+    found = [f"task_{kind}" for kind in kinds if given[kind]]
+    for task in sorted(tasks, key=lambda task: str(task.name)):
+        found += [f"{kind} of {task.name}" for kind in kinds if getattr(task, kind, None)]
+    return found
 
 
 class TimeLimits:
@@ -58,6 +76,7 @@ class TimeLimits:
         nearest: float | None = None
         for holder in self._holders():
             shot = holder.snapshot()
+            key = (holder.consumer, shot.pid)
             if shot.running is None or not (shot.soft or shot.hard):
                 self._told.pop(key, None)
                 continue
@@ -76,7 +95,6 @@ class TimeLimits:
                 left = None if not shot.hard else shot.hard - took
             else:
                 left = min(limit - took for limit in (shot.soft, shot.hard) if limit)
-            key = (holder.consumer, shot.pid)
             if left is not None:
                 nearest = left if nearest is None else min(nearest, left)
         return nearest

@@ -44,6 +44,25 @@ def test_task_over_its_hard_limit_runs_again_only_if_it_is_not_acknowledged(
     assert len(project.ledger.runs(result.id)) == starts
 
 
+@pytest.mark.parametrize(
+    ("pool", "named"),
+    [
+        ("prefork", None),
+        ("threads", "task_time_limit, soft_time_limit of TASK, time_limit of TASK"),
+        ("solo", "task_time_limit, soft_time_limit of TASK, time_limit of TASK"),
+        ("asyncio", "task_time_limit, soft_time_limit of TASK, time_limit of TASK"),
+        ("gevent", "soft_time_limit of TASK"),
+        ("eventlet", "soft_time_limit of TASK"),
+    ],
+)
+def test_worker_says_which_time_limits_its_pool_does_not_enforce(worker, pool, named):
+    running = worker(pool=pool, concurrency=1, options=("--time-limit", "20"))
+
+    said = [line.partition("does not enforce: ")[2] for line in running.log.splitlines() if "not enforce" in line]
+
+    assert said == ([named.replace("TASK", "tests.proj.actions.act_soft_limited")] if named else [])
+
+
 @pytest.mark.parametrize("pool", ["gevent", "eventlet"])
 @pytest.mark.parametrize("watched", [False, True], ids=["fast", "slow"])
 def test_green_pools_end_a_task_over_its_hard_limit_and_go_on(project, act, worker, pool, watched):
