@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from celery import concurrency
@@ -15,13 +15,17 @@ from celery.bin.worker import worker as celery_worker
 from celery.exceptions import ImproperlyConfigured
 from celery.platforms import create_pidlock
 from celery.utils.nodenames import node_format, nodename, nodesplit
+from kombu.utils.compat import detect_environment
 
 from ..amqp import streams_of
 from ..concurrency import OWN_POOLS, pool_for
 from ..exceptions import BrokerUnavailable, ConfigurationError
 from . import again
-from .base import require_installed
+from .base import EX_CONFIG, require_installed
 from .supervisor import Supervisor, Watcher, project_modules
+
+if TYPE_CHECKING:
+    from ..concurrency.base import StreamsPool
 
 __all__ = ("worker",)
 
@@ -58,9 +62,12 @@ def _run(**options: Any) -> Any:
     if counts:
         given = ctx.get_parameter_source("concurrency") is click.core.ParameterSource.COMMANDLINE
         _share_children(options, counts, given=given)
+    supervised = reload or processes > 1
+    if not supervised:  # the workers of a supervisor are programs of their own, and check it for themselves
+        _require_patched(options["pool"])
     if options.get("detach"):
         return _detach(ctx, options)
-    if reload or processes > 1:
+    if supervised:
         ctx.exit(_supervise(app, options, processes=processes, reload=reload))
     _first_contact(streams, patient=bool(app.conf.broker_connection_retry_on_startup))
     app.conf.worker_consumer = "celery_streams.worker.consumer:Consumer"
@@ -74,6 +81,27 @@ def _run(**options: Any) -> Any:
         return celery_worker.callback(**options)
     except ImproperlyConfigured as exc:
         raise ConfigurationError(" ".join(str(exc).split())) from exc
+
+
+class _Unpatched(click.ClickException):
+    """The pool's threads would not be green."""
+
+    exit_code = EX_CONFIG
+
+
+def _require_patched(pool: type[StreamsPool]) -> None:
+    """Check that a pool of green threads does not get threads of the system, which work and are something else.
+
+    Only ``celery-streams`` and ``celery`` patch the standard library in time, and only for a ``-P`` in their arguments.
+
+    Raises:
+        click.ClickException: it was not patched; a ConfigurationError would end ``celery streams`` with a traceback.
+    """
+    if pool.patched_by and detect_environment() != pool.patched_by:
+        raise _Unpatched(
+            f"{pool.patched_by} has not patched the standard library, which must come before everything else: "
+            f"start the worker with celery-streams -A proj worker -P {pool.patched_by}"
+        )
 
 
 def _share_children(options: dict[str, Any], counts: dict[str, int], *, given: bool) -> None:

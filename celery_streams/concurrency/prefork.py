@@ -39,6 +39,8 @@ _YOUNG = 1.0
 class TaskPool(StreamsPool):
     """Celery's prefork pool for streams."""
 
+    enforced = frozenset({"soft_time_limit", "time_limit"})
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._children: dict[int, Child] = {}
