@@ -68,6 +68,12 @@ def _nap(task: Any, seconds: float) -> None:
     time.sleep(seconds)
 
 
+def _nap_first(task: Any, seconds: float) -> None:
+    """Nap the first time it runs only."""
+    if ledger().first(task.request.id):
+        time.sleep(seconds)
+
+
 def _spin(task: Any, seconds: float) -> None:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -97,7 +103,7 @@ def _poison(task: Any) -> None:
 
 
 def _crash(task: Any, how: str) -> None:
-    """End the process the first time."""
+    """End the process the first time; its last act is to note when."""
     if ledger().first(task.request.id):
         ledger().note(task.request.id, crash=how)
         if how == "exit":

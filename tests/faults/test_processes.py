@@ -24,21 +24,21 @@ def _running(stage: Stage, *task_ids: str) -> None:
 
 def test_f1_what_a_dead_worker_held_runs_elsewhere_within_the_visibility_timeout(stage: Stage) -> None:
     first = stage.worker("first")
-    stage.worker("second", concurrency=1)
-    sent = [stage.send("nap", seconds=3.0) for _ in range(3)]
-    _running(stage, *sent)
-    held = {run.id for run in stage.runs() if run.worker == first.hostname}
+    held = [stage.send("nap_first", seconds=60) for _ in range(2)]
+    _running(stage, *held)
+    second = stage.worker("second")
+    own = stage.send("nap", seconds=3.0)
+    _running(stage, own)
 
     at = time.time()
     first.kill()
 
-    stage.wait(lambda: all(stage.started(task_id, 2) for task_id in held), timeout=20, message="all run again")
-    assert held
+    stage.drained(*held, own)
     again = [run for task_id in held for run in stage.runs(task_id)[1:]]
-    assert all(run.redelivered for run in again)
-    # The one child of the other worker may have been busy with its own task.
-    assert min(run.start for run in again) - at < VISIBILITY_TIMEOUT + 3.0 + SLACK
-    stage.drained(*sent)
+    assert [(run.worker, run.redelivered) for run in again] == [(second.hostname, True)] * 2
+    # The claimer looks so early that the timeout itself is the bound, not the timeout and a look.
+    assert max(run.start for run in again) - at < VISIBILITY_TIMEOUT + SLACK
+    assert len(stage.runs(own)) == 1
 
 
 def test_f1_children_do_not_outlive_their_parent_and_what_they_ran_runs_elsewhere(stage: Stage) -> None:
@@ -71,8 +71,9 @@ def test_f2_a_task_whose_child_dies_runs_again_within_a_second_and_the_other_chi
     sent = stage.send("crash", how=how)
 
     stage.wait(lambda: stage.started(sent, 2), message="it runs again")
-    first, second = stage.runs(sent)
-    assert second.start - first.start < 1.0 + SLACK
+    _, second = stage.runs(sent)
+    [last] = stage.ledger.notes(sent)
+    assert second.start - last["at"] < 1.0
     assert second.redelivered
     stage.drained(sent, long)
     assert len(stage.runs(long)) == 1
@@ -208,26 +209,24 @@ def test_f9_a_warm_shutdown_finishes_what_runs_and_leaves_the_rest_to_others(
 def test_f9_a_cold_shutdown_ends_at_once_and_what_ran_runs_elsewhere_within_two_seconds(
     stage: Stage, numbers: tuple[signal.Signals, ...]
 ) -> None:
-    stage.worker("second", concurrency=1)
     first = stage.worker("first", concurrency=2)
-    sent = [stage.send("nap", seconds=2.0) for _ in range(3)]
+    sent = [stage.send("nap_first", seconds=60) for _ in range(2)]
     _running(stage, *sent)
-    held = {run.id for run in stage.runs() if run.worker == first.hostname}
+    second = stage.worker("second", concurrency=2)
 
     *before, last = numbers
     for number in before:
         first.signal(number)
         stage.wait(lambda: "arm shutdown" in first.log)
-    first.signal(last)
     at = time.time()
+    first.signal(last)
 
     first.wait(8)
     assert time.time() - at < 5.0
     stage.drained(*sent)
-    again = [run for task_id in held for run in stage.runs(task_id)[1:]]
-    assert held
-    assert len(again) == len(held)
-    assert all(run.redelivered for run in again)
+    again = [run for task_id in sent for run in stage.runs(task_id)[1:]]
+    assert [(run.worker, run.redelivered) for run in again] == [(second.hostname, True)] * 2
+    assert max(run.start for run in again) - at < 2.0
 
 
 def test_f9_a_second_sigterm_does_not_cut_a_running_task_short(stage: Stage) -> None:

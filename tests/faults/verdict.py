@@ -89,7 +89,9 @@ class Bounds:
     child: float = 1.0
     #: Redis is back.
     redis: float = 5.0
-    #: What a loaded machine and a backlog may add.
+    #: What a loaded machine and a backlog may add. As many seconds because the load keeps every child busy while killed
+    #: workers are started anew, several processes at a time, and because the wait of others is known only of those who
+    #: were published in the same moments. The bounds alone hold where nothing else runs: see test_processes.
     slack: float = 4.0
 
 

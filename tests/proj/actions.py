@@ -295,6 +295,14 @@ def act_routed(self, action, value=None, **options):
     return run_action(self, action, value, **options)
 
 
+@shared_task(bind=True, ignore_result=True)
+def act_paced(self):
+    """Record the execution and nothing else, and take as long as the test wants at this moment."""
+    request = self.request
+    redelivered = (request.delivery_info or {}).get("redelivered")
+    time.sleep(ledger.write("run", request.id, task=self.name, redelivered=redelivered, hostname=request.hostname))
+
+
 @shared_task
 def add(x, y):
     return x + y

@@ -1,3 +1,4 @@
+import json
 import os
 
 SECRET_KEY = "only-for-tests"
@@ -26,11 +27,15 @@ DATABASES = {
 }
 
 CELERY_BROKER_URL = os.environ.get("CHAT_REDIS", "redis://127.0.0.1:6379/0")
+CELERY_RESULT_BACKEND = os.environ.get("CHAT_RESULTS")
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ROUTES = {
     "chat.tasks.send_message": {"queue": "send_message"},
+    "chat.tasks.look_at_connection": {"queue": "send_message"},
     "chat.tasks.mark_as_read": {"queue": "mark_as_read"},
     "chat.tasks.fetch_profile_pic": {"queue": "fetch_profile_pic"},
 }
+# None: Celery closes database connections around each task.
+CELERY_DB_REUSE_MAX = json.loads(os.environ.get("CHAT_DB_REUSE_MAX", "null"))
 CELERY_STREAMS_ENABLED = True
 CELERY_STREAMS_QUEUES = ["send_message", "mark_as_read"]
