@@ -127,6 +127,7 @@ class Worker(Program):
     Args:
         program: a key of :data:`PROGRAMS`.
         name: the first part of the node name, and the name in the ledger.
+        alone: without mingle and gossip, which cost a second at the start and tell workers of each other.
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class Worker(Program):
         environment: Mapping[str, str],
         concurrency: int | None = 2,
         pool: str = "prefork",
+        alone: bool = True,
         options: Sequence[str] = (),
     ) -> None:
         self.hostname = f"{name}@test"
@@ -146,7 +148,8 @@ class Worker(Program):
             [
                 *(*PROGRAMS[program], "-A", "tests.proj", "worker", "-n", self.hostname, "-Q", queues),
                 *(() if concurrency is None else ("-c", str(concurrency))),
-                *("-P", pool, "-l", "INFO", "--without-mingle", "--without-gossip"),
+                *("-P", pool, "-l", "INFO"),
+                *(("--without-mingle", "--without-gossip") if alone else ()),
                 *options,
             ],
             log=directory / f"{name}.log",

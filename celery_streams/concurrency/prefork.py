@@ -53,6 +53,8 @@ class TaskPool(StreamsPool):
         self._early_deaths = 0
         self._start_at = 0.0
         self._shares: list[frozenset[str] | None] = []
+        #: Options of tasks that remote control changed, for spawned children: name -> options.
+        self._task_options: dict[str, Any] = {}
 
     def holders(self) -> Sequence[Restrictable]:
         """Return the children."""
@@ -121,6 +123,8 @@ class TaskPool(StreamsPool):
             child.tell("revoke", part)
         for pairs in parted(stamps.known()):
             child.tell("revoke_stamps", pairs)
+        for name, task_options in self._task_options.items():
+            child.tell("task_option", name, task_options)
         return child
 
     def _fork(self, process: Any) -> None:
@@ -157,6 +161,9 @@ class TaskPool(StreamsPool):
 
     def forward(self, *message: Any) -> None:
         """Tell all children something that remote control changed."""
+        if message[0] == "task_option" and not self.forking_enable:
+            # A forked child has the parent's tasks as they are by then; a spawned one imports them anew.
+            self._task_options[message[1]] = message[2]
         for child in list(self._children.values()):
             child.tell(*message)
 

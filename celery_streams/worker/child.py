@@ -377,7 +377,8 @@ def child_main(
         slot = table.slot(index)
         slot.attach(os.getpid())
         process_initializer(app, hostname)
-        reset_signals(full=True)
+        # Not "full", as in Celery's pool: SIGUSR2 stays Celery's debugger (CELERY_RDBSIG).
+        reset_signals()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         loop = ChildLoop(app, hostname, consumer, slot, control, options=options)
 

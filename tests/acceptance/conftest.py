@@ -43,6 +43,7 @@ class Project:
         queues: str = "celery",
         concurrency: int | None = 2,
         pool: str = "prefork",
+        alone: bool = True,
         options: Sequence[str] = (),
         wait: bool = True,
         **environment: Any,
@@ -58,6 +59,7 @@ class Project:
             environment=self.environment(**environment),
             concurrency=concurrency,
             pool=pool,
+            alone=alone,
             options=options,
         )
         self._workers.append(worker)
@@ -66,16 +68,16 @@ class Project:
             worker.wait_ready()
         return worker
 
-    def command(self, *words: str, directory: Path = ROOT, **environment: Any) -> Program:
-        """Start ``celery-streams`` with these words and nothing else."""
+    def command(self, *words: str, program: str = "streams", directory: Path = ROOT, **environment: Any) -> Program:
+        """Start ``celery-streams`` (or ``celery``: "lists") with these words and nothing else."""
         log = self._directory / f"command-{len(self._programs)}.log"
         settings = {"enabled": True, **environment}
-        program = Program(
-            [*PROGRAMS["streams"], *words], log=log, environment=self.environment(**settings), directory=directory
+        made = Program(
+            [*PROGRAMS[program], *words], log=log, environment=self.environment(**settings), directory=directory
         )
-        self._programs.append(program)
-        program.start()
-        return program
+        self._programs.append(made)
+        made.start()
+        return made
 
     def app(self, *, enabled: Any = True, include: Sequence[str] = (), **settings: Any) -> Celery:
         """Return an installed app that publishes from this process; ``include`` are more modules with tasks."""

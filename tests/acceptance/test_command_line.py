@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
+import stat
+import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from celery.bin.worker import worker as celery_worker
@@ -14,6 +18,7 @@ from celery_streams.bin.again import without
 from celery_streams.bin.worker import worker as our_worker
 from celery_streams.connection import RedisClient
 from tests.eventually import eventually
+from tests.processes import ROOT
 
 QUIET = ("-l", "INFO", "--without-mingle", "--without-gossip")
 
@@ -123,6 +128,29 @@ def test_detached_worker_has_a_pidfile_and_a_logfile_of_its_own(project, act, tm
             os.killpg(os.getpgid(pid), signal.SIGKILL)
 
 
+def test_detached_worker_is_run_by_the_executable_with_the_umask_it_is_told(project, act, tmp_path):
+    executable, pidfile, logfile = tmp_path / "python", tmp_path / "w.pid", tmp_path / "w.log"
+    executable.write_text(f'#!/bin/sh\necho "$$" > {tmp_path}/executed\nexec {sys.executable} "$@"\n')
+    executable.chmod(0o755)
+    files = ("-c", "1", "--pidfile", str(pidfile), "--logfile", str(logfile))
+    options = ("--umask", "027", "--executable", str(executable), "--uid", str(os.getuid()), "--gid", str(os.getgid()))
+
+    launcher = project.command("-A", "tests.proj", "worker", "-D", "-n", "away@test", *files, *options, *QUIET)
+
+    assert launcher.wait(30) == 0, launcher.log
+    eventually(lambda: logfile.exists() and "away@test ready." in logfile.read_text(), timeout=30)
+    pid = int(pidfile.read_text())
+    try:
+        assert act.delay("ok", 1).get(timeout=10) == 1
+        assert int((tmp_path / "executed").read_text()) == pid
+        assert stat.S_IMODE(logfile.stat().st_mode) == 0o640
+        os.kill(pid, signal.SIGTERM)
+        eventually(lambda: not alive(pid))
+    finally:
+        if alive(pid):
+            os.killpg(os.getpgid(pid), signal.SIGKILL)
+
+
 def test_second_worker_with_the_same_pidfile_is_refused(project, tmp_path):
     options = ("-A", "tests.proj", "worker", "-c", "1", "--pidfile", str(tmp_path / "w.pid"), *QUIET)
     first = project.command(*options)
@@ -218,6 +246,83 @@ def test_banner_names_the_optimization_profile_that_has_no_effect(worker):
 
     assert ".> no effect:   -O fair (each child takes its own next message" in fair.log
     assert "no effect" not in plain.log
+
+
+# -- Ways to start that no other test takes
+
+
+def open_to_others(path):
+    return all(part.stat().st_mode & stat.S_IXOTH for part in (path, *path.parents))
+
+
+def user_to_become():
+    """Return --uid and --gid of nobody, if this process may become nobody, who can read the project; else its own."""
+    paths = (ROOT, Path(sys.executable).resolve(), Path(sys.prefix))
+    if os.getuid() == 0 and all(open_to_others(path) for path in paths):
+        nobody = pwd.getpwnam("nobody")
+        return ("--uid", "nobody", "--gid", str(nobody.pw_gid)), nobody.pw_uid
+    return ("--uid", str(os.getuid()), "--gid", str(os.getgid())), os.getuid()
+
+
+def user_of(pid):
+    if sys.platform == "linux":
+        return Path(f"/proc/{pid}").stat().st_uid
+    return int(subprocess.run(["ps", "-o", "uid=", "-p", str(pid)], capture_output=True, text=True, check=True).stdout)
+
+
+def has_option(name):
+    return any(name in option.opts for option in celery_worker.params)
+
+
+@pytest.mark.parametrize(
+    ("words", "workers"),
+    [
+        pytest.param(
+            ("--pool-start-method", "spawn", "-c", "2"),
+            1,
+            id="spawn",
+            marks=pytest.mark.skipif(not has_option("--pool-start-method"), reason="an option of Celery 5.7"),
+        ),
+        pytest.param(("-P", "processes", "-c", "2"), 1, id="processes"),
+        pytest.param(("--processes", "2", "-P", "asyncio", "-c", "4"), 2, id="processes-of-asyncio"),
+        pytest.param(("--processes", "2", "-P", "gevent", "-c", "4"), 2, id="processes-of-gevent"),
+        pytest.param(("--umask", "027", "-c", "1"), 1, id="umask"),
+        pytest.param(("--executable", sys.executable, "-c", "1"), 1, id="executable"),
+        pytest.param(("--heartbeat-interval", "1", "-c", "1"), 1, id="heartbeat-interval"),
+    ],
+)
+def test_worker_that_is_started_in_a_rarer_way_runs_tasks_and_ends_well(project, act, words, workers):
+    program = project.command("-A", "tests.proj", "worker", *words, *QUIET)
+    ready(program, workers)
+
+    assert act.delay("ok", 1).get(timeout=10) == 1
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0
+    assert project.status().consumers == 0
+
+
+def test_worker_that_is_a_command_of_celerys_own_program_runs_tasks_and_ends_well(project, act):
+    program = project.command("-A", "tests.proj", "streams", "worker", "-c", "1", *QUIET, program="lists")
+    ready(program)
+
+    assert act.delay("ok", 1).get(timeout=10) == 1
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0
+    assert project.status().consumers == 0
+
+
+def test_worker_becomes_the_user_and_group_it_is_told(project, act):
+    options, user = user_to_become()
+    program = project.command("-A", "tests.proj", "worker", "-c", "1", *options, *QUIET)
+    ready(program)
+
+    result = act.delay("ok", 1)
+
+    assert result.get(timeout=10) == 1
+    (run,) = project.ledger.runs(result.id)
+    assert {user_of(program.pid), user_of(run["pid"])} == {user}
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0
 
 
 def test_command_line_is_repeated_without_some_options():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections import Counter
 
 import pytest
+from celery.app.defaults import DEFAULTS
 from celery.bin.worker import worker as celery_worker
 
 from tests.eventually import eventually
@@ -101,6 +104,49 @@ def test_rate_limit_counts_for_each_worker_or_for_all(project, act, worker, scop
     else:
         assert all(at[-1] - at[0] > 0.09 * (len(at) - 2) for at in hosts.values())
         assert min(abs(one - two) for one in hosts["one@test"] for two in hosts["two@test"]) < 0.08
+
+
+@pytest.mark.parametrize(
+    ("pool", "options"),
+    [
+        ("prefork", ()),
+        pytest.param(
+            "prefork",
+            ("--pool-start-method", "spawn"),
+            id="spawn",
+            marks=pytest.mark.skipif("worker_pool_start_method" not in DEFAULTS, reason="an option of Celery 5.7"),
+        ),
+        ("threads", ()),
+        ("solo", ()),
+    ],
+)
+def test_rate_limit_that_is_changed_by_remote_control_holds_for_children_and_their_successors(
+    project, act, worker, pool, options
+):
+    limited = act.app.tasks["tests.proj.actions.act_limited"]  # 10/s
+    running = worker(pool=pool, concurrency=1, options=options)
+    limited.delay("ok").get(timeout=10)
+
+    def spread(rate_limit, count):
+        answer = act.app.control.rate_limit(
+            limited.name, rate_limit, destination=[running.hostname], reply=True, timeout=5, limit=1
+        )
+        assert answer == [{running.hostname: {"ok": "new rate limit set successfully"}}]
+        return seconds_between(count)
+
+    def seconds_between(count):
+        runs = starts_of(project, [limited.delay("ok", n) for n in range(count)])
+        return runs[-1]["at"] - runs[0]["at"]
+
+    # The bounds leave room for one start too early: a child hears of the change a moment after the parent has answered.
+    assert spread("2/s", 5) > 1.3
+    assert spread("100/s", 60) < 3.0
+    assert spread("3/s", 6) > 1.1
+    if pool == "prefork":
+        first = project.ledger.runs()[-1]["pid"]
+        os.kill(first, signal.SIGKILL)
+        assert seconds_between(6) > 1.1
+        assert project.ledger.runs()[-1]["pid"] != first
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])

@@ -232,3 +232,25 @@ def test_revocation_that_is_meant_for_one_worker_is_not_obeyed_by_another(projec
     assert list(reply) == [addressed.hostname]
     # Its result says REVOKED: the worker that was addressed has stored that.
     project.starts(result.id)
+
+
+@pytest.mark.parametrize("first", ["streams", "lists"])
+def test_workers_with_mingle_and_gossip_know_of_each_other(act, worker, first):
+    one = worker(first, name="one", concurrency=1, alone=False, options=("-l", "DEBUG"))
+    revoked = uuid.uuid4().hex
+    act.app.control.revoke(revoked, reply=True, timeout=5, limit=1)
+
+    two = worker("streams", name="two", queues="other", concurrency=1, alone=False, options=("-l", "DEBUG"))
+
+    assert "mingle: all alone" in one.log
+    assert "mingle: sync with 1 nodes" in two.log
+    assert "mingle: sync complete" in two.log
+    assert revoked in act.app.control.inspect([two.hostname], timeout=5, limit=1).revoked()[two.hostname]
+    for log, other in ((one, two), (two, one)):
+        eventually(lambda log=log, other=other: f"{other.hostname} joined the party" in log.log, timeout=20)
+    assert act.apply_async(("ok", 1), queue="other").get(timeout=10) == 1
+    two.signal(signal.SIGTERM)
+    assert two.wait() == 0
+    eventually(lambda: f"{two.hostname} left" in one.log)
+    one.signal(signal.SIGTERM)
+    assert one.wait() == 0

@@ -125,6 +125,19 @@ def test_queues_that_were_not_chosen_stay_with_the_stock_worker(project):
     assert hosts(project) == {"streams@test": 10, "stock@test": 10}
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_stock_worker_that_is_started_on_a_stream_queue_says_that_nothing_new_comes(project, worker, enabled):
+    settings = {"install": True, "enabled": enabled, "streams_queues": ["send_message", "mark_as_read"]}
+
+    stock = worker("lists", queues="send_message,fetch_profile_pic,mark_as_read", **settings)
+
+    lines = [line for line in stock.log.splitlines() if "is on Redis Streams" in line]
+    assert [line.partition("WARNING/MainProcess] ")[2] for line in lines] == enabled * [
+        f"Queue send_message, mark_as_read is on Redis Streams (pid {stock.pid}): this worker reads Celery's list, "
+        "which gets no new message. Start its worker with: celery-streams worker -Q send_message,mark_as_read"
+    ]
+
+
 def test_workflow_may_cross_from_streams_to_lists(project):
     app = project.app(streams_queues=["streams"])
     settings = {"streams_queues": ["streams"]}

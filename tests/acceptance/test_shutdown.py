@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections import Counter
@@ -234,6 +235,40 @@ def test_hangup_starts_the_worker_again_and_usr1_shows_what_its_threads_do(proje
     assert act.delay("ok", 1).get(timeout=10) == 1
     assert project.counted()[result.id] == 1
     assert project.status().consumers == 1
+    running.signal(signal.SIGTERM)
+    assert running.wait() == 0
+
+
+def until_prompt(debugger):
+    said = b""
+    while not said.endswith(b"(Pdb) "):
+        said += debugger.recv(4096) or pytest.fail(f"the debugger went after {said!r}")
+    return said.decode()
+
+
+@pytest.mark.parametrize("program", ["lists", "streams"])
+def test_usr2_opens_celerys_debugger_in_the_child_that_gets_it(project, worker, program):
+    act = project.app(enabled=program == "streams").tasks["tests.proj.actions.act"]
+    running = worker(program, concurrency=1)
+    running.stop()
+    running.environment["CELERY_RDBSIG"] = "1"
+    running.log_path.unlink()
+    running.start()
+    running.wait_ready()
+    result = act.delay("spin", seconds=1.0)
+    (run,) = project.starts(result.id)
+
+    os.kill(run["pid"], signal.SIGUSR2)
+    found = eventually(lambda: re.search(r"telnet 127\.0\.0\.1 (\d+)", running.log))
+    with socket.create_connection(("127.0.0.1", int(found[1])), timeout=10) as debugger:
+        until_prompt(debugger)
+        debugger.sendall(b"where\n")
+        stack = until_prompt(debugger)
+        debugger.sendall(b"continue\n")
+
+    assert "tests/proj/actions.py" in stack
+    assert result.get(timeout=10) is None
+    assert project.counted() == Counter([result.id])
     running.signal(signal.SIGTERM)
     assert running.wait() == 0
 
