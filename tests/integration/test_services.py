@@ -324,6 +324,21 @@ def test_nothing_delayed_is_nothing_to_promote(broker: StreamBroker, promoter: P
     assert redis_state(broker.client) == before
 
 
+def test_due_messages_that_are_refused_are_tried_again_each_second_and_logged_once(
+    broker: StreamBroker, promoter: Promoter, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.delay("q", message(1), due_ms=1, member="m")
+    broker.client.call("SET", "celery-streams:{q}", "of another type")
+
+    pauses = [promoter.run_once(), promoter.run_once()]
+    broker.client.call("DEL", "celery-streams:{q}")
+    promoter.run_once()
+
+    assert pauses == [1_000, 1_000]
+    assert len([record for record in caplog.records if "WRONGTYPE" in record.getMessage()]) == 1
+    assert promoter.moved == 1
+
+
 def test_more_than_one_step_of_due_messages_is_promoted_at_once(broker: StreamBroker, promoter: Promoter) -> None:
     now = redis_now_ms(broker.client)
     for number in range(1_100):
