@@ -69,6 +69,11 @@ class Recovery:
     #: Entries over the delivery limit, now pending for the caller, with the consumer that had them last.
     exhausted: tuple[tuple[Delivery, str], ...]
 
+    @property
+    def count(self) -> int:
+        """Entries that were dealt with; as many as the limit means that there may be more."""
+        return self.moved + self.vanished + len(self.exhausted)
+
 
 class StreamBroker:
     """The streams of one Redis database under one key prefix."""
@@ -407,7 +412,8 @@ class StreamBroker:
     ) -> Recovery:
         """Put back what consumers held that gave no heartbeat for ``idle_ms``, at most ``limit`` entries.
 
-        One caller looks per ``turn_ms``, whoever comes first. Entries that reach ``delivery_limit`` crashes become
+        One caller looks per ``turn_ms``, whoever comes first; after as many entries as ``limit`` the next look may come
+        at once. Entries that reach ``delivery_limit`` crashes become
         pending for ``consumer``, which must dead-letter them.
         """
         names = self.queue_keys(queue)
