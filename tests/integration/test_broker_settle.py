@@ -339,6 +339,25 @@ def test_message_that_was_acknowledged_before_it_ran_is_rejected_whole(broker: S
     assert redis_state(broker.client)[STREAM + ":dead"].entries[dead.decode()]["body"] == message(1).body
 
 
+def test_message_that_was_acknowledged_before_it_ran_is_rejected_once_however_often_it_is_sent(
+    broker: StreamBroker,
+) -> None:
+    (held,) = delivered(broker, "q", "me", message(1))
+    broker.ack("me", [(held.stream, held.entry_id)])
+
+    def reject(death: bytes) -> bytes | None:
+        return broker.reject(
+            "me", held.stream, held.entry_id, death=death, max_length=None, ttl=None, message=message(1)
+        )
+
+    first = reject(DEATH)
+    of_another = reject(b'{"reason":"other"}')
+    again = reject(DEATH)
+
+    assert again == first
+    assert list(redis_state(broker.client)[STREAM + ":dead"].entries) == [one.decode() for one in (first, of_another)]
+
+
 def test_dead_letters_are_bounded_by_length_and_the_oldest_go(broker: StreamBroker) -> None:
     held = delivered(broker, "q", "me", *[message(number) for number in range(5)])
 
