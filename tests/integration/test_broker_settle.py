@@ -152,6 +152,35 @@ def test_ack_of_several_names_those_that_were_not_ours(broker: StreamBroker) -> 
     assert list(redis_state(broker.client)[STREAM].entries) == [theirs.entry_id.decode()]
 
 
+def test_more_entries_than_a_script_can_pass_at_once_are_acknowledged(broker: StreamBroker) -> None:
+    held = [
+        one
+        for queue in ("a", "b")
+        for one in delivered(broker, queue, "me", *[message(number) for number in range(1_203)])
+    ]
+    kept = held.pop(700)
+    twice = held[5]
+
+    lost = broker.ack("me", [(one.stream, one.entry_id) for one in [*held, twice]])
+
+    state = redis_state(broker.client)
+    assert lost == [twice.entry_id]
+    assert list(state["celery-streams:{a}"].entries) == [kept.entry_id.decode()]
+    assert list(state["celery-streams:{a}"].pending[keys.GROUP]) == [kept.entry_id.decode()]
+    assert state["celery-streams:{b}"].entries == state["celery-streams:{b}"].pending[keys.GROUP] == {}
+
+
+def test_acknowledging_many_entries_is_a_few_commands(broker: StreamBroker) -> None:
+    held = delivered(broker, "q", "me", *[message(number) for number in range(100)])
+    broker.client.call("CONFIG", "RESETSTAT")
+
+    broker.ack("me", [(one.stream, one.entry_id) for one in held])
+
+    stats = broker.client.call("INFO", "commandstats").decode()
+    assert "cmdstat_xack:calls=1," in stats
+    assert "cmdstat_xdel:calls=1," in stats
+
+
 def test_settling_nothing_asks_nobody(broker: StreamBroker) -> None:
     broker.client.close()
 
