@@ -55,6 +55,8 @@ class Promotion:
     missing: int
     #: Milliseconds until the next message is due; None when nothing is delayed.
     next_due_ms: int | None
+    #: What Redis said about the first queue whose messages it refused to move; they are still delayed. Empty: none.
+    refusal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,11 @@ class Recovery:
     vanished: int
     #: Entries over the delivery limit, now pending for the caller, with the consumer that had them last.
     exhausted: tuple[tuple[Delivery, str], ...]
+
+    @property
+    def count(self) -> int:
+        """Entries that were dealt with; as many as the limit means that there may be more."""
+        return self.moved + self.vanished + len(self.exhausted)
 
 
 class StreamBroker:
@@ -373,15 +380,19 @@ class StreamBroker:
         return [int(position) for position in self.client.run(scripts.EXTEND, list(order), args)]
 
     def promote(self, queues: Sequence[str], *, limit: int = 500) -> Promotion:
-        """Move due messages of ``queues`` to their streams, at most ``limit`` in this step."""
+        """Move due messages of ``queues`` to their streams, at most ``limit`` in this step.
+
+        A queue that Redis refuses (a key of another type) does not hold up the others, and is not raised about: see
+        :attr:`Promotion.refusal`.
+        """
         if not queues:
             return Promotion(0, 0, None)
         names: list[str] = []
         for queue in queues:
             known = self.queue_keys(queue)
             names += [known.delayed, known.delayed_messages, *known.streams]
-        moved, missing, wait = self.client.run(scripts.PROMOTE, names, [len(self.steps), limit])
-        return Promotion(moved, missing, None if wait < 0 else int(wait))
+        moved, missing, wait, refusal = self.client.run(scripts.PROMOTE, names, [len(self.steps), limit])
+        return Promotion(moved, missing, None if wait < 0 else int(wait), refusal.decode())
 
     def busy_queues(self, queues: Sequence[str]) -> list[str]:
         """Return those of ``queues`` that have pending entries."""
@@ -401,7 +412,8 @@ class StreamBroker:
     ) -> Recovery:
         """Put back what consumers held that gave no heartbeat for ``idle_ms``, at most ``limit`` entries.
 
-        One caller looks per ``turn_ms``, whoever comes first. Entries that reach ``delivery_limit`` crashes become
+        One caller looks per ``turn_ms``, whoever comes first; after as many entries as ``limit`` the next look may come
+        at once. Entries that reach ``delivery_limit`` crashes become
         pending for ``consumer``, which must dead-letter them.
         """
         names = self.queue_keys(queue)

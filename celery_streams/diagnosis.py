@@ -14,6 +14,7 @@ from . import keys
 from .broker import StreamBroker
 from .connection import RedisClient, pairs
 from .exceptions import BrokerError, BrokerUnavailable
+from .inspect import own_group
 from .lists import ListKeys
 
 __all__ = (
@@ -211,7 +212,7 @@ def streams_without_group(broker: StreamBroker, queue: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for stream in names.streams:
         length, groups = broker.client.call_all([("XLEN", stream), ("XINFO", "GROUPS", stream)], missing_is_none=True)
-        if length and not any(pairs(group)[b"name"] == keys.GROUP.encode() for group in groups or ()):
+        if length and own_group(groups) is None:
             found[stream] = int(length)
     return found
 

@@ -23,7 +23,7 @@ from .broker import StreamBroker
 from .connection import ConnectionOptions, RedisClient
 from .exceptions import BrokerError, MessageError
 from .inspect import own_group, queue_status
-from .lists import ListKeys, Wrapped, list_keys, priority_of, unwrap, unwrap_unacked, wrap
+from .lists import SEPARATOR, ListKeys, Wrapped, list_keys, priority_of, unwrap, unwrap_unacked, wrap
 from .message import Message, encode_history, pack, unpack
 from .passage import Passage
 
@@ -264,7 +264,7 @@ class Migration:
     def _queues_of(self, exchange: str, routing_key: str, names: ListKeys) -> set[str]:
         if not exchange:
             return {routing_key}
-        separator = str(self._options.get("sep") or "\x06\x16")
+        separator = str(self._options.get("sep") or SEPARATOR)
         bound = [member.decode().split(separator) for member in self.lists.call("SMEMBERS", names.bindings % exchange)]
         return {parts[2] for parts in bound if len(parts) == 3 and parts[0] == routing_key}
 

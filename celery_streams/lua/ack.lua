@@ -5,15 +5,25 @@
 -- Returns  ids of the entries that were no longer ours
 -- An entry that another consumer holds, or that is not pending, is left alone.
 -- On a stream without the group nothing is ours; it hides nothing of the others.
-local lost = {}
+local lost, ours = {}, {}
 for i = 3, #ARGV, 2 do
     local key, id = KEYS[tonumber(ARGV[i])], ARGV[i + 1]
     local held = redis.pcall('XPENDING', key, ARGV[1], id, id, 1, ARGV[2])
-    if not held['err'] and #held == 1 then
-        redis.call('XACK', key, ARGV[1], id)
-        redis.call('XDEL', key, id)
+    local ids = ours[key] or {}
+    if not held['err'] and #held == 1 and not ids[id] then
+        ids[id] = true
+        ids[#ids + 1] = id
+        ours[key] = ids
     else
         lost[#lost + 1] = id
+    end
+end
+-- One call for many entries costs less than one for each; Lua passes no more than some thousand arguments.
+for key, ids in pairs(ours) do
+    for from = 1, #ids, 500 do
+        local to = math.min(from + 499, #ids)
+        redis.call('XACK', key, ARGV[1], unpack(ids, from, to))
+        redis.call('XDEL', key, unpack(ids, from, to))
     end
 end
 return lost

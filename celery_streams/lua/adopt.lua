@@ -4,18 +4,19 @@
 -- ARGV     quadruples: the element, due time in ms since the epoch (0 = now), member for the delayed set,
 --          packed message ('' = the element is no message: it becomes an entry that a worker will dead-letter)
 -- Returns  positions (from 0) of the quadruples that were moved
--- An element that is no longer at the tail was taken by somebody else, and is left alone. RPOP comes first: it frees
--- memory, so that the script goes on when Redis is full.
+-- An element that is no longer at the tail was taken by somebody else, and is left alone.
+-- Stored first, removed then: a store that is refused (a key of another type, a missing permission) loses nothing.
+-- The ZREM of nothing makes a full Redis accept what follows, for the script frees what it stores.
 local moved, earliest = {}, redis.call('ZRANGE', KEYS[2], 0, 0)[1]
+redis.call('ZREM', KEYS[2], '')
 for i = 1, #ARGV, 4 do
     local element, due, packed = ARGV[i], ARGV[i + 1], ARGV[i + 3]
     if redis.call('LINDEX', KEYS[1], -1) == element then
-        redis.call('RPOP', KEYS[1])
         if packed == '' then
             redis.call('XADD', KEYS[5], '*', 'element', element)
         elseif tonumber(due) > 0 then
-            redis.call('ZADD', KEYS[2], due, ARGV[i + 2])
             redis.call('HSET', KEYS[3], ARGV[i + 2], packed)
+            redis.call('ZADD', KEYS[2], due, ARGV[i + 2])
         else
             local step, h, p, b, y, at = struct.unpack('>I4I4I4I4I4', packed)
             local fields = {
@@ -28,6 +29,7 @@ for i = 1, #ARGV, 4 do
             end
             redis.call('XADD', KEYS[5 + step], '*', unpack(fields))
         end
+        redis.call('RPOP', KEYS[1])
         moved[#moved + 1] = (i - 1) / 4
     end
 end

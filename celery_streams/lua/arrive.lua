@@ -4,12 +4,14 @@
 -- ARGV     triples: tag, index of the list (from 1), element
 -- Returns  number of elements stored
 -- A tag stays until `forget_tags` is told that the other side has deleted its element.
+-- The tag comes after the element: with the tag alone, a push that is refused would look like one that was carried out.
 local count = 0
 for i = 1, #ARGV, 3 do
-    if redis.call('ZADD', KEYS[1], 'NX', '+inf', ARGV[i]) == 1 then
+    if not redis.call('ZSCORE', KEYS[1], ARGV[i]) then
         redis.call('LPUSH', KEYS[1 + tonumber(ARGV[i + 1])], ARGV[i + 2])
+        redis.call('ZADD', KEYS[1], '+inf', ARGV[i])
+        if count == 0 then redis.call('PERSIST', KEYS[1]) end
         count = count + 1
     end
 end
-if count > 0 then redis.call('PERSIST', KEYS[1]) end
 return count

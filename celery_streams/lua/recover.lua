@@ -5,7 +5,8 @@
 --          delivery limit, greatest back-off in ms
 -- Returns  {entries put back, entries that had been deleted by someone else, exhausted}; exhausted is a list of
 --          {index of the stream, entry id, fields}: these are now pending for our consumer, which must dead-letter them
--- One claimer looks in each turn, however many workers there are. The crash is counted in `history`; the first
+-- One claimer looks in each turn, however many workers there are; a turn in which it found as many as it may put back is
+-- given up, so that the rest need not wait for the next one. The crash is counted in `history`; the first
 -- re-delivery is at once, the next ones wait 1, 2, 4 ... seconds. An entry that is not a message does not wait: the
 -- delayed set keeps messages only. A stream without the group holds nothing that could be recovered.
 -- Stored first, acknowledged then: a store that is refused (a key of another type, a missing permission) loses nothing.
@@ -81,4 +82,5 @@ for _, i in ipairs(streams) do
         end
     end
 end
+if left <= 0 then redis.call('UNLINK', KEYS[4]) end
 return {moved, vanished, exhausted}

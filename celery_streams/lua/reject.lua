@@ -8,10 +8,16 @@
 -- An entry that another consumer holds, or that is not pending, is left alone.
 -- Stored first, acknowledged then: a store that is refused (a key of another type, a missing permission) loses nothing.
 -- The XDEL of no entry makes a full Redis accept what follows, for the script frees what it stores.
+-- A message that was acknowledged before it ran is nobody's, so what tells a repetition (the reply was lost) is its dead
+-- letter, with the same death, among the newest.
 local fields
 if #ARGV > 6 then
     fields = {}
     for i = 7, #ARGV do fields[#fields + 1] = ARGV[i] end
+    for _, letter in ipairs(redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 10)) do
+        local known = letter[2]
+        if known[#known - 1] == 'death' and known[#known] == ARGV[4] then return letter[1] end
+    end
 else
     if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2]) == 0 then return false end
     local entry = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])[1]

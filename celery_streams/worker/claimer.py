@@ -17,8 +17,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from ..broker import Delivery, StreamBroker
-from ..exceptions import BrokerError
+from ..broker import Delivery, Recovery, StreamBroker
+from ..exceptions import BrokerError, BrokerUnavailable
 
 __all__ = ("Claimer",)
 
@@ -29,6 +29,9 @@ _SILENT = 300.0
 
 #: Entries put back in one step, so that Redis is never held up.
 _STEP = 100
+
+#: Most steps for one queue in one look, so that the other queues have their turn.
+_STEPS = 50
 
 
 class Claimer:
@@ -66,7 +69,8 @@ class Claimer:
         """Look once; returns the number of entries put back.
 
         Raises:
-            BrokerError: Redis is away, or refused; the next look that succeeds is followed by a quiet round.
+            BrokerError: Redis is away, or refused; the next look that succeeds is followed by a quiet round. Not so
+                when it refused what stands in one queue: the others were looked after.
         """
         now = time.monotonic() if now is None else now
         # A heartbeat round beyond the plan: a busy machine is late by less, and must not put off claiming for ever.
@@ -75,27 +79,47 @@ class Claimer:
             self._quiet_until = now + self._round * 1.5
         self._last_contact = now
         try:
-            return self._claim(now)
+            moved, refusal = self._claim(now)
         except BrokerError:
             self._last_contact = float("-inf")
             raise
+        if refusal is not None:
+            raise refusal
+        return moved
 
-    def _claim(self, now: float) -> int:
+    def _claim(self, now: float) -> tuple[int, BrokerError | None]:
+        """Return the number of entries put back, and what Redis said of the first queue that it refused."""
         if now < self._quiet_until:
             self._broker.client.call("PING")
-            return 0
+            return 0, None
         moved = 0
+        refusal: BrokerError | None = None
         for queue in self._broker.busy_queues(self._queues()):
-            moved += self._look(queue)
+            try:
+                moved += self._look(queue)
+            except BrokerUnavailable:
+                raise
+            except BrokerError as exc:
+                refusal = refusal or exc
         if now >= self._next_sweep:
             if self._next_sweep:
                 self._broker.touch_consumers(self._queues(), self._alive())
                 self._broker.forget_idle_consumers(self._queues(), idle_ms=int(_SILENT * 1000))
             self._next_sweep = now + _SILENT / 5
-        self.moved += moved
-        return moved
+        return moved, refusal
 
     def _look(self, queue: str) -> int:
+        moved = 0
+        for _ in range(_STEPS):
+            recovery = self._step(queue)
+            moved += recovery.moved
+            if recovery.count < _STEP:
+                break
+        if moved:
+            logger.warning("Put back %d entries of queue %s that a dead worker held.", moved, queue)
+        return moved
+
+    def _step(self, queue: str) -> Recovery:
         recovery = self._broker.recover(
             queue,
             self.consumer,
@@ -104,8 +128,7 @@ class Claimer:
             delivery_limit=self._delivery_limit,
             limit=_STEP,
         )
-        if recovery.moved:
-            logger.warning("Put back %d entries of queue %s that a dead worker held.", recovery.moved, queue)
+        self.moved += recovery.moved
         if recovery.vanished:
             self.vanished += recovery.vanished
             logger.error(
@@ -116,4 +139,4 @@ class Claimer:
             )
         for delivery, holder in recovery.exhausted:
             self._on_exhausted(delivery, holder)
-        return recovery.moved
+        return recovery

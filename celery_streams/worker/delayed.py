@@ -32,6 +32,9 @@ _LONGEST_MS = 10_000
 #: Seconds beyond that after which a connection that does not answer is taken for dead.
 _GRACE = 3.0
 
+#: Milliseconds: longest sleep while Redis refuses to move what is due on some queue.
+_REFUSED_MS = 1_000
+
 #: Messages moved in one step; a step of this size holds Redis up for a few milliseconds.
 _STEP = 500
 
@@ -44,6 +47,7 @@ class Promoter:
         self.moved = 0
         self._broker = broker
         self._queues = queues
+        self._refusal = ""
         self._last: dict[str, bytes] = {}
         #: When the reply to the blocking read must be there (monotonic seconds); 0.0 when none was sent.
         self._read_ends = 0.0
@@ -66,7 +70,16 @@ class Promoter:
             if result.missing:
                 logger.error("%d delayed messages had been deleted by someone else.", result.missing)
             if result.moved + result.missing < _STEP:
-                return result.next_due_ms
+                break
+        if result.refusal and result.refusal != self._refusal:
+            logger.error(
+                "Delayed messages of a queue cannot be moved to their stream, and stay delayed until they can: %s",
+                result.refusal,
+            )
+        self._refusal = result.refusal
+        if not result.refusal:
+            return result.next_due_ms
+        return _REFUSED_MS if result.next_due_ms is None else min(result.next_due_ms, _REFUSED_MS)
 
     def wait(self, next_due_ms: int | None) -> None:
         """Sleep until ``next_due_ms`` is over or an earlier message was stored.

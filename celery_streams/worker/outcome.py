@@ -36,10 +36,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ("Action", "Circumstances", "Event", "Outcome", "Reason", "decide")
+from ..broker import MAX_BACKOFF_MS
 
-#: Seconds: greatest pause between two deliveries of a message whose processes keep dying.
-MAX_CRASH_PAUSE = 60.0
+__all__ = ("Action", "Circumstances", "Event", "Outcome", "Reason", "decide")
 
 #: Seconds: least and greatest pause before a message for an unknown task is looked at again.
 UNKNOWN_PAUSE = (1.0, 30.0)
@@ -142,7 +141,7 @@ _ALWAYS_ACK = {Event.SUCCEEDED, Event.IGNORED, Event.EXPIRED, Event.REVOKED}
 
 def crash_pause(crashes: int) -> float:
     """Return the pause in seconds before the next delivery after so many crashes: 0, 1, 2, 4 ... 60."""
-    return 0.0 if crashes <= 1 else min(2.0 ** (crashes - 2), MAX_CRASH_PAUSE)
+    return 0.0 if crashes <= 1 else min(2.0 ** (crashes - 2), MAX_BACKOFF_MS / 1000)
 
 
 def decide(event: Event, given: Circumstances) -> Outcome:

@@ -167,8 +167,13 @@ class Reader:
             lost = replies[0]
             if isinstance(lost, BrokerError):
                 if isinstance(lost, BrokerUnavailable) or "NOGROUP" not in str(lost):
-                    self._take_read(streams, replies, acks)
-                    raise lost
+                    found = self._take_read(streams, replies, acks)
+                    if not found:
+                        raise lost
+                    # They are pending for this consumer, and nobody else would run them. The next round trip sends the
+                    # acknowledgements again.
+                    self.recover_from(lost)
+                    return self._owned(found, sent_at)
                 lost = [entry_id for _, entry_id in acks]
             self._settler.confirm(acks, lost, assisted=assisted)
         return self._owned(self._take_read(streams, replies, acks), sent_at)

@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator
 import pytest
 from kombu.exceptions import OperationalError
 
+from celery_streams import scripts
 from celery_streams.broker import Delivery, StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.exceptions import BrokerFull, QueueFull
+from celery_streams.migration import RECALL, Migration
+from celery_streams.passage import DEPART
 from tests.redis_state import delivered, make_idle, message, number_of, redis_state
 
 STREAM = "celery-streams:{q}"
@@ -159,3 +162,47 @@ def test_rate_limited_tasks_go_on_when_redis_is_full(small: StreamBroker) -> Non
 
     assert first == (0, True)
     assert second[0] > 0
+
+
+def test_everything_goes_back_to_the_lists_on_a_full_redis(small: StreamBroker) -> None:
+    (held,) = delivered(small, "q", "dead", message(1))
+    make_idle(small, held.stream, "dead", held.entry_id, idle_ms=60_000)
+    small.publish("q", message(2))
+    small.delay("q", message(3), due_ms=2**45, member="m")
+    fill(small)
+
+    moves = Migration(small, small.client, options={}, visibility_timeout=15.0).to_lists("q")
+
+    assert (moves.abandoned, moves.moved, moves.delayed) == (1, 1, 1)
+    assert small.client.call("LLEN", "q") == 3
+
+
+def test_dead_letter_is_moved_back_on_a_full_redis(small: StreamBroker) -> None:
+    (held,) = delivered(small, "q", "me", message(1))
+    dead = small.reject("me", held.stream, held.entry_id, death=b"{}", max_length=None, ttl=None)
+    fill(small)
+
+    replayed = small.client.run(scripts.REPLAY, [f"{STREAM}:dead", STREAM], [dead])
+
+    assert list(redis_state(small.client)[STREAM].entries) == [replayed.decode()]
+
+
+def test_list_departs_for_another_database_on_a_full_redis(small: StreamBroker) -> None:
+    small.client.call("RPUSH", "q", "two", "one")
+    fill(small)
+
+    taken = small.client.run(DEPART, ["q", "out"], ["1", "2", "3"])
+
+    assert taken == 2
+    assert redis_state(small.client) == {"out": [b"2two", b"1one"]}
+
+
+def test_what_a_stock_worker_fetched_is_recalled_on_a_full_redis(small: StreamBroker) -> None:
+    small.client.call("HSET", "unacked", "tag", "value")
+    small.client.call("ZADD", "unacked_index", 1, "tag")
+    fill(small)
+
+    recalled = small.client.run(RECALL, ["unacked", "unacked_index", "q"], ["tag", "element"])
+
+    assert recalled == 1
+    assert redis_state(small.client) == {"q": [b"element"]}

@@ -152,6 +152,35 @@ def test_ack_of_several_names_those_that_were_not_ours(broker: StreamBroker) -> 
     assert list(redis_state(broker.client)[STREAM].entries) == [theirs.entry_id.decode()]
 
 
+def test_more_entries_than_a_script_can_pass_at_once_are_acknowledged(broker: StreamBroker) -> None:
+    held = [
+        one
+        for queue in ("a", "b")
+        for one in delivered(broker, queue, "me", *[message(number) for number in range(1_203)])
+    ]
+    kept = held.pop(700)
+    twice = held[5]
+
+    lost = broker.ack("me", [(one.stream, one.entry_id) for one in [*held, twice]])
+
+    state = redis_state(broker.client)
+    assert lost == [twice.entry_id]
+    assert list(state["celery-streams:{a}"].entries) == [kept.entry_id.decode()]
+    assert list(state["celery-streams:{a}"].pending[keys.GROUP]) == [kept.entry_id.decode()]
+    assert state["celery-streams:{b}"].entries == state["celery-streams:{b}"].pending[keys.GROUP] == {}
+
+
+def test_acknowledging_many_entries_is_a_few_commands(broker: StreamBroker) -> None:
+    held = delivered(broker, "q", "me", *[message(number) for number in range(100)])
+    broker.client.call("CONFIG", "RESETSTAT")
+
+    broker.ack("me", [(one.stream, one.entry_id) for one in held])
+
+    stats = broker.client.call("INFO", "commandstats").decode()
+    assert "cmdstat_xack:calls=1," in stats
+    assert "cmdstat_xdel:calls=1," in stats
+
+
 def test_settling_nothing_asks_nobody(broker: StreamBroker) -> None:
     broker.client.close()
 
@@ -337,6 +366,25 @@ def test_message_that_was_acknowledged_before_it_ran_is_rejected_whole(broker: S
 
     assert dead is not None
     assert redis_state(broker.client)[STREAM + ":dead"].entries[dead.decode()]["body"] == message(1).body
+
+
+def test_message_that_was_acknowledged_before_it_ran_is_rejected_once_however_often_it_is_sent(
+    broker: StreamBroker,
+) -> None:
+    (held,) = delivered(broker, "q", "me", message(1))
+    broker.ack("me", [(held.stream, held.entry_id)])
+
+    def reject(death: bytes) -> bytes | None:
+        return broker.reject(
+            "me", held.stream, held.entry_id, death=death, max_length=None, ttl=None, message=message(1)
+        )
+
+    first = reject(DEATH)
+    of_another = reject(b'{"reason":"other"}')
+    again = reject(DEATH)
+
+    assert again == first
+    assert list(redis_state(broker.client)[STREAM + ":dead"].entries) == [one.decode() for one in (first, of_another)]
 
 
 def test_dead_letters_are_bounded_by_length_and_the_oldest_go(broker: StreamBroker) -> None:

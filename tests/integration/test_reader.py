@@ -80,8 +80,8 @@ class Reading:
 def reading(redis_url: str) -> Iterator[Callable[..., Reading]]:
     made: list[Reading] = []
 
-    def make(*queues: str) -> Reading:
-        made.append(Reading(redis_url, *queues))
+    def make(*queues: str, url: str = redis_url) -> Reading:
+        made.append(Reading(url, *queues))
         return made[-1]
 
     yield make
@@ -218,6 +218,48 @@ def test_missing_groups_are_made_again_and_nothing_that_waits_is_skipped(
 
     assert read == [[], [1]]
     assert mine.reader.recreated >= 1
+
+
+@pytest.mark.parametrize("wrong", ["gone", "of another type"])
+def test_what_was_read_is_handed_out_when_the_next_stream_cannot_be_read(
+    broker: StreamBroker, reading: Callable[..., Reading], wrong: str
+) -> None:
+    broker.ensure_groups(["a", "b"])
+    mine = reading("a", "b")
+    mine.next()
+    publish(broker, 1, queue="a", step=1)
+    publish(broker, 2, 3, 4, queue="a")
+    bad = broker.queue_keys("b").streams[0]
+    broker.client.call("DEL", bad)
+    if wrong != "gone":
+        broker.client.call("SET", bad, wrong)
+
+    read = [mine.next(count) for count in (9, 9, 9, 9)]
+
+    assert sorted(number for some in read for number in some) == [1, 2, 3, 4]
+    assert broker.client.call("XPENDING", "celery-streams:{a}", keys.GROUP)[0] == 3
+    assert mine.reader.recreated == (wrong == "gone")
+
+
+def test_what_was_read_is_handed_out_when_the_acknowledgements_are_refused(
+    broker: StreamBroker, redis_url: str, reading: Callable[..., Reading]
+) -> None:
+    broker.client.call("ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all")
+    mine = reading(url=redis_url.replace("//", "//limited:pw@"))
+    broker.ensure_groups(["q"])
+    publish(broker, 1, 2)
+    (first,) = mine.reader.next(1, block=False)
+    mine.settler.ack(first)
+    broker.client.call("ACL", "SETUSER", "limited", "-xack")
+
+    second = mine.reader.next(1, block=False)
+    broker.client.call("ACL", "SETUSER", "limited", "+xack")
+    mine.settler.ack(second[0])
+    mine.next()
+
+    broker.client.call("ACL", "DELUSER", "limited")
+    assert [number_of(one) for one in second] == [2]
+    assert redis_state(broker.client)[STREAM].entries == {}
 
 
 @pytest.mark.parametrize("command", [("FLUSHALL",), ("DEL", STREAM), ("XGROUP", "DESTROY", STREAM, keys.GROUP)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -164,14 +164,14 @@ class SlotHolder:
 class Claims:
     """A claimer with its clock, and what it found exhausted."""
 
-    def __init__(self, broker: StreamBroker, *, limit: int = 5) -> None:
+    def __init__(self, broker: StreamBroker, *, limit: int = 5, queues: Sequence[str] = ("q",)) -> None:
         self.broker = broker
         self.exhausted: list[tuple[int, str]] = []
         self.now = 1_000.0
         self.claimer = Claimer(
             broker,
             "claimer",
-            lambda: ["q"],
+            lambda: queues,
             visibility_timeout=TIMEOUT,
             delivery_limit=limit,
             on_exhausted=lambda delivery, holder: self.exhausted.append((number_of(delivery), holder)),
@@ -267,6 +267,29 @@ def test_after_redis_was_away_living_owners_speak_first(broker: StreamBroker) ->
     assert (first, sum(later)) == (0, 1)
 
 
+def test_queue_that_is_refused_does_not_keep_the_claimer_from_others(broker: StreamBroker) -> None:
+    claims = Claims(broker, queues=("bad", "q")).settled_in()
+    (stuck,) = delivered(broker, "bad", "dead", message(1))
+    make_idle(broker, stuck.stream, "dead", stuck.entry_id, idle_ms=int(TIMEOUT * 1000))
+    broker.client.call("SET", broker.queue_keys("bad").delayed, "of another type")
+
+    for number in (2, 3):
+        held_by_the_dead(broker, number)
+        with pytest.raises(BrokerError, match="WRONGTYPE"):
+            claims.look()
+
+    assert claims.claimer.moved == 2
+    assert len(redis_state(broker.client)["celery-streams:{bad}"].entries) == 1
+
+
+def test_everything_that_a_dead_worker_held_is_put_back_in_one_look(broker: StreamBroker) -> None:
+    claims = Claims(broker).settled_in()
+    for one in delivered(broker, "q", "dead", *[message(number) for number in range(250)]):
+        make_idle(broker, one.stream, "dead", one.entry_id, idle_ms=int(TIMEOUT * 1000))
+
+    assert claims.look() == 250
+
+
 def test_entry_that_reached_the_limit_is_handed_over_with_the_name_of_its_last_holder(broker: StreamBroker) -> None:
     claims = Claims(broker, limit=3).settled_in()
     exhausted = held_by_the_dead(broker, 1, crashes=2)
@@ -322,6 +345,21 @@ def test_nothing_delayed_is_nothing_to_promote(broker: StreamBroker, promoter: P
 
     assert promoter.run_once() is None
     assert redis_state(broker.client) == before
+
+
+def test_due_messages_that_are_refused_are_tried_again_each_second_and_logged_once(
+    broker: StreamBroker, promoter: Promoter, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.delay("q", message(1), due_ms=1, member="m")
+    broker.client.call("SET", "celery-streams:{q}", "of another type")
+
+    pauses = [promoter.run_once(), promoter.run_once()]
+    broker.client.call("DEL", "celery-streams:{q}")
+    promoter.run_once()
+
+    assert pauses == [1_000, 1_000]
+    assert len([record for record in caplog.records if "WRONGTYPE" in record.getMessage()]) == 1
+    assert promoter.moved == 1
 
 
 def test_more_than_one_step_of_due_messages_is_promoted_at_once(broker: StreamBroker, promoter: Promoter) -> None:
