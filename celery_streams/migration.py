@@ -20,14 +20,14 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 
 from . import keys, scripts
 from .broker import StreamBroker
-from .connection import ConnectionOptions, RedisClient
+from .connection import RedisClient
 from .exceptions import BrokerError, MessageError
 from .inspect import own_group, queue_status
 from .lists import ListKeys, Wrapped, list_keys, priority_of, unwrap, unwrap_unacked, wrap
 from .message import Message, encode_history, pack, unpack
 from .passage import Passage
 
-__all__ = ("Direction", "Migration", "Moves", "Plan", "list_client")
+__all__ = ("Direction", "Migration", "Moves", "Plan")
 
 logger = logging.getLogger(__name__)
 
@@ -96,23 +96,6 @@ class Moves:
     def total(self) -> int:
         """Messages moved."""
         return self.moved + self.delayed + self.abandoned + self.malformed
-
-
-def list_client(app_conf: Mapping[str, Any]) -> RedisClient:
-    """Return a client of the project's own broker, where Celery's lists are.
-
-    Raises:
-        ConfigurationError: the broker is no Redis.
-    """
-    url = app_conf.get("broker_write_url") or app_conf.get("broker_url") or "amqp://"
-    return RedisClient(
-        str(url if isinstance(url, str) else next(iter(url))),
-        ConnectionOptions(
-            transport=dict(app_conf.get("broker_transport_options") or {}),
-            ssl=app_conf.get("broker_use_ssl") or False,
-            connect_timeout=app_conf.get("broker_connection_timeout"),
-        ),
-    )
 
 
 class Migration:

@@ -14,7 +14,7 @@ from rich.table import Table
 from ..amqp import Streams, is_installed, streams_of
 from ..conf import nearest
 from ..inspect import known_queues
-from ..migration import Direction, Migration, Moves, Plan, list_client
+from ..migration import Direction, Migration, Moves, Plan
 from .terminal import bad_input, console, one_line_errors, progress_bar
 
 __all__ = ("migrate",)
@@ -81,7 +81,7 @@ def migrate(
     streams = streams_of(ctx.obj.app)
     migration = Migration(
         streams.new_broker(),
-        list_client(ctx.obj.app.conf),
+        streams.new_list_client(),
         options=dict(ctx.obj.app.conf.broker_transport_options or {}),
         visibility_timeout=streams.conf.visibility_timeout,
         time_zone=ctx.obj.app.timezone,

@@ -19,7 +19,6 @@ from ..diagnosis import ServerInfo
 from ..exceptions import BrokerError, BrokerUnavailable, ConfigurationError
 from ..inspect import known_queues, queue_status
 from ..lists import list_keys
-from ..migration import list_client
 from .checks import (
     LEVELS,
     Finding,
@@ -119,7 +118,7 @@ def diagnose(
 def _lists(streams: Streams) -> tuple[RedisClient | None, list[Finding]]:
     """Return a client for Celery's own queues, or None and why."""
     try:
-        client = list_client(streams.app.conf)
+        client = streams.new_list_client()
         _first_contact(client)
     except ConfigurationError as exc:
         text = f"Celery's own queues cannot be looked at: {exc}"

@@ -861,6 +861,30 @@ def test_redis_away_is_one_line(app: MakeApp) -> None:
     assert "cannot be reached" in line
 
 
+@pytest.mark.parametrize("variable", ["CELERY_BROKER_URL", "CELERY_BROKER_WRITE_URL"])
+def test_command_finds_the_lists_on_the_broker_that_the_environment_names(
+    app: MakeApp, broker: StreamBroker, redis_url: str, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    publish(app(installed=False), 1)
+    monkeypatch.setenv(variable, redis_url)
+
+    result = run(app(broker_url=AWAY, streams_url=redis_url), "q", "--to", "streams")
+
+    assert result.exit_code == 0, result.output
+    assert on_streams(broker) == ["t1"]
+
+
+def test_command_finds_the_lists_on_the_first_of_several_brokers(
+    app: MakeApp, broker: StreamBroker, redis_url: str
+) -> None:
+    publish(app(installed=False), 1)
+
+    result = run(app(broker_url=f"{redis_url};{AWAY}"), "q", "--to", "streams")
+
+    assert result.exit_code == 0, result.output
+    assert on_streams(broker) == ["t1"]
+
+
 @pytest.mark.parametrize("words", [(), ("q",), ("q", "--to", "rabbit")])
 def test_missing_words_are_an_error(app: MakeApp, redis_url: str, words: tuple[str, ...]) -> None:
     assert run(app(), *words).exit_code == 2
