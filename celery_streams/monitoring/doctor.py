@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from kombu.exceptions import OperationalError
 
@@ -34,6 +33,7 @@ from .checks import (
     check_version,
     check_worlds,
 )
+from .places import place
 
 __all__ = ("Diagnosis", "diagnose", "find_workers", "sort_workers")
 
@@ -177,9 +177,9 @@ def _check_install(streams: Streams) -> Finding:
 
 def _check_databases(streams: Streams) -> Finding:
     """The streams share their database with nothing that is emptied."""
-    ours = _place(streams.url)
+    ours = place(streams.url)
     backend = str(streams.app.conf.result_backend or "")
-    if backend and "://" in backend and _place(backend) == ours:
+    if backend and "://" in backend and place(backend) == ours:
         return Finding(
             "database",
             "info",
@@ -188,24 +188,6 @@ def _check_databases(streams: Streams) -> Finding:
             "Give one of them another database: streams_url or result_backend.",
         )
     return Finding("database", "ok", "The streams share their database with no results")
-
-
-def _place(url: str) -> tuple[str, str, int, str]:
-    first = url.split(";")[0]
-    try:
-        parts = urlsplit(first)
-        return (
-            parts.scheme.replace("rediss", "redis"),
-            parts.hostname or "",
-            parts.port or 6379,
-            _database(parts.path),
-        )
-    except ValueError:
-        return ("", first, 0, "")
-
-
-def _database(path: str) -> str:
-    return path.strip("/") or "0"
 
 
 # -- workers ----------------------------------------------------------------------------------------------------------

@@ -122,6 +122,13 @@ def test_cache_elsewhere_is_in_order(site: Celery) -> None:
             assert findings() == []
 
 
+def test_two_sentinels_are_in_order(site: Celery) -> None:
+    url = "sentinel://h1:26379;sentinel://h2:26379/0?master_name=chat"
+
+    with override_settings(CELERY_STREAMS_URL=url, CACHES=redis_cache("redis://elsewhere/0")):
+        assert findings() == []
+
+
 def test_project_without_a_celery_app_is_warned(redis_url: str) -> None:
     script = "from django.conf import settings; settings.configure(INSTALLED_APPS=['django_integration']); "
 
