@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = (
+    "ASKS_FOR_HELP",
     "EX_CONFIG",
     "EX_FAILURE",
     "EX_UNAVAILABLE",
@@ -31,12 +33,16 @@ __all__ = (
 #: Exit code: a setting, URL or option is wrong (sysexits.h).
 EX_CONFIG = 78
 
+#: In ``Context.meta``: whether the help of a command is all that was asked for.
+ASKS_FOR_HELP = f"{__name__}.help"
+
 
 class RootGroup(DYMGroup):  # type: ignore[misc]
     """Takes the global options before and after the name of the command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Move global options to the front, then parse as click does."""
+        ctx.meta[ASKS_FOR_HELP] = not {"-h", "--help"}.isdisjoint(takewhile(lambda word: word != "--", args))
         return list(super().parse_args(ctx, hoist(args, self.params)))
 
 

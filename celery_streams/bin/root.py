@@ -15,7 +15,7 @@ from kombu.exceptions import OperationalError
 from .. import __version__
 from ..amqp import is_installed
 from ..exceptions import BrokerError, CeleryStreamsError, ConfigurationError
-from .base import EX_CONFIG, EX_FAILURE, EX_UNAVAILABLE, RootGroup, load_app
+from .base import ASKS_FOR_HELP, EX_CONFIG, EX_FAILURE, EX_UNAVAILABLE, RootGroup, load_app
 from .plugin import COMMANDS, add_user_options
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def celery_streams(ctx: click.Context, /, **options: Any) -> None:
     _export(options)
     if isinstance(app, str):
         app = load_app(app)
-    if app is None and ctx.invoked_subcommand not in _WITHOUT_APP and ctx.invoked_subcommand is not None:
+    needs_app = ctx.invoked_subcommand not in (None, *_WITHOUT_APP) and not ctx.meta[ASKS_FOR_HELP]
+    if app is None and needs_app:
         if _state.default_app is None or not is_installed(_state.default_app):
             raise click.UsageError("Which app? Name it: celery-streams -A proj COMMAND (or set CELERY_APP)")
     if ctx.invoked_subcommand is None and not options.get("version"):

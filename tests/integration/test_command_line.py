@@ -51,6 +51,22 @@ def test_version_names_this_package_and_celery() -> None:
     assert len(found.splitlines()) == 2
 
 
+@pytest.mark.parametrize("words", [["worker", "--help"], ["dead", "-h"], ["dead", "list", "--help"]])
+def test_help_of_a_command_needs_no_app(words: list[str]) -> None:
+    found = python(f"from celery_streams.bin.root import main; main({words!r})")
+
+    assert found.startswith(f"Usage: celery-streams {' '.join(words[:-1])} [OPTIONS]")
+
+
+def test_help_behind_two_dashes_is_an_argument_and_no_question() -> None:
+    found = python(
+        "import sys; from celery_streams.bin.root import main; sys.exit = lambda code: print('exit', code);"
+        "main(['dead', 'list', '--', '--help'])"
+    )
+
+    assert found == "exit 2"
+
+
 def test_message_is_never_due_before_its_eta(app: Callable[..., Celery]) -> None:
     streams = streams_of(app())
 
