@@ -32,6 +32,7 @@ from .broker import StreamBroker
 from .conf import StreamsConf, is_enabled
 from .connection import ConnectionOptions, RedisClient
 from .exceptions import BrokerUnavailable
+from .inspect import known_queues as used_queues
 from .inspect import purge
 from .message import encode
 
@@ -133,6 +134,21 @@ class Streams:
     def on_streams(self, queue: str) -> bool:
         """Return whether ``queue`` is one of the chosen queues, whatever the switch says."""
         return self.conf.queues.matches(queue)
+
+    def named_queues(self) -> list[str]:
+        """Return the stream queues that ``task_queues`` and ``streams_queues`` name, the default queue too; sorted."""
+        # A copy: another thread that publishes to a queue which nobody named adds it.
+        queues = list(self.app.amqp.queues)
+        return sorted({*filter(self.on_streams, queues), *self.conf.queues.names})
+
+    def known_queues(self) -> list[str]:
+        """Return the project's stream queues, sorted: those that its settings name, and all that were ever used.
+
+        Raises:
+            BrokerError: Redis is away, or refuses.
+            ConfigurationError: a setting is wrong, or the URL is not one of a Redis.
+        """
+        return sorted({*used_queues(self.broker), *self.named_queues()})
 
     def route(self, exchange: Any, routing_key: str | None) -> str | None:
         """Return the stream queue of a message with this exchange and routing key; None leaves it to kombu."""

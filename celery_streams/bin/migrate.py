@@ -13,7 +13,6 @@ from rich.table import Table
 
 from ..amqp import Streams, is_installed, streams_of
 from ..conf import nearest
-from ..inspect import known_queues
 from ..migration import Direction, Migration, Moves, Plan
 from .terminal import bad_input, console, one_line_errors, progress_bar
 
@@ -88,7 +87,7 @@ def migrate(
     )
     names = list(dict.fromkeys(queues))
     plans = [migration.plan(queue, to) for queue in names]
-    known = {*known_queues(migration.broker), *ctx.obj.app.amqp.queues}
+    known = {*streams.known_queues(), *ctx.obj.app.amqp.queues}
     for plan in plans:
         if plan.queue not in known and not (plan.queued or plan.unacked or plan.in_transit):
             raise bad_input(

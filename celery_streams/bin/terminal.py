@@ -16,10 +16,9 @@ from celery.platforms import EX_FAILURE, EX_USAGE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..broker import StreamBroker
+from ..amqp import Streams
 from ..conf import nearest
 from ..exceptions import BrokerError, CeleryStreamsError, ConfigurationError
-from ..inspect import known_queues
 
 __all__ = (
     "AGE",
@@ -96,17 +95,15 @@ def one_line_errors(function: F) -> F:
     return reported  # type: ignore[return-value]
 
 
-def select_queues(broker: StreamBroker, wanted: Sequence[str], *, more: Sequence[str] = ()) -> list[str]:
-    """Return ``wanted``, or every queue that was ever used when there are none.
-
-    ``more`` are queues that are fine although nobody used them yet.
+def select_queues(streams: Streams, wanted: Sequence[str]) -> list[str]:
+    """Return ``wanted``, or all of the project's stream queues when there are none.
 
     Raises:
-        CeleryCommandException: a queue was never used; its message suggests the nearest name.
+        CeleryCommandException: a queue is none of them; the message suggests the nearest name.
     """
-    known = known_queues(broker)
+    known = streams.known_queues()
     for name in wanted:
-        if name not in known and name not in more:
+        if name not in known:
             raise bad_input(f"Queue {name!r} was never used on streams{nearest(name, known)}")
     return list(dict.fromkeys(wanted)) or known
 

@@ -16,7 +16,7 @@ from ..amqp import Streams, is_installed
 from ..connection import RedisClient, safe_url
 from ..diagnosis import ServerInfo
 from ..exceptions import BrokerError, BrokerUnavailable, ConfigurationError
-from ..inspect import known_queues, queue_status
+from ..inspect import queue_status
 from ..lists import list_keys
 from .checks import (
     LEVELS,
@@ -65,7 +65,7 @@ class Diagnosis:
 def diagnose(
     streams: Streams, queues: Iterable[str] | None = None, *, ask_workers: bool = True, timeout: float = 1.0
 ) -> Diagnosis:
-    """Run all checks; for ``queues``, by default all that were ever used or are chosen by their exact name.
+    """Run all checks; for ``queues``, by default all of :meth:`Streams.known_queues`.
 
     ``ask_workers`` asks running workers through Celery's remote control and waits ``timeout`` seconds for them.
 
@@ -151,14 +151,14 @@ def _queues(
 ) -> list[str]:
     if wanted is not None:
         return list(dict.fromkeys(wanted))
-    found: list[str] = []
+    found = streams.named_queues()
 
     def look() -> Iterable[Finding]:
-        found.extend(known_queues(streams.broker))
+        found[:] = streams.known_queues()
         return ()
 
     run("queues", look)
-    return sorted({*found, *streams.conf.queues.names})
+    return found
 
 
 def _check_install(streams: Streams) -> Finding:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.concurrency.prefork import TaskPool as CeleryPrefork
+from celery.exceptions import ImproperlyConfigured
 
 from celery_streams import streams_of
 from celery_streams.concurrency import POOLS, pool_for
 from celery_streams.concurrency.prefork import TaskPool as Prefork
 from celery_streams.exceptions import ConfigurationError
-from celery_streams.worker.program import NO_EFFECT, ineffective_settings
+from celery_streams.worker.program import NO_EFFECT, Worker, ineffective_settings
 
 
 def python(code: str) -> str:
@@ -73,6 +74,28 @@ def test_message_is_never_due_before_its_eta(app: Callable[..., Celery]) -> None
     due_ms = streams._due_ms("2099-01-01T00:00:00.000100+00:00")
 
     assert due_ms == 4070908800001
+
+
+def consumed(project: Celery, **options: Any) -> list[str]:
+    """Return the queues that a worker with these options reads."""
+    made = Worker.__new__(Worker)  # no pool, no signal handlers
+    made.app, made.hostname = project, "w@test"
+    made.setup_queues(options.get("include"), options.get("exclude"))
+    return sorted(project.amqp.queues.consume_from)
+
+
+def test_worker_without_names_reads_what_is_chosen_by_name_although_nobody_used_it(
+    app: Callable[..., Celery],
+) -> None:
+    assert consumed(app(streams_queues=["send_message"])) == ["send_message"]
+    assert consumed(app(streams_queues=["send_message", "celery"])) == ["celery", "send_message"]
+    assert consumed(app(streams_queues=["send_message", "x"]), exclude=["x"]) == ["send_message"]
+    assert consumed(app()) == ["celery"]
+
+
+def test_worker_without_names_refuses_when_no_queue_is_on_streams(app: Callable[..., Celery]) -> None:
+    with pytest.raises(ImproperlyConfigured, match="None of the queues celery is on streams"):
+        consumed(app(streams_queues={"send_message": 0.0}))
 
 
 def test_celerys_pool_is_exchanged_for_ours_and_ours_stays() -> None:

@@ -839,6 +839,15 @@ def test_queue_of_the_project_that_holds_nothing_is_fine(app: MakeApp, broker: S
     assert redis_state(broker.client) == {}
 
 
+def test_queue_that_is_chosen_by_name_and_was_never_used_is_fine(app: MakeApp, broker: StreamBroker) -> None:
+    publish(app(installed=False), 1)
+
+    result = run(app(streams_queues=["q", "send_message"]), "q", "send_message", "--to", "streams")
+
+    assert result.exit_code == 0, result.output
+    assert on_streams(broker) == ["t1"]
+
+
 def test_include_unacked_is_for_one_direction_only(app: MakeApp, redis_url: str) -> None:
     result = run(app(), "q", "--to", "lists", "--include-unacked")
 

@@ -35,6 +35,19 @@ def test_purge_empties_the_list_and_the_stream_of_a_queue(app: Callable[..., Cel
     assert (status.waiting, status.delayed) == (0, 0)
 
 
+def test_purge_without_names_empties_every_queue_that_is_known(app: Callable[..., Celery]) -> None:
+    publisher: Any = app(streams_queues="*")
+    publisher.send_task("t", queue="chosen")
+    publisher.send_task("t", queue="used")
+
+    project = app(streams_queues=["chosen"])
+    result = run(project, "-f")
+
+    assert result.exit_code == 0, result.output
+    assert "Purged 2 waiting and delayed messages from the streams of chosen, used." in result.output
+    assert [queue_status(streams_of(project).broker, name).waiting for name in ("chosen", "used")] == [0, 0]
+
+
 def test_purge_that_is_not_confirmed_empties_nothing(app: Callable[..., Celery]) -> None:
     project: Any = app(streams_queues=["chat"])
     project.send_task("t", queue="chat")
