@@ -1,4 +1,4 @@
-"""What the root group and the commands share: exit codes, global options, and the app they are about."""
+"""What the root group and the commands share: global options, and the app they are about."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import click
 from celery.app.utils import find_app
-from celery.platforms import EX_FAILURE, EX_UNAVAILABLE, EX_USAGE
 from click_didyoumean import DYMGroup  # type: ignore[import-untyped]
 
 from ..amqp import is_installed
@@ -20,18 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = (
     "ASKS_FOR_HELP",
-    "EX_CONFIG",
-    "EX_FAILURE",
-    "EX_UNAVAILABLE",
-    "EX_USAGE",
     "RootGroup",
     "hoist",
     "load_app",
     "require_installed",
 )
-
-#: Exit code: a setting, URL or option is wrong (sysexits.h).
-EX_CONFIG = 78
 
 #: In ``Context.meta``: whether the help of a command is all that was asked for.
 ASKS_FOR_HELP = f"{__name__}.help"

@@ -11,10 +11,12 @@ from celery.bin.purge import purge as celery_purge
 from ..amqp import streams_of
 from ..inspect import purge as purge_stream
 from .base import require_installed
+from .terminal import one_line_errors
 
 __all__ = ("purge",)
 
 
+@one_line_errors
 def _run(*, queues: list[str] | None, exclude_queues: list[str] | None, **options: Any) -> None:
     ctx = click.get_current_context()
     app = ctx.obj.app

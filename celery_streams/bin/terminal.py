@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 import click
 from celery.exceptions import CeleryCommandException
 from celery.platforms import EX_FAILURE, EX_USAGE
+from kombu.exceptions import OperationalError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..amqp import Streams
 from ..conf import nearest
-from ..exceptions import BrokerError, CeleryStreamsError, ConfigurationError
+from ..exceptions import CeleryStreamsError, ConfigurationError
 
 __all__ = (
     "AGE",
@@ -79,7 +80,7 @@ def bad_input(text: str) -> CeleryCommandException:
 
 
 def one_line_errors(function: F) -> F:
-    """Turn our errors into one line and an exit code, also where ``celery -A proj streams`` runs the command."""
+    """Turn errors into one line and an exit code, also where ``celery -A proj streams`` runs the command."""
 
     @functools.wraps(function)
     def reported(*args: Any, **kwargs: Any) -> Any:
@@ -87,7 +88,7 @@ def one_line_errors(function: F) -> F:
             return function(*args, **kwargs)
         except ConfigurationError as exc:
             raise CeleryCommandException(one_line(exc), EXIT_CONFIG) from exc
-        except BrokerError as exc:
+        except OperationalError as exc:  # ours are kombu's, too
             raise CeleryCommandException(one_line(exc), EXIT_UNAVAILABLE) from exc
         except CeleryStreamsError as exc:
             raise CeleryCommandException(one_line(exc), EX_FAILURE) from exc

@@ -22,6 +22,7 @@ from ..exceptions import BrokerUnavailable, ConfigurationError
 from . import again
 from .base import require_installed
 from .supervisor import Supervisor, Watcher, project_modules
+from .terminal import one_line_errors
 
 __all__ = ("worker",)
 
@@ -45,6 +46,7 @@ def parse_queues(names: list[str] | None) -> tuple[list[str] | None, dict[str, i
     return (plain or None), counts
 
 
+@one_line_errors
 def _run(**options: Any) -> Any:
     ctx = click.get_current_context()
     app = ctx.obj.app
