@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,15 @@ def _share_children(options: dict[str, Any], counts: dict[str, int], *, given: b
     needed = sum(counts.values()) + bool(others)
     if not given:
         options["concurrency"] = sum(counts.values()) + others
-    elif int(options["concurrency"] or 0) < needed:
-        raise click.UsageError(f"-Q asks for {needed} children, and -c {options['concurrency']} allows fewer")
+    elif (allowed := _children(options["concurrency"])) < needed:
+        raise click.UsageError(f"-Q asks for {needed} children, and -c allows {allowed}")
+
+
+def _children(concurrency: Any) -> int:
+    """Return how many children a ``-c`` means: one for each processor where it is ``auto``, 0 or nothing."""
+    if not concurrency or str(concurrency).strip().lower() == "auto":
+        return os.cpu_count() or 1
+    return int(concurrency)
 
 
 def _first_contact(streams: Any, *, patient: bool) -> None:

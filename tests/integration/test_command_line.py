@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import click
 import pytest
 from celery import Celery
 from celery.concurrency.prefork import TaskPool as CeleryPrefork
 from celery.exceptions import ImproperlyConfigured
 
 from celery_streams import streams_of
+from celery_streams.bin.worker import _share_children
 from celery_streams.concurrency import POOLS, pool_for
 from celery_streams.concurrency.prefork import TaskPool as Prefork
 from celery_streams.exceptions import ConfigurationError
@@ -96,6 +99,20 @@ def test_worker_without_names_reads_what_is_chosen_by_name_although_nobody_used_
 def test_worker_without_names_refuses_when_no_queue_is_on_streams(app: Callable[..., Celery]) -> None:
     with pytest.raises(ImproperlyConfigured, match="None of the queues celery is on streams"):
         consumed(app(streams_queues={"send_message": 0.0}))
+
+
+@pytest.mark.parametrize("concurrency", ["auto", 0, None])
+def test_children_per_queue_may_be_as_many_as_processors_where_c_says_so(
+    monkeypatch: pytest.MonkeyPatch, concurrency: Any
+) -> None:
+    options = {"pool": Prefork, "queues": ["a", "b"], "concurrency": concurrency}
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    _share_children(options, {"a": 3}, given=True)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    with pytest.raises(click.UsageError, match="-Q asks for 4 children, and -c allows 3"):
+        _share_children(options, {"a": 3}, given=True)
 
 
 def test_celerys_pool_is_exchanged_for_ours_and_ours_stays() -> None:
