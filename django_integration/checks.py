@@ -4,7 +4,7 @@
 ``E001``            a setting has a wrong value
 ``E002``            there is no such setting
 ``E003``            streams are on, and the URL is not one of a Redis
-``E004``            ``CELERY_STREAMS_STATUS_PERMISSION`` cannot be imported or called
+``E004``            ``CELERY_STREAMS_STATUS_PERMISSION`` cannot be imported or called, or is ``async def``
 ``W001``            the project has no Celery app
 ``W002``            the Celery app does not read the ``CELERY_STREAMS_...`` settings
 ``I001``            a cache shares the Redis database of the streams

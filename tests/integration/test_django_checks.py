@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from celery import Celery
 from django.core.checks import CheckMessage
+from django.http import HttpRequest
 from django.test import override_settings
 
 from celery_streams import streams_of
@@ -91,6 +94,24 @@ def test_permission_that_is_no_function_is_an_error(site: Celery, value: object)
         [found] = findings()
 
     assert found.id == "celery_streams.E004"
+
+
+async def asynchronous(request: HttpRequest) -> bool:
+    return False
+
+
+class Asynchronous:
+    async def __call__(self, request: HttpRequest) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("value", [asynchronous, Asynchronous(), partial(asynchronous), f"{__name__}.asynchronous"])
+def test_permission_that_nobody_would_await_is_an_error(site: Celery, value: object) -> None:
+    with override_settings(CELERY_STREAMS_STATUS_PERMISSION=value):
+        [found] = findings()
+
+    assert found.id == "celery_streams.E004"
+    assert "async def" in found.msg
 
 
 def redis_cache(url: str, **options: object) -> dict[str, object]:
