@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal
 
-from ..amqp import Streams
+from ..amqp import Streams, is_installed
 from ..connection import safe_url
 from ..inspect import QueueStatus, queue_status
 from .alerts import Alert, judge, never_used
@@ -58,7 +58,7 @@ class Status:
     time: float
     #: URL of the Redis, its password hidden.
     server: str
-    #: ``streams_enabled`` at this moment, as this process sees it.
+    #: ``streams_enabled`` at this moment, as this process sees it; False for an app that is not installed.
     enabled: bool
     #: By name.
     queues: tuple[QueueReport, ...]
@@ -122,6 +122,6 @@ def collect(streams: Streams, queues: Iterable[str] | None = None, *, now: float
     return Status(
         time=time.time() if now is None else now,
         server=safe_url(streams.url),
-        enabled=streams.enabled(),
+        enabled=is_installed(streams.app) and streams.enabled(),
         queues=tuple(reports),
     )

@@ -146,6 +146,14 @@ def test_status_works_while_streams_are_switched_off(app: MakeApp, broker: Strea
     assert found.totals.waiting == 2
 
 
+def test_status_of_an_app_that_is_not_installed_says_that_streams_are_off(app: MakeApp) -> None:
+    project = app(installed=False)
+    project.conf.streams_enabled = True
+
+    assert not collect(streams_of(project)).enabled
+    streams_of(project).reload()
+
+
 def test_status_hides_the_password(app: MakeApp, client: RedisClient, redis_url: str) -> None:
     client.call("ACL", "SETUSER", "chat", "on", ">secret", "~*", "+@all")
     try:
