@@ -27,7 +27,7 @@ from .lists import ListKeys, Wrapped, list_keys, priority_of, unwrap, unwrap_una
 from .message import Message, encode_history, pack, unpack
 from .passage import Passage
 
-__all__ = ("Direction", "Migration", "Moves", "Plan")
+__all__ = ("Direction", "Migration", "Moves", "Plan", "same_database")
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Migration:
         self._options = options
         self._idle_ms = int(visibility_timeout * 1000)
         self._time_zone = time_zone
-        self._one_database = _same_database(broker.client, lists)
+        self._one_database = same_database(broker.client, lists)
 
     # -- looking
 
@@ -405,7 +405,7 @@ def _redelivered(message: Message) -> Message:
     return Message(message.headers, message.properties, message.body, encode_history(history), message.step)
 
 
-def _same_database(one: RedisClient, other: RedisClient) -> bool:
+def same_database(one: RedisClient, other: RedisClient) -> bool:
     """Return whether two clients see the same keys; False when that cannot be known, which is slower and as safe."""
     if one.url == other.url:
         return True

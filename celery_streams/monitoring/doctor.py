@@ -18,6 +18,7 @@ from ..diagnosis import ServerInfo
 from ..exceptions import BrokerError, BrokerUnavailable, ConfigurationError
 from ..inspect import queue_status
 from ..lists import list_keys
+from ..migration import same_database
 from .checks import (
     LEVELS,
     Finding,
@@ -294,12 +295,10 @@ def _look_at_queue(
 
 def _check_transit(streams: Streams, name: str, lists: RedisClient | None) -> Iterable[Finding]:
     keep = keys.migration_keys(streams.conf.key_prefix, name)
-    left = 0
-    for client in (streams.broker.client, lists):
-        if client is not None:
-            left += sum(int(client.call("LLEN", key)) for key in (keep.outgoing, keep.incoming))
-            if lists is not None and lists.url == streams.broker.client.url:
-                break
+    sides = [streams.broker.client]
+    if lists is not None and not same_database(lists, streams.broker.client):
+        sides.append(lists)
+    left = sum(int(client.call("LLEN", key)) for client in sides for key in (keep.outgoing, keep.incoming))
     if left:
         yield Finding(
             "migration",
