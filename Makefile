@@ -30,7 +30,9 @@ help:
 	@echo 'make lint          ruff, mypy and import-linter only'
 	@echo 'make format        rewrite the code in the house style'
 	@echo 'make bench         throughput beside a stock worker and a bare Redis loop'
-	@echo 'make faults        the long fault tests: processes and servers are killed'
+	@echo 'make faults        load while processes and servers are killed, and the verdict   ARGS="--profile long"'
+	@echo 'make fault-tests   the tests of single faults that make test leaves out'
+	@echo 'make soak          load and reconnects for an hour: does anything grow?           ARGS="--minutes 10"'
 	@echo "make celery-suite  Celery's own tests, run on streams      ARGS=--quick, ARGS=test_beat.py"
 	@echo 'make clean         remove what the other targets made'
 	@echo
@@ -77,6 +79,14 @@ bench: $(call stamp,test)
 .PHONY: faults
 faults: $(call stamp,test)
 	@$(BIN)/python -m tests.faults $(ARGS)
+
+.PHONY: fault-tests
+fault-tests: $(call stamp,test)
+	@$(PYTEST) -m faults -n $(TEST_PROCESSES) --dist worksteal tests/faults $(ARGS)
+
+.PHONY: soak
+soak: $(call stamp,test)
+	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
 .PHONY: celery-suite
 celery-suite: $(call stamp,test)

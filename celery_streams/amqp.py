@@ -31,7 +31,7 @@ from . import context
 from .broker import StreamBroker
 from .conf import StreamsConf, is_enabled
 from .connection import ConnectionOptions, RedisClient
-from .exceptions import BrokerUnavailable
+from .exceptions import BrokerUnavailable, ConfigurationError
 from .inspect import known_queues as used_queues
 from .inspect import purge
 from .message import encode
@@ -60,7 +60,7 @@ class Streams:
         self.app = app
         self._conf: StreamsConf | None = None
         self._broker: StreamBroker | None = None
-        self._bindings: dict[tuple[str, str], str | None] = {}
+        self._bindings: dict[tuple[str, str], tuple[str, ...]] = {}
         #: Children per queue (``-Q name:count``), set by the worker command.
         self.children: dict[str, int] = {}
 
@@ -150,30 +150,37 @@ class Streams:
         """
         return sorted({*used_queues(self.broker), *self.named_queues()})
 
-    def route(self, exchange: Any, routing_key: str | None) -> str | None:
-        """Return the stream queue of a message with this exchange and routing key; None leaves it to kombu."""
-        if not self.enabled():
-            return None
-        queue = self._resolve(exchange.name if isinstance(exchange, Exchange) else exchange or "", routing_key or "")
-        if queue is None or not self.conf.queues.draw(queue):
-            return None
-        return queue
+    def route(self, exchange: Any, routing_key: str | None) -> tuple[str, ...]:
+        """Return the stream queues of a message with this exchange and routing key; none leaves it to kombu.
 
-    def _resolve(self, exchange: str, routing_key: str) -> str | None:
+        Raises:
+            ConfigurationError: the message belongs to several queues, on streams and on lists.
+        """
+        if not self.enabled():
+            return ()
+        found = self._resolve(exchange.name if isinstance(exchange, Exchange) else exchange or "", routing_key or "")
+        if len(found) > 1:
+            chosen = [queue for queue in found if self.on_streams(queue)]
+            if 0 < len(chosen) < len(found):
+                raise ConfigurationError(
+                    f"A message for {', '.join(found)} (one exchange and routing key) cannot go to lists and streams "
+                    f"at once; of these streams_queues chooses {', '.join(chosen)}: choose all of them, or none"
+                )
+        return found if found and self.conf.queues.draw(found[0]) else ()
+
+    def _resolve(self, exchange: str, routing_key: str) -> tuple[str, ...]:
         if not exchange:
-            return routing_key or None
-        try:
-            return self._bindings[exchange, routing_key]
-        except KeyError:
-            found = None
-            for queue in self.app.amqp.queues.values():
-                bound = queue.exchange
-                if bound is not None and bound.name == exchange and bound.type == "direct":
-                    if (queue.routing_key or "") == routing_key:
-                        found = queue.name
-                        break
-            self._bindings[exchange, routing_key] = found
-            return found
+            return (routing_key,) if routing_key else ()
+        found = self._bindings.get((exchange, routing_key))
+        if not found:
+            found = self._bindings[exchange, routing_key] = tuple(
+                queue.name
+                for queue in self.app.amqp.queues.values()
+                if queue.exchange is not None
+                and (queue.exchange.name, queue.exchange.type) == (exchange, "direct")
+                and (queue.routing_key or "") == routing_key
+            )
+        return found
 
     def send(
         self,
@@ -192,7 +199,6 @@ class Streams:
         message = encode(headers, properties, body, step=names.step_index(properties.get("priority")))
         due_ms = self._due_ms(headers.get("eta"))
         retries = headers.get("retries") or 0
-        member = f"{headers.get('id')}:{retries if retries else uuid.uuid4().hex}"
         running = context.current.get()
         if (
             running is not None
@@ -200,9 +206,9 @@ class Streams:
             and retries == running.retries + 1
             and headers.get("id") == running.task_id
         ):
-            running.held = context.HeldRetry(queue, message, due_ms, member)
+            running.held = context.HeldRetry(queue, message, due_ms, _member(headers))
         elif due_ms:
-            self.broker.delay(queue, message, due_ms=due_ms, member=member, max_length=self.conf.max_length)
+            self.broker.delay(queue, message, due_ms=due_ms, member=_member(headers), max_length=self.conf.max_length)
         else:
             self.broker.publish(queue, message, max_length=self.conf.max_length)
 
@@ -217,6 +223,11 @@ class Streams:
         return due_ms if due_ms > self.app.now().timestamp() * 1000 else 0
 
 
+def _member(headers: Mapping[str, Any]) -> str:
+    """Return the name of a delayed message: the same for the same retry, so that it is stored once."""
+    return f"{headers.get('id')}:{headers.get('retries') or uuid.uuid4().hex}"
+
+
 class StreamsProducer(KombuProducer):
     """kombu's Producer for an installed app: messages of stream queues go to streams, all others to kombu."""
 
@@ -226,12 +237,12 @@ class StreamsProducer(KombuProducer):
     def publish(self, body: Any, routing_key: str | None = None, *args: Any, **kwargs: Any) -> Any:
         """Publish as kombu does; to a stream, with the caller's retry policy but without a kombu connection."""
         # A held kombu connection, batch or transaction has no meaning for a stream: each message is stored at once.
-        queue = self.streams.route(kwargs.get("exchange") or self.exchange, routing_key)
-        if queue is None:
+        queues = self.streams.route(kwargs.get("exchange") or self.exchange, routing_key)
+        if not queues:
             return cast("Any", super()).publish(body, routing_key, *args, **kwargs)
         retry, policy = kwargs.pop("retry", False), kwargs.pop("retry_policy", None) or {}
-        kwargs[_MARK] = queue
-        kwargs["declare"] = ()
+        kwargs[_MARK] = queues
+        kwargs["declare"] = []  # kombu appends to it
         if not retry:
             return cast("Any", super()).publish(body, routing_key, *args, **kwargs)
         return retry_over_time(
@@ -257,8 +268,8 @@ class StreamsProducer(KombuProducer):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        queue = properties.pop(_MARK, None)
-        if queue is None:
+        queues = properties.pop(_MARK, None)
+        if queues is None:
             return cast("Any", super())._publish(
                 body, priority, content_type, content_encoding, headers, properties, *args, **kwargs
             )
@@ -266,7 +277,8 @@ class StreamsProducer(KombuProducer):
         if isinstance(reply_to, Queue):
             properties["reply_to"] = reply_to.name
         properties.update(content_type=content_type, content_encoding=content_encoding, priority=priority or 0)
-        return self.streams.send(queue, body, headers=headers, properties=properties)
+        for queue in queues:
+            self.streams.send(queue, body, headers=headers, properties=dict(properties))
 
 
 class StreamsConsumer(KombuConsumer):

@@ -12,12 +12,12 @@ import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from . import keys, scripts
 from .connection import BlockingConnection, RedisClient
 from .exceptions import BrokerError, BrokerFull, MessageError, QueueFull
-from .message import Message, encode_history, pack
+from .message import Message, decode_json, encode_history, encode_json, pack
 
 __all__ = ("Delivery", "Promotion", "Recovery", "StreamBroker", "StreamRef")
 
@@ -431,21 +431,37 @@ class StreamBroker:
         wait, reserved = self.client.run(scripts.LIMIT, [key], [interval_ms, horizon_ms])
         return int(wait), bool(reserved) or not wait
 
-    # -- revoked ids, for workers that start later
+    # -- revoked ids and stamps, for workers that start later
 
     def revoke(self, task_ids: Iterable[str], *, expires_at: float) -> None:
         """Remember revoked task ids until ``expires_at`` (seconds since the epoch)."""
-        pairs: list[Any] = []
-        for task_id in task_ids:
-            pairs += [expires_at, task_id]
-        if pairs:
-            key = keys.revoked(self.prefix)
-            self.client.pipeline([("ZADD", key, *pairs), ("ZREMRANGEBYSCORE", key, "-inf", time.time())])
+        self._remember(keys.revoked(self.prefix), task_ids, expires_at)
 
     def revoked(self, *, limit: int = 50_000) -> list[str]:
         """Return the revoked task ids that are not forgotten yet, the newest ``limit``."""
-        found = self.client.call("ZREVRANGEBYSCORE", keys.revoked(self.prefix), "+inf", time.time(), "LIMIT", 0, limit)
-        return [task_id.decode() for task_id in found]
+        return [task_id.decode() for task_id in self._remembered(keys.revoked(self.prefix), limit)]
+
+    def revoke_stamps(self, pairs: Iterable[tuple[str, Any]], *, expires_at: float) -> None:
+        """Remember until ``expires_at`` that tasks with these stamps, pairs of header and stamp, are revoked."""
+        self._remember(keys.revoked_stamps(self.prefix), map(encode_json, pairs), expires_at)
+
+    def revoked_stamps(self, *, limit: int = 5_000) -> list[tuple[str, Any]]:
+        """Return the pairs of header and stamp that are not forgotten yet, the newest ``limit``.
+
+        They are fewer than ids: Celery compares each stamp of a task with all of them.
+        """
+        found = self._remembered(keys.revoked_stamps(self.prefix), limit)
+        return [(header, stamp) for header, stamp in map(decode_json, found)]
+
+    def _remember(self, key: str, members: Iterable[str], expires_at: float) -> None:
+        pairs: list[Any] = []
+        for member in members:
+            pairs += [expires_at, member]
+        if pairs:
+            self.client.pipeline([("ZADD", key, *pairs), ("ZREMRANGEBYSCORE", key, "-inf", time.time())])
+
+    def _remembered(self, key: str, limit: int) -> list[bytes]:
+        return cast("list[bytes]", self.client.call("ZREVRANGEBYSCORE", key, "+inf", time.time(), "LIMIT", 0, limit))
 
 
 def delivery(stream: StreamRef, entry_id: bytes, fields: list[bytes] | None) -> Delivery:

@@ -41,17 +41,12 @@ _PASSWORD = re.compile(r"(//[^:/?#@]*:).*(?=@)")
 _PASSWORD_ARGUMENT = re.compile(r"([?&][a-z_]*password=)[^&#]*", re.IGNORECASE)
 
 #: Error replies that pass by themselves (start-up, failover, a full disk, a long script).
-_PASSING = (
-    "LOADING",
-    "READONLY",
-    "MASTERDOWN",
-    "CLUSTERDOWN",
-    "TRYAGAIN",
-    "MISCONF",
-    "BUSY ",
-    "NOREPLICAS",
-    "UNBLOCKED",
+_PASSING = re.compile(
+    r"(?:^|: -?|-)(?:LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MISCONF|BUSY|NOREPLICAS|UNBLOCKED) "
 )
+
+#: Error replies that name keys, which may hold any word.
+_ABOUT_A_KEY = re.compile(r"(?:^|: -?|-)(?:NOGROUP|WRONGTYPE) ")
 
 #: The same, where redis-py has a class for the reply: then it cuts the word off the text.
 _PASSING_ERRORS = (
@@ -110,11 +105,13 @@ class RedisClient:
         """Send one command and return its raw reply."""
         connection = self._take()
         try:
+            _connect(connection)
             connection.send_command(*command)
             reply = connection.read_response()
         except redis.ResponseError as exc:
-            self._give(connection)
-            raise self._translate(exc, command[0]) from exc
+            error = self._translate(exc, command[0])
+            self._take_back(connection, [error])
+            raise error from exc
         except (redis.RedisError, OSError) as exc:
             self._drop(connection)
             raise self._translate(exc, command[0]) from exc
@@ -149,11 +146,12 @@ class RedisClient:
         except BaseException:
             self._drop(connection)
             raise
-        self._give(connection)
-        return [
+        found = [
             self._translate(reply, _name(commands[index])) if isinstance(reply, Exception) else reply
             for index, reply in enumerate(replies)
         ]
+        self._take_back(connection, found)
+        return found
 
     def call_all(self, commands: Sequence[tuple[Any, ...]], *, missing_is_none: bool = False) -> list[Any]:
         """Send commands together, as :meth:`pipeline` does, and return their replies in order.
@@ -200,6 +198,14 @@ class RedisClient:
                 pass  # closed by the server while idle: that is what the look was for
             self._drop(connection)
 
+    def _take_back(self, connection: Any, replies: Sequence[Any]) -> None:
+        """Keep a connection, unless its server says that it does not serve: after a failover it never will again."""
+        if any(isinstance(reply, BrokerUnavailable) for reply in replies):
+            self._drop(connection)
+            self.close()
+        else:
+            self._give(connection)
+
     def _give(self, connection: Any) -> None:
         self._idle.append((connection, time.monotonic()))
 
@@ -209,6 +215,7 @@ class RedisClient:
 
     @staticmethod
     def _exchange(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+        _connect(connection)
         connection.send_packed_command(connection.pack_commands(commands))
         replies: list[Any] = []
         for _ in commands:
@@ -226,9 +233,11 @@ class RedisClient:
             return BrokerError(f"Redis at {self.shown} does not permit {command}: {text}")
         if isinstance(exc, (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)):
             return BrokerUnavailable(f"Redis at {self.shown} cannot be reached: {text}")
-        if isinstance(exc, _PASSING_ERRORS) or any(word in text for word in _PASSING):
+        if _ABOUT_A_KEY.search(text):
+            return BrokerError(f"Redis at {self.shown} failed {command}: {text}")
+        if isinstance(exc, _PASSING_ERRORS) or _PASSING.search(text):
             return BrokerUnavailable(f"Redis at {self.shown} is not ready: {text}")
-        if isinstance(exc, redis.exceptions.OutOfMemoryError) or "OOM" in text:
+        if isinstance(exc, redis.exceptions.OutOfMemoryError) or "OOM command" in text:
             return BrokerFull(f"Redis at {self.shown} is full: {text}")
         return BrokerError(f"Redis at {self.shown} failed {command}: {text}")
 
@@ -243,6 +252,7 @@ class BlockingConnection:
     def send(self, *command: Any) -> None:
         """Send a command; its reply is taken with :meth:`receive`."""
         try:
+            _connect(self._connection)
             self._connection.send_command(*command)
         except (redis.RedisError, OSError) as exc:
             self.close()
@@ -275,6 +285,12 @@ class BlockingConnection:
     def close(self) -> None:
         """Close the connection; the next :meth:`send` opens it again."""
         self._connection.disconnect()
+
+
+def _connect(connection: Any) -> None:
+    """Connect first: what sends on a closed connection opens it past the Sentinels, from redis-py 6 on."""
+    if connection._sock is None:
+        connection.connect()
 
 
 def _words(command: tuple[Any, ...], *, in_full: bool = False) -> tuple[Any, ...]:

@@ -353,8 +353,8 @@ def _dead_letter(queue: str, entry_id: bytes, flat: list[bytes]) -> DeadLetter:
         queue=queue,
         entry_id=entry_id.decode(),
         reason=str(death.get("reason", "unknown")),
-        task=death.get("task") or headers.get("task"),
-        task_id=death.get("task_id") or headers.get("id"),
+        task=_text(death.get("task") or headers.get("task")),
+        task_id=_text(death.get("task_id") or headers.get("id")),
         exception=death.get("exception"),
         traceback=death.get("traceback"),
         worker=death.get("worker"),
@@ -367,6 +367,11 @@ def _dead_letter(queue: str, entry_id: bytes, flat: list[bytes]) -> DeadLetter:
 
 def _is_entry_id(text: str) -> bool:
     return bool(_ENTRY_ID.fullmatch(text)) and all(int(part) < 2**64 for part in text.split("-"))
+
+
+def _text(value: Any) -> str | None:
+    """Return what a malformed message says in the place of a text only if it is one."""
+    return value if isinstance(value, str) else None
 
 
 def _number(value: Any) -> int:

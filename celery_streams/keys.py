@@ -19,6 +19,7 @@ key                                            type    holds
 ``celery-streams:{Q}:migrating:tags``          zset    tag -> when its element was known to be gone from the other side
 ``celery-streams:queues``                      set     names of all queues that were ever used
 ``celery-streams:revoked``                     zset    revoked task id -> time (s) at which it is forgotten
+``celery-streams:revoked:stamps``              zset    ``[header, stamp]`` in JSON whose tasks are revoked -> likewise
 =============================================  ======  ===========================================================
 
 An entry of a task stream has the fields ``headers``, ``properties`` and ``body``, and ``history`` when it was put
@@ -31,7 +32,17 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ("DEFAULT_PREFIX", "DEFAULT_STEPS", "GROUP", "QueueKeys", "queue_keys", "queues", "rate", "revoked")
+__all__ = (
+    "DEFAULT_PREFIX",
+    "DEFAULT_STEPS",
+    "GROUP",
+    "QueueKeys",
+    "queue_keys",
+    "queues",
+    "rate",
+    "revoked",
+    "revoked_stamps",
+)
 
 #: Name of the one consumer group of every task stream.
 GROUP = "celery-streams"
@@ -107,3 +118,8 @@ def queues(prefix: str) -> str:
 def revoked(prefix: str) -> str:
     """Return the key of the revoked task ids."""
     return f"{prefix}:revoked"
+
+
+def revoked_stamps(prefix: str) -> str:
+    """Return the key of the stamps whose tasks are revoked."""
+    return f"{prefix}:revoked:stamps"

@@ -29,13 +29,14 @@ from kombu.utils.json import JSONEncoder, object_hook
 
 from .exceptions import MessageError
 
-__all__ = ("FIELDS", "Message", "decode_json", "encode", "pack", "unpack")
+__all__ = ("FIELDS", "Message", "decode_json", "encode", "encode_json", "pack", "unpack")
 
 #: Field names of an entry, in the order in which they are written.
 FIELDS = (b"headers", b"properties", b"body", b"history")
 
 _HEADER = struct.Struct(">IIIII")
-_encode_json = JSONEncoder(separators=(",", ":")).encode
+#: Encode JSON in kombu's dialect, compactly; the text that :func:`decode_json` takes as bytes.
+encode_json = JSONEncoder(separators=(",", ":")).encode
 _plain_decode = json.JSONDecoder().decode
 _hooked_decode = json.JSONDecoder(object_hook=object_hook).decode
 
@@ -121,8 +122,8 @@ def encode(headers: Mapping[str, Any], properties: Mapping[str, Any], body: str 
     kombu's ``loads`` expects for ``content_encoding`` utf-8.
     """
     return Message(
-        _encode_json(headers).encode(),
-        _encode_json(properties).encode(),
+        encode_json(headers).encode(),
+        encode_json(properties).encode(),
         body.encode() if isinstance(body, str) else bytes(body),
         b"",
         step,
@@ -131,7 +132,7 @@ def encode(headers: Mapping[str, Any], properties: Mapping[str, Any], body: str 
 
 def encode_history(history: Mapping[str, Any]) -> bytes:
     """Encode a history; an empty one is no field at all."""
-    return _encode_json(history).encode() if history else b""
+    return encode_json(history).encode() if history else b""
 
 
 def pack(message: Message) -> bytes:

@@ -153,6 +153,7 @@ class Worker(Program):
             environment={**environment, settings.WORKER: name},
         )
         self.name = name
+        self.queue = queues.partition(",")[0]
 
     def wait_ready(self, timeout: float = 30.0) -> None:
         """Wait for the line ``NODE ready.`` in the log."""

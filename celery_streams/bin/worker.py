@@ -6,7 +6,7 @@ import copy
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from celery import concurrency
@@ -16,6 +16,7 @@ from celery.bin.worker import worker as celery_worker
 from celery.exceptions import ImproperlyConfigured
 from celery.platforms import create_pidlock
 from celery.utils.nodenames import node_format, nodename, nodesplit
+from kombu.utils.compat import detect_environment
 
 from ..amqp import streams_of
 from ..concurrency import OWN_POOLS, pool_for
@@ -23,7 +24,10 @@ from ..exceptions import BrokerUnavailable, ConfigurationError
 from . import again
 from .base import require_installed
 from .supervisor import Supervisor, Watcher, project_modules
-from .terminal import one_line_errors
+from .terminal import EXIT_CONFIG, one_line_errors
+
+if TYPE_CHECKING:
+    from ..concurrency.base import StreamsPool
 
 __all__ = ("worker",)
 
@@ -61,12 +65,17 @@ def _run(**options: Any) -> Any:
     if counts:
         given = ctx.get_parameter_source("concurrency") is click.core.ParameterSource.COMMANDLINE
         _share_children(options, counts, given=given)
+    supervised = reload or processes > 1
+    if not supervised:  # the workers of a supervisor are programs of their own, and check it for themselves
+        _require_patched(options["pool"])
     if options.get("detach"):
         return _detach(ctx, options)
-    if reload or processes > 1:
+    if supervised:
         ctx.exit(_supervise(app, options, processes=processes, reload=reload))
     _first_contact(streams, patient=bool(app.conf.broker_connection_retry_on_startup))
     app.conf.worker_consumer = "celery_streams.worker.consumer:Consumer"
+    # Celery leaves the option on its worker object (--disable-prefetch it does put here); pools and banner read this.
+    app.conf.worker_prefetch_multiplier = options["prefetch_multiplier"]
     if app.conf.worker_autoscaler == _STOCK_AUTOSCALER:
         app.conf.worker_autoscaler = "celery_streams.worker.autoscale:Autoscaler"
     app.__dict__["Worker"] = app.subclass_with_self("celery_streams.worker.program:Worker", name="Worker")
@@ -75,6 +84,27 @@ def _run(**options: Any) -> Any:
         return celery_worker.callback(**options)
     except ImproperlyConfigured as exc:
         raise ConfigurationError(" ".join(str(exc).split())) from exc
+
+
+class _Unpatched(click.ClickException):
+    """The pool's threads would not be green."""
+
+    exit_code = EXIT_CONFIG
+
+
+def _require_patched(pool: type[StreamsPool]) -> None:
+    """Check that a pool of green threads does not get threads of the system, which work and are something else.
+
+    Only ``celery-streams`` and ``celery`` patch the standard library in time, and only for a ``-P`` in their arguments.
+
+    Raises:
+        click.ClickException: it was not patched; a ConfigurationError would end ``celery streams`` with a traceback.
+    """
+    if pool.patched_by and detect_environment() != pool.patched_by:
+        raise _Unpatched(
+            f"{pool.patched_by} has not patched the standard library, which must come before everything else: "
+            f"start the worker with celery-streams -A proj worker -P {pool.patched_by}"
+        )
 
 
 def _share_children(options: dict[str, Any], counts: dict[str, int], *, given: bool) -> None:

@@ -14,7 +14,7 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from celery.concurrency.base import BasePool
 from celery.worker import state as worker_state
@@ -25,7 +25,7 @@ from ..exceptions import BrokerError, BrokerUnavailable
 from ..waiting import readable
 from ..worker.aftermath import Aftermath
 from ..worker.child import ChildOptions, consumer_name
-from ..worker.limits import Restrictable
+from ..worker.limits import Restrictable, without_effect
 from ..worker.plan import least_delivery_limit
 from ..worker.requests import build_request
 from ..worker.services import Services
@@ -38,11 +38,13 @@ __all__ = ("StreamsPool", "parted")
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: Seconds between two rounds of the main thread's own chores.
 _CHORES = 0.5
 
 
-def parted(items: Sequence[str], *, size: int = 500) -> Iterator[list[str]]:
+def parted(items: Sequence[T], *, size: int = 500) -> Iterator[list[T]]:
     """Cut a long list into messages that a pipe takes at once."""
     for start in range(0, len(items), size):
         yield list(items[start : start + size])
@@ -55,6 +57,10 @@ class StreamsPool(BasePool):  # type: ignore[misc]
     #: Children or threads that there should be.
     limit: int
     uses_semaphore = False
+    #: What must have patched the standard library before the pool is made, as kombu's detect_environment calls it.
+    patched_by: ClassVar[str] = ""
+    #: The time limits that the pool can enforce, by the names of the task's options.
+    enforced: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -102,6 +108,11 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         for part in parted(task_ids):
             self.forward("revoke", part)
 
+    def forward_stamps(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        """Tell all children that tasks with these stamps, pairs of header and stamp, are revoked."""
+        for part in parted(pairs):
+            self.forward("revoke_stamps", part)
+
     def want_events(self, wanted: bool) -> None:
         """Have task events sent or not."""
         if wanted != self.events_wanted:
@@ -142,6 +153,12 @@ class StreamsPool(BasePool):  # type: ignore[misc]
 
     def start_services(self) -> None:
         """Start heartbeat, claimer, limits and promotion."""
+        options = self.child_options()
+        idle = without_effect(
+            self.app.tasks.values(), soft=options.soft_limit, hard=options.hard_limit, enforced=self.enforced
+        )
+        if idle:
+            logger.warning("This pool does not enforce: %s", ", ".join(idle))
         self.services = Services(
             self.streams,
             consumer_name(self.hostname, 0),

@@ -1,4 +1,4 @@
-"""gevent: the thread pool, whose threads are greenlets once gevent has patched the standard library.
+"""gevent: the pool of green threads, which are greenlets once gevent has patched the standard library.
 
 ``celery-streams`` patches it before anything else is imported, as ``celery`` does for ``-P gevent``. An ``async def``
 task runs on an event loop of its greenlet, whose waiting gevent has made cooperative.
@@ -6,18 +6,21 @@ task runs on an event loop of its greenlet, whose waiting gevent has made cooper
 
 from __future__ import annotations
 
-from . import thread
-from .contexts import keep_contexts
-from .loops import keep_loops
+from collections.abc import Callable
+from typing import Any
+
+from gevent import get_hub
+
+from .green import GreenPool
 
 __all__ = ("TaskPool",)
 
 
-class TaskPool(thread.TaskPool):
+class TaskPool(GreenPool):
     """Greenlets."""
 
-    def on_start(self) -> None:
-        """Start the pool."""
-        keep_contexts(self.app)
-        keep_loops()
-        super().on_start()
+    patched_by = "gevent"
+
+    def in_hub(self, work: Callable[..., Any], *args: Any) -> None:
+        """Have gevent's hub call ``work``."""
+        get_hub().loop.run_callback(work, *args)

@@ -20,6 +20,7 @@ from celery.worker import state as worker_state
 from ..broker import StreamRef
 from ..message import Message
 from ..waiting import readable
+from ..worker import stamps
 from ..worker.aftermath import Casualty, Cause
 from ..worker.child import consumer_name
 from ..worker.limits import Handback, Restrictable
@@ -37,6 +38,8 @@ _YOUNG = 1.0
 
 class TaskPool(StreamsPool):
     """Celery's prefork pool for streams."""
+
+    enforced = frozenset({"soft_time_limit", "time_limit"})
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -114,11 +117,10 @@ class TaskPool(StreamsPool):
             self._announce_to(child)
         if self.events_wanted:
             child.tell("events", True)
-        if worker_state.revoked:
-            for part in parted(list(worker_state.revoked)):
-                child.tell("revoke", part)
-        if worker_state.revoked_stamps:
-            child.tell("revoke_stamps", dict(worker_state.revoked_stamps))
+        for part in parted(list(worker_state.revoked)):
+            child.tell("revoke", part)
+        for pairs in parted(stamps.known()):
+            child.tell("revoke_stamps", pairs)
         return child
 
     def _fork(self, process: Any) -> None:

@@ -62,7 +62,13 @@ class TaskPool(StreamsPool):
         )
         self._pace = Pace(most=1)
         self._reader = Reader(
-            broker, self._name, self._runner.settler, wake=self._wake_read, on_wake=self._drain, stopped=lambda: False
+            broker,
+            self._name,
+            self._runner.settler,
+            wake=self._wake_read,
+            on_wake=self._drain,
+            stopped=lambda: False,
+            alone=True,
         )
         self.start_services()
 

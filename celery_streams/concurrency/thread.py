@@ -123,9 +123,6 @@ class TaskPool(StreamsPool):
 
     def on_start(self) -> None:
         """Start the task threads, the reader and the services."""
-        options = self.child_options()
-        if options.soft_limit or options.hard_limit:
-            logger.warning("Time limits have no effect in threads: a thread cannot be ended.")
         self._broker = self.streams.new_broker()
         for _ in range(self.limit or 1):
             self._start_thread()

@@ -4,6 +4,7 @@
 ``program``    Celery's worker program with our banner lines and start-up checks
 ``consumer``   Celery's Consumer in the parent, with the Tasks step replaced
 ``control``    remote control: what Celery's commands need to know of the children, and what children must be told
+``stamps``     the stamps whose tasks are revoked
 ``slots``      what each child is doing, in memory that the parent can read even after a SIGKILL
 ``reader``     asks the streams for work, and waits for it
 ``child``      the loop of a child: read, execute, settle

@@ -30,6 +30,7 @@ from celery.worker import state as worker_state
 from ..amqp import Streams, streams_of
 from ..broker import Delivery, StreamRef
 from ..waiting import readable, writable
+from . import stamps
 from .events import ChildEvents
 from .executor import Executor
 from .reader import Pace, Reader
@@ -113,6 +114,7 @@ class ChildLoop:
             wake=control.fileno(),
             on_wake=self.hear,
             stopped=lambda: self.stopping,
+            alone=True,
         )
         self.executor = Executor(
             app,
@@ -169,8 +171,8 @@ class ChildLoop:
     def _on_revoke(self, task_ids: Sequence[str]) -> None:
         worker_state.revoked.update(task_ids)
 
-    def _on_revoke_stamps(self, stamps: dict[str, Any]) -> None:
-        worker_state.revoked_stamps.update(stamps)
+    def _on_revoke_stamps(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        stamps.add(pairs)
 
     def _on_task_option(self, name: str, options: dict[str, Any]) -> None:
         task = self.app.tasks.get(name)
@@ -236,6 +238,8 @@ class ChildLoop:
             suspect = delivery.message is not None and b'"crashes"' in delivery.message.history
             if settler.waiting and (suspect or settler.overdue(now=now, after=ACK_DELAY)):
                 settler.flush(assisted=slot.restricted())
+            if settler.gave_up:
+                break
             if not slot.begin(index, soft=self._options.soft_limit, hard=self._options.hard_limit):
                 self._put_back(batch[index:])
                 break
@@ -246,6 +250,9 @@ class ChildLoop:
                 self._put_back(batch[index + 1 :])
                 slot.shorten(index + 1)
             self._run(delivery)
+            if settler.gave_up:
+                # What became of it is not stored: the parent must not take it for finished and acknowledge it.
+                break
             slot.finish(index)
             self._finished = index + 1
             ran += 1

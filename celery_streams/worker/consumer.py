@@ -26,6 +26,7 @@ from kombu.common import QoS
 
 from ..amqp import streams_of
 from ..exceptions import BrokerError
+from . import stamps
 from .control import Pidbox
 from .patterns import LOOK_EVERY, QueuePatterns
 
@@ -100,6 +101,7 @@ class StreamTasks(bootsteps.StartStopStep):  # type: ignore[misc]
         c.task_consumer = TaskConsumer(c, list(c.app.amqp.queues.consume_from.values()))
         self._load_revoked(c)
         c.pool.forward_revoked(list(state.revoked))
+        c.pool.forward_stamps(stamps.known())
         c.tell_events()
         patterns = getattr(c.controller, "queue_patterns", None)
         if patterns:
@@ -129,8 +131,10 @@ class StreamTasks(bootsteps.StartStopStep):  # type: ignore[misc]
         return {"prefetch_count": c.qos.value if c.qos else "N/A"}
 
     def _load_revoked(self, c: Any) -> None:
+        broker = streams_of(c.app).new_broker()
         try:
-            state.revoked.update(streams_of(c.app).new_broker().revoked())
+            state.revoked.update(broker.revoked())
+            stamps.add(broker.revoked_stamps())
         except BrokerError as exc:
             logger.warning("Cannot learn which tasks were revoked before this worker started: %s", exc)
 

@@ -18,6 +18,7 @@ from .. import inspect
 from ..amqp import streams_of
 from ..broker import Delivery
 from ..exceptions import BrokerError
+from . import stamps
 from .requests import build_request
 
 __all__ = ("Pidbox",)
@@ -68,7 +69,12 @@ def _forward_revoke(consumer: Any, arguments: dict[str, Any]) -> None:
 
 
 def _forward_stamps(consumer: Any, arguments: dict[str, Any]) -> None:
-    consumer.pool.forward("revoke_stamps", dict(worker_state.revoked_stamps))
+    pairs = stamps.pairs_of(arguments["headers"])
+    consumer.pool.forward_stamps(pairs)
+    try:
+        streams_of(consumer.app).broker.revoke_stamps(pairs, expires_at=time.time() + worker_state.REVOKE_EXPIRES)
+    except BrokerError as exc:
+        logger.warning("Workers that start later will not know that tasks stamped %s are revoked: %s", pairs, exc)
 
 
 def _forward_task_options(consumer: Any, arguments: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from billiard.einfo import ExceptionInfo
 from celery import signals, states
 from celery.app import trace
 from celery.app.task import Context
-from celery.exceptions import Reject
+from celery.exceptions import InvalidTaskError, Reject
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker import state as worker_state
 from celery.worker.strategy import logger as strategy_logger
@@ -37,6 +37,7 @@ from .local import ETA_SLACK, PASSING_BY, Progress
 from .outcome import Action, Circumstances, Event, decide
 from .plan import TaskPlan, flag, make_callable, plan_for
 from .raised import event_of, let_go
+from .requests import received_message
 from .settle import Death, Settler
 from .slow_path import SlowPath
 
@@ -367,9 +368,19 @@ class Executor:
             self.settler.settle(delivery, outcome, death=death, held=held, history=history, acked_early=acked_early)
 
     def malformed(
-        self, delivery: Delivery, event: Event, exc: BaseException, headers: Mapping[str, Any] | None = None
+        self,
+        delivery: Delivery,
+        event: Event,
+        exc: BaseException,
+        headers: Mapping[str, Any] | None = None,
+        *,
+        nameless: bool = False,
     ) -> None:
-        """Settle what cannot be executed, whatever the reason is."""
+        """Settle what cannot be executed, whatever the reason is, and send ``task_rejected`` where Celery sends it.
+
+        Args:
+            nameless: it could be decoded and names no task.
+        """
         known = headers or {}
         task_id = known.get("id")
         logger.critical(
@@ -382,6 +393,20 @@ class Executor:
             delivery,
             decide(event, Circumstances()),
             death=Death(known.get("task"), task_id if isinstance(task_id, str) else None, repr(exc)),
+        )
+        # As Celery's Consumer: on_invalid_task and on_unknown_message send it, and on_decode_error does not.
+        if nameless or isinstance(exc, (InvalidTaskError, ContentDisallowed)):
+            self._announce_unfit(delivery, None if nameless else exc)
+
+    def _announce_unfit(self, delivery: Delivery, exc: BaseException | None) -> None:
+        message = delivery.message
+        assert message is not None
+        # Decoded again: Celery's strategies may have changed the headers that they were given.
+        headers, properties, history = message.decode_headers(), message.decode_properties(), message.decode_history()
+        signals.task_rejected.send(
+            sender=self._slow.consumer,
+            message=received_message(delivery, headers, properties, history, accept=self.accept),
+            exc=exc,
         )
 
     def owner_check(self, delivery: Delivery) -> Callable[[], bool]:

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Protocol
 
 from ..broker import StreamBroker
 from .heartbeat import Holder
 from .slots import Snapshot
 
-__all__ = ("Handback", "Restrictable", "TimeLimits")
+__all__ = ("Handback", "Restrictable", "TimeLimits", "without_effect")
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,24 @@ class Restrictable(Holder, Protocol):
         """Note that what was restricted of ``batch`` is back in its streams."""
 
 
+def without_effect(
+    tasks: Iterable[Any], *, soft: float | None, hard: float | None, enforced: Collection[str]
+) -> list[str]:
+    """Name the time limits of the worker and of its tasks that a pool does not enforce, for a warning at its start.
+
+    Args:
+        soft: the limits of the worker, in seconds.
+        hard: the same.
+        enforced: options of a task that the pool heeds.
+    """
+    kinds = [kind for kind in ("soft_time_limit", "time_limit") if kind not in enforced]
+    given = {"soft_time_limit": soft, "time_limit": hard}
+    found = [f"task_{kind}" for kind in kinds if given[kind]]
+    for task in sorted(tasks, key=lambda task: str(task.name)):
+        found += [f"{kind} of {task.name}" for kind in kinds if getattr(task, kind, None)]
+    return found
+
+
 class TimeLimits:
     """Watches the running tasks of ``holders``."""
 
@@ -49,7 +67,8 @@ class TimeLimits:
         self._holders = holders
         self._on_soft = on_soft
         self._on_hard = on_hard
-        self._told: dict[str, tuple[int, bytes, bool]] = {}
+        #: By consumer, which green threads share, and pid.
+        self._told: dict[tuple[str, int], tuple[bytes, bool]] = {}
 
     def run_once(self, *, now: float | None = None) -> float | None:
         """Enforce what is due; returns seconds until the next limit, None when there is none."""
@@ -57,20 +76,21 @@ class TimeLimits:
         nearest: float | None = None
         for holder in self._holders():
             shot = holder.snapshot()
+            key = (holder.consumer, shot.pid)
             if shot.running is None or not (shot.soft or shot.hard):
-                self._told.pop(holder.consumer, None)
+                self._told.pop(key, None)
                 continue
-            pid, entry_id, hard_told = self._told.get(holder.consumer, (0, b"", False))
-            same = pid == shot.pid and entry_id == shot.running.entry_id
+            entry_id, hard_told = self._told.get(key, (b"", False))
+            same = entry_id == shot.running.entry_id
             took = now - shot.started_at
             if shot.hard and took >= shot.hard:
                 if not (same and hard_told):
-                    self._told[holder.consumer] = (shot.pid, shot.running.entry_id, True)
+                    self._told[key] = (shot.running.entry_id, True)
                     self._on_hard(holder, shot)
                 continue
             if shot.soft and took >= shot.soft:
                 if not same:
-                    self._told[holder.consumer] = (shot.pid, shot.running.entry_id, False)
+                    self._told[key] = (shot.running.entry_id, False)
                     self._on_soft(holder, shot)
                 left = None if not shot.hard else shot.hard - took
             else:

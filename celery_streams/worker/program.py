@@ -26,13 +26,14 @@ __all__ = ("NO_EFFECT", "Worker", "ineffective_settings")
 
 logger = logging.getLogger(__name__)
 
-#: Celery settings that mean nothing, or something else, where children read streams themselves, and why.
+#: Celery settings that mean nothing where children read streams themselves, and why; MIGRATION.md names the same.
 NO_EFFECT: dict[str, str] = {
     "broker_heartbeat": "a setting of AMQP",
     "broker_heartbeat_checkrate": "a setting of AMQP",
     "broker_login_method": "a setting of AMQP",
     "broker_native_delayed_delivery_queue_type": "a setting of RabbitMQ",
     "task_create_missing_queue_type": "a setting of RabbitMQ",
+    "task_default_delivery_mode": "Redis has no such thing",
     "task_default_queue_type": "a setting of RabbitMQ",
     "task_queue_max_priority": "a setting of RabbitMQ",
     "worker_cancel_long_running_tasks_on_connection_loss": "a lost connection gives no entry to anybody else",
@@ -42,16 +43,24 @@ NO_EFFECT: dict[str, str] = {
     "worker_eta_task_limit": "delayed messages wait in Redis, not in the worker",
     "worker_lost_wait": "what a dead child finished is known at once",
     "worker_pool_putlocks": "the parent hands no task to its children",
-    "worker_prefetch_multiplier": "children fetch what they start soon; only 1, one at a time, has a meaning",
     "worker_proc_alive_timeout": "a child that does not start is replaced, with growing pauses",
 }
 
 
-def ineffective_settings(conf: Any) -> list[str]:
-    """Return those settings of NO_EFFECT that the project sets."""
+#: Why a prefetch multiplier other than 1 means nothing.
+_MULTIPLIER = "children fetch what they start soon; only 1, one at a time, has a meaning"
+
+#: Why the one optimization profile that is not the default means nothing.
+_FAIR = "each child takes its own next message, which is what fair means"
+
+
+def ineffective_settings(conf: Any) -> dict[str, str]:
+    """Return the settings that the project sets and that do nothing, and why."""
     defaults = conf.maps[-1]
-    found = [name for name in NO_EFFECT if conf.get(name) != defaults.get(name)]
-    return [name for name in found if name != "worker_prefetch_multiplier" or conf.get(name) != 1]
+    found = {name: why for name, why in NO_EFFECT.items() if conf.get(name) != defaults.get(name)}
+    if conf.get("worker_prefetch_multiplier") not in (1, defaults.get("worker_prefetch_multiplier")):
+        found["worker_prefetch_multiplier"] = _MULTIPLIER
+    return found
 
 
 class Worker(CeleryWorker):  # type: ignore[misc]
@@ -118,7 +127,10 @@ class Worker(CeleryWorker):  # type: ignore[misc]
             f"  .> keys:        {streams.conf.key_prefix}:{{QUEUE}}",
             f"  .> claims:      after {streams.conf.visibility_timeout:g}s without a heartbeat",
         ]
-        lines += [f"  .> no effect:   {name} ({NO_EFFECT[name]})" for name in ineffective_settings(self.app.conf)]
+        no_effect = ineffective_settings(self.app.conf)
+        if self.optimization == "fair":
+            no_effect["-O fair"] = _FAIR
+        lines += [f"  .> no effect:   {name} ({why})" for name, why in no_effect.items()]
         return "\n".join(lines) + "\n"
 
     def install_platform_tweaks(self, worker: Any) -> None:

@@ -72,6 +72,8 @@ class Reader:
         wake: descriptor that becomes readable when ``on_wake`` has something to do.
         on_wake: called then, between reads; it may change :attr:`streams`.
         stopped: asked before and while waiting.
+        alone: between two reads the consumer holds nothing but what waits for its acknowledgement; so what else is
+            pending for it after a lost connection came with a reply that never arrived, and is put back.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Reader:
         wake: int,
         on_wake: Callable[[], None],
         stopped: Callable[[], bool],
+        alone: bool = False,
     ) -> None:
         self.broker = broker
         self.consumer = consumer
@@ -94,6 +97,9 @@ class Reader:
         self._wake = wake
         self._on_wake = on_wake
         self._stopped = stopped
+        self._alone = alone
+        #: When to look for entries that went to a connection that was lost.
+        self._strays_due: list[float] = []
         self._blocking: BlockingConnection | None = None
         self._client_id = 0
         self._pause = _PAUSES[0]
@@ -127,6 +133,8 @@ class Reader:
             # Before Redis 7.2 a read that finds nothing makes no consumer, and the status would not show this one.
             self.broker.touch_consumers(sorted({ref.queue for ref in self.streams}), [self.consumer])
             self._introduced = self.streams
+        if self._strays_due and time.monotonic() >= self._strays_due[0]:
+            self._put_strays_back()
         # After a wait that brought nothing there is nothing to read either: wait again.
         found = [] if self._quiet and not self._settler.waiting else self._exchange(count, assisted=assisted)
         self._quiet = False
@@ -273,10 +281,22 @@ class Reader:
 
     # -- trouble
 
+    def _put_strays_back(self) -> None:
+        self._settler.flush()
+        if not self._settler.waiting:
+            count = self.broker.release_all(self.streams, self.consumer)
+            self._strays_due.pop(0)
+            if count:
+                logger.info("Put back %d entries that came with a lost connection to %s.", count, self.consumer)
+
     def _lost_connection(self, exc: BrokerUnavailable) -> None:
         if self._pause == _PAUSES[0]:
             logger.error("Connection to Redis lost: %s. Trying again until it is back.", exc)
         self.close()
+        if self._alone:
+            # At once, and when a blocking read has ended that a Redis beyond a dead network goes on with.
+            now = time.monotonic()
+            self._strays_due = [now, now + BLOCK_MS / 1000 + GRACE]
         # What lies idle is most likely as dead, and would cost a time-out each.
         self.broker.client.close()
         self._sleep()

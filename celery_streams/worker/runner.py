@@ -32,6 +32,8 @@ class Record:
 
     def __init__(self, consumer: str) -> None:
         self.consumer = consumer
+        #: What remote control takes for the process: that of all threads, or what tells green threads apart.
+        self.pid = os.getpid()
         self._lock = threading.Lock()
         self._batch = 0
         self._done = 0
@@ -87,7 +89,7 @@ class Record:
         """Return what is held now."""
         with self._lock:
             return Snapshot(
-                pid=os.getpid(),
+                pid=self.pid,
                 batch=self._batch,
                 finished=(),
                 running=self._running,

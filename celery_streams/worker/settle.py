@@ -72,6 +72,8 @@ class Settler:
     ) -> None:
         self.broker = broker
         self.consumer = consumer
+        #: An outcome could not be stored before this process had to end.
+        self.gave_up = False
         #: Entries that were not ours any more when they were settled.
         self.lost = 0
         #: Seconds after which an entry that was read and not started may belong to another worker.
@@ -282,6 +284,7 @@ class Settler:
                 if not self._insists:
                     raise
                 if self._give_up():
+                    self.gave_up = True
                     logger.warning("Cannot %s: %s. Stopping: the entry stays pending for other workers.", verb, exc)
                     return None, True
                 logger.warning("Cannot %s: %s. Trying again in %.1fs.", verb, exc, pause)

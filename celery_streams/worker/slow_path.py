@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
@@ -67,7 +68,8 @@ class SlowPath:
             try:
                 name, task_id = payload["task"], payload["id"]
             except (TypeError, KeyError) as exc:
-                self.executor.malformed(delivery, Event.MALFORMED, MessageError(f"no task name: {exc}"), headers)
+                wrong = MessageError(f"no task name: {exc}")
+                self.executor.malformed(delivery, Event.MALFORMED, wrong, headers, nameless=True)
                 return
         name, task_id = str(name), str(task_id)
         plan = self.executor.plans.get(name)
@@ -87,14 +89,13 @@ class SlowPath:
         running = RunningTask(task_id, int((payload or headers).get("retries") or 0), lambda: run.early or owned())
         token = current.set(running)
         try:
-            self._strategy(name)(kombu_message, payload, self._on_ack, self._on_reject, [])
+            self._strategy(name)(kombu_message, payload, partial(self._on_ack, run), partial(self._on_reject, run), [])
         except TaskRevokedError:
             logger.debug("Task %s[%s] was revoked before it started.", name, task_id)
         except _Disowned:
             logger.warning("Task %s[%s] does not run here: its message is not ours any more.", name, task_id)
             return
         except (InvalidTaskError, ContentDisallowed) as exc:
-            signals.task_rejected.send(sender=self.consumer, message=kombu_message, exc=exc)
             event = Event.NOT_ACCEPTED if isinstance(exc, ContentDisallowed) else Event.INVALID
             self.executor.malformed(delivery, event, exc, headers)
             return
@@ -152,18 +153,19 @@ class SlowPath:
         let_go(exc)
         return event, death
 
-    def _on_ack(self, logger: Any = None, errors: Any = None) -> None:
-        run = self.run_now
+    # Of one run and not of the one that runs now: remote control acknowledges what it terminates, maybe a little late.
+
+    def _on_ack(self, run: Run, logger: Any = None, errors: Any = None) -> None:
         run.verdict = "ack"
-        if run.started and run.traced is None and not run.plan.acks_late:
+        if run.started and run.traced is None and not run.plan.acks_late and not run.early:
             assert run.delivery.message is not None
             self.executor.progress.keep(run.delivery.message)
             if not self.executor.settler.ack_now(run.delivery):
                 raise _Disowned
             run.early = True
 
-    def _on_reject(self, logger: Any = None, errors: Any = None, requeue: bool = False) -> None:
-        self.run_now.verdict = "requeue" if requeue else "reject"
+    def _on_reject(self, run: Run, logger: Any = None, errors: Any = None, requeue: bool = False) -> None:
+        run.verdict = "requeue" if requeue else "reject"
 
     def _unknown(
         self, delivery: Delivery, kombu_message: Any, name: str, task_id: str, history: dict[str, Any]

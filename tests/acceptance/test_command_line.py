@@ -212,6 +212,14 @@ def test_banner_tells_queues_pool_and_streams_without_the_password_and_what_has_
     assert ".> no effect:   worker_direct (a list queue of its own; start a stock worker for it)" in banner
 
 
+def test_banner_names_the_optimization_profile_that_has_no_effect(worker):
+    fair = worker(name="fair", options=("-O", "fair"))
+    plain = worker(name="plain", options=("-O", "default"))
+
+    assert ".> no effect:   -O fair (each child takes its own next message" in fair.log
+    assert "no effect" not in plain.log
+
+
 def test_command_line_is_repeated_without_some_options():
     words = ["-m", "celery_streams", "worker", "-DE", "--uid=3", "--gid", "4", "-D", "-n", "a-D", "--", "-D"]
 

@@ -45,6 +45,63 @@ def test_task_over_its_hard_limit_runs_again_only_if_it_is_not_acknowledged(
 
 
 @pytest.mark.parametrize(
+    ("pool", "named"),
+    [
+        ("prefork", None),
+        ("threads", "task_time_limit, soft_time_limit of TASK, time_limit of TASK"),
+        ("solo", "task_time_limit, soft_time_limit of TASK, time_limit of TASK"),
+        ("asyncio", "task_time_limit, soft_time_limit of TASK, time_limit of TASK"),
+        ("gevent", "soft_time_limit of TASK"),
+        ("eventlet", "soft_time_limit of TASK"),
+    ],
+)
+def test_worker_says_which_time_limits_its_pool_does_not_enforce(worker, pool, named):
+    running = worker(pool=pool, concurrency=1, options=("--time-limit", "20"))
+
+    said = [line.partition("does not enforce: ")[2] for line in running.log.splitlines() if "not enforce" in line]
+
+    assert said == ([named.replace("TASK", "tests.proj.actions.act_soft_limited")] if named else [])
+
+
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+@pytest.mark.parametrize("watched", [False, True], ids=["fast", "slow"])
+def test_green_pools_end_a_task_over_its_hard_limit_and_go_on(project, act, worker, pool, watched):
+    worker(pool=pool, concurrency=2, watched=watched)
+
+    ended = act.apply_async(("sleep",), {"seconds": 60}, time_limit=0.3)
+    beside = act.apply_async(("sleep", "beside"), {"seconds": 1.0}, time_limit=20)
+
+    assert repr(ended.get(timeout=15, propagate=False)) == "TimeLimitExceeded(0.3)"
+    assert beside.get(timeout=10) == "beside"
+    together = [act.delay("meet", n, count=2) for n in range(2)]
+    assert [result.get(timeout=10) for result in together] == [0, 1]
+    (letter,) = eventually(project.dead_letters)
+    assert (letter.reason, letter.task_id) == ("time-limit", ended.id)
+    assert eventually(lambda: project.status().length == 0)
+    assert set(project.counted().values()) == {1}
+
+
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+@pytest.mark.parametrize("watched", [False, True], ids=["fast", "slow"])
+def test_green_pools_end_a_task_that_is_terminated_and_no_other(project, act, worker, pool, watched):
+    running = worker(pool=pool, concurrency=2, watched=watched)
+    ended, beside = act.delay("sleep", seconds=60), act.delay("sleep", "beside", seconds=3.0)
+    for result in (ended, beside):
+        project.starts(result.id)
+
+    act.app.control.revoke(ended.id, terminate=True, destination=[running.hostname])
+
+    eventually(lambda: ended.state == "REVOKED")
+    eventually(lambda: project.ledger.read("end", ended.id))
+    assert beside.get(timeout=10) == "beside"
+    together = [act.delay("meet", n, count=2) for n in range(2)]
+    assert [result.get(timeout=10) for result in together] == [0, 1]
+    assert eventually(lambda: project.status().length == 0)
+    assert project.dead_letters() == []
+    assert set(project.counted().values()) == {1}
+
+
+@pytest.mark.parametrize(
     ("options", "most"), [(("--max-tasks-per-child", "5"), 5), (("--max-memory-per-child", "1"), 1)]
 )
 def test_children_are_replaced_after_their_share_and_nothing_is_lost(project, act, worker, options, most):

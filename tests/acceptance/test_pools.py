@@ -77,6 +77,18 @@ def test_green_pools_keep_the_loop_of_one_task_from_the_others(project, waiting,
     assert max(run["running"] for run in project.ledger.runs()) == 3
 
 
+def test_pool_of_eventlet_sends_celerys_signals_of_its_start_and_end(project, worker):
+    running = worker(name="green", pool="eventlet")
+
+    running.process.terminate()
+
+    assert running.wait() == 0
+    names = [line["signal"] for line in project.ledger.read("process", "green")]
+    assert [name for name in names if name.startswith("eventlet_pool_")] == [
+        *("eventlet_pool_started", "eventlet_pool_preshutdown", "eventlet_pool_postshutdown")
+    ]
+
+
 def test_async_def_tasks_run_under_a_stock_worker(project, waiting, worker):
     app = project.app(include=["tests.proj.waiting"], enabled=False)
     worker("lists", name="stock", options=WAITING, wait=False)

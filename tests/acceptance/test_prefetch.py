@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from celery.bin.worker import worker as celery_worker
 
 from tests.eventually import eventually
 
@@ -25,6 +26,41 @@ def test_nobody_waits_behind_a_long_task(project, act, worker, pool, children):
     assert stuck.get(timeout=15) == "stuck"
     assert project.counted() == Counter(result.id for result in (*before, stuck, *after))
     assert eventually(lambda: project.status().length == 0)
+
+
+#: Command line and settings that each say: one message at a time. Celery 5.5 has no --disable-prefetch.
+ONE_AT_A_TIME = [
+    pytest.param(("--prefetch-multiplier", "1"), {}, id="option"),
+    pytest.param((), {"worker_prefetch_multiplier": 1}, id="setting"),
+    pytest.param(("--prefetch-multiplier", "1"), {"worker_prefetch_multiplier": 8}, id="option-beats-setting"),
+    pytest.param((), {"worker_disable_prefetch": True}, id="disabled-by-setting"),
+]
+if any("--disable-prefetch" in param.opts for param in celery_worker.params):
+    ONE_AT_A_TIME.append(pytest.param(("--disable-prefetch",), {}, id="disabled-by-option"))
+
+
+@pytest.mark.parametrize(("options", "settings"), ONE_AT_A_TIME)
+def test_child_that_fetches_one_at_a_time_never_holds_a_second_message(project, worker, options, settings):
+    count_held = project.app(include=["tests.proj.counting"]).tasks["tests.proj.counting.count_held"]
+    results = [count_held.delay() for _ in range(100)]
+
+    running = worker(concurrency=1, options=("-I", "tests.proj.counting", *options), **settings)
+
+    assert {result.get(timeout=20) for result in results} == {1}
+    assert "no effect:   worker_prefetch_multiplier" not in running.log
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"), [(("--prefetch-multiplier", "8"), {}), ((), {"worker_prefetch_multiplier": 8})]
+)
+def test_child_fetches_several_small_messages_at_once_whatever_the_multiplier(project, worker, options, settings):
+    count_held = project.app(include=["tests.proj.counting"]).tasks["tests.proj.counting.count_held"]
+    results = [count_held.delay() for _ in range(100)]
+
+    running = worker(concurrency=1, options=("-I", "tests.proj.counting", *options), **settings)
+
+    assert max(result.get(timeout=20) for result in results) > 1
+    assert ".> no effect:   worker_prefetch_multiplier (children fetch what they start soon" in running.log
 
 
 def starts_of(project, results):

@@ -201,6 +201,25 @@ def test_revocation_reaches_a_worker_that_starts_later(project, act, worker):
     assert set(project.counted()) == {kept.id}
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_revocation_of_a_stamp_reaches_a_worker_that_starts_later(project, act, worker, pool):
+    early = worker(name="early", queues="elsewhere", concurrency=1)
+    stamped = act.s("ok", "revoked")
+    stamped.stamp(tenant="closed")
+    revoked = stamped.apply_async()
+    other = act.s("ok", "kept")
+    other.stamp(tenant="open")
+    kept = other.apply_async()
+
+    act.app.control.revoke_by_stamped_headers({"tenant": ["closed"]}, reply=True, timeout=5, limit=1)
+    early.stop()
+    worker(name="later", concurrency=1, pool=pool)
+
+    assert kept.get(timeout=10) == "kept"
+    eventually(lambda: revoked.state == "REVOKED")
+    assert set(project.counted()) == {kept.id}
+
+
 def test_revocation_that_is_meant_for_one_worker_is_not_obeyed_by_another(project, act, worker):
     addressed = worker(name="addressed", queues="elsewhere", concurrency=1)
     other = worker(name="other", concurrency=1)

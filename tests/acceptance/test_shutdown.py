@@ -105,7 +105,11 @@ def test_signals_of_a_worker_that_ends(project, act, worker):
     lines = project.ledger.read("process", "worker")
     parents = [line["signal"] for line in lines if line["pid"] == leaving.pid]
     children = [line["signal"] for line in lines if line["pid"] != leaving.pid]
-    assert parents[-2:] == ["worker_shutting_down", "worker_shutdown"]
+    assert parents == [
+        *("import_modules", "celeryd_init", "worker_init", "celeryd_after_setup"),
+        *("worker_before_create_process", "worker_before_create_process", "worker_ready"),
+        *("worker_shutting_down", "worker_shutdown"),
+    ]
     assert children == ["worker_process_init"] * 2 + ["worker_process_shutdown"] * 2
 
 

@@ -14,6 +14,7 @@ The workers run for the whole session on a Redis of their own, because other tes
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from celery_streams.embedded import EmbeddedRedis
 from tests.eventually import eventually
 from tests.processes import Worker, project_environment
 from tests.proj.ledger import Ledger
+from tests.proj.settings import SETTINGS as SETTINGS_VARIABLE
 from tests.proj.settings import celery_settings
 
 #: Redis databases: the brokers are apart, so that remote control of one side never reaches another.
@@ -231,6 +233,37 @@ def plain(request: pytest.FixtureRequest, world: Callable[[str], Side]) -> Itera
 def streams(request: pytest.FixtureRequest, world: Callable[[str], Side]) -> Iterator[Side]:
     """The streams side only, for what differs deliberately."""
     yield from _current(world(request.param))
+
+
+@pytest.fixture
+def another_worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+    """Start one more worker of a side, with one child and a queue of its own: ``another_worker(side, "name")``.
+
+    Keywords are settings; ``options`` are words of its command line.
+    """
+    started: list[Worker] = []
+
+    def start(side: Side, name: str, *, options: tuple[str, ...] = (), wait: bool = True, **changed: Any) -> Worker:
+        known = json.loads(side.environment[SETTINGS_VARIABLE])
+        environment = {**side.environment, SETTINGS_VARIABLE: json.dumps({**known, **changed})}
+        worker = Worker(
+            side.program,
+            name=name,
+            queues=f"{side.queue}-{name}",
+            directory=tmp_path,
+            environment=environment,
+            concurrency=1,
+            options=options,
+        )
+        started.append(worker)
+        worker.start()
+        if wait:
+            worker.wait_ready()
+        return worker
+
+    yield start
+    for worker in started:
+        worker.stop()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 
 import pytest
@@ -154,6 +155,21 @@ def test_worker_announces_itself_with_its_load(watched, events):
     assert heartbeat["active"] >= 0
     assert heartbeat["processed"] >= 0
     assert len(heartbeat["loadavg"]) == 3
+
+
+def test_worker_announces_its_start_and_its_end(watched, events, another_worker):
+    def types():
+        return [event["type"] for event in events if event["hostname"] == leaving.hostname]
+
+    leaving = another_worker(watched, "leaving")
+    eventually(lambda: "worker-online" in types())
+
+    leaving.signal(signal.SIGTERM)
+    leaving.wait()
+
+    eventually(lambda: "worker-offline" in types())
+    assert (types()[0], types()[-1]) == ("worker-online", "worker-offline")
+    assert types().count("worker-online") == types().count("worker-offline") == 1
 
 
 def test_processed_counts_the_tasks(watched, events):

@@ -8,6 +8,8 @@ import pytest
 from celery import signature
 from celery.signals import after_task_publish, before_task_publish
 
+from tests.eventually import eventually
+
 
 def test_delay_runs_the_task_and_returns_its_result(side):
     result = side.act.delay("ok", 42)
@@ -263,7 +265,19 @@ def test_message_whose_content_type_is_not_accepted_is_not_run(side, new_id):
     finally:
         unregister("secret")
 
+    eventually(lambda: side.ledger.signals(result.id))
     side.settled()
 
+    assert side.ledger.signals(result.id) == ["task_rejected"]
     assert side.ledger.runs(result.id) == []
     assert result.state == "PENDING"
+
+
+def test_message_that_names_no_task_is_rejected(side, new_id):
+    with side.app.connection_for_write() as connection, side.app.amqp.Producer(connection) as producer:
+        producer.publish({"hello": "world"}, routing_key=side.queue, headers={"id": new_id}, serializer="json")
+
+    eventually(lambda: side.ledger.signals(new_id))
+    side.settled()
+
+    assert side.ledger.signals(new_id) == ["task_rejected"]

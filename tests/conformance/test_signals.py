@@ -179,9 +179,21 @@ def test_signals_of_a_starting_worker_are_sent_in_order_by_the_parent(side):
     def names():
         lines = side.ledger.read("process", side.worker.name)
         found = [line["signal"] for line in lines if line["pid"] == side.worker.pid]
-        return found if "worker_ready" in found else []
+        # Children that are replaced later are announced too.
+        return found[: found.index("worker_ready") + 1] if "worker_ready" in found else []
 
-    assert eventually(names) == ["celeryd_init", "worker_init", "celeryd_after_setup", "worker_ready"]
+    assert eventually(names) == [
+        *("import_modules", "celeryd_init", "worker_init", "celeryd_after_setup"),
+        *("worker_before_create_process", "worker_before_create_process", "worker_ready"),
+    ]
+
+
+def test_heartbeats_of_the_parent_are_announced(watched):
+    def beats():
+        found = watched.ledger.read("heartbeat", watched.worker.name)
+        return found if len(found) > 1 else []
+
+    assert {beat["pid"] for beat in eventually(beats)} == {watched.worker.pid}
 
 
 def test_every_child_announces_itself(side):

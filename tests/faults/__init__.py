@@ -15,7 +15,7 @@ F8   SIGSTOP for longer than the visibility timeout, then SIGCONT
 F9   SIGTERM, SIGINT, SIGQUIT, a second SIGTERM
 F10  kill -9 Redis, and restart
 F11  Redis comes back empty; keys deleted, of another type, without a group
-F12  LOADING, READONLY, MISCONF, BUSY, CLIENT KILL, CLIENT PAUSE, maxclients
+F12  Sentinel failover, LOADING, READONLY, MISCONF, BUSY, CLIENT KILL, CLIENT PAUSE, maxclients
 F13  half-open TCP connections, resets, latency
 F14  the reply to a publish is lost
 F15  Redis is full (maxmemory, noeviction)

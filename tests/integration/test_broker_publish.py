@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 
 import pytest
 
@@ -354,6 +355,19 @@ def test_revoked_ids_are_remembered_until_they_expire(broker: StreamBroker) -> N
 
     assert sorted(broker.revoked()) == ["a", "b"]
     assert redis_state(broker.client) == {"celery-streams:revoked": {"a": 2.0**33, "b": 2.0**33}}
+
+
+def test_revoked_stamps_are_remembered_until_they_expire(broker: StreamBroker) -> None:
+    whole, when = uuid.uuid4(), 2.0**33
+    broker.revoke_stamps([("tenant", "old")], expires_at=1.0)
+    broker.revoke_stamps([("tenant", "acme"), ("tenant", 5), ("batch", whole)], expires_at=when)
+    broker.revoke_stamps([], expires_at=when)
+
+    assert sorted(broker.revoked_stamps(), key=repr) == [("batch", whole), ("tenant", "acme"), ("tenant", 5)]
+    assert broker.revoked() == []
+    (kept,) = redis_state(broker.client).items()
+    assert kept[0] == "celery-streams:revoked:stamps"
+    assert set(kept[1].values()) == {when}
 
 
 def test_large_message_comes_back_whole(broker: StreamBroker) -> None:

@@ -12,6 +12,8 @@ from celery import Celery
 
 from celery_streams import inspect, streams_of
 from celery_streams.broker import StreamBroker
+from celery_streams.connection import RedisClient
+from celery_streams.embedded import EmbeddedRedis
 from celery_streams.message import Message, encode, encode_history
 from celery_streams.worker.child import ChildLoop, ChildOptions
 from celery_streams.worker.slots import SlotTable
@@ -33,7 +35,14 @@ def table() -> Iterator[SlotTable]:
     made.close()
 
 
-def run_batch(project: Celery, broker: StreamBroker, table: SlotTable, messages: Sequence[Message]) -> None:
+def run_batch(
+    project: Celery,
+    broker: StreamBroker,
+    table: SlotTable,
+    messages: Sequence[Message],
+    *,
+    loops: list[ChildLoop] | None = None,
+) -> None:
     """Publish the messages and let the child of slot 0 read and run them as one batch."""
     broker.ensure_groups(["celery"])
     for one in messages:
@@ -42,6 +51,8 @@ def run_batch(project: Celery, broker: StreamBroker, table: SlotTable, messages:
     table.streams[:] = streams
     ours, theirs = billiard.Pipe(duplex=True)
     loop = ChildLoop(project, "w@h", ME, table.slot(0), theirs, options=ChildOptions())
+    if loops is not None:
+        loops.append(loop)
     loop._on_consume(streams, streams)
     loop.executor.prepare()
     loop._run_batch(broker.read(streams, ME, count=len(messages)))
@@ -91,3 +102,25 @@ def test_suspect_is_run_while_nothing_else_is_held(
 
     assert held == [(1, 0)]
     assert inspect.queue_status(streams_of(project).broker, "celery").waiting == 2
+
+
+def test_task_whose_outcome_was_not_stored_is_not_told_as_finished(
+    app: Callable[..., Celery], table: SlotTable
+) -> None:
+    with EmbeddedRedis() as server:
+        project = app(broker_url=server.url, result_backend="cache+memory://")
+        project.set_current()
+        slot = table.slot(0)
+        loops: list[ChildLoop] = []
+
+        @project.task(name="fail", shared=False, ignore_result=True)
+        def fail(number: int) -> None:
+            server.kill()
+            loops[0].stopping = True
+            raise ValueError(number)
+
+        broker = StreamBroker(RedisClient(server.url))
+        run_batch(project, broker, table, [message("fail", 1), message("fail", 2)], loops=loops)
+
+    shot = slot.snapshot()
+    assert (shot.finished, shot.running is not None) == ((), True)

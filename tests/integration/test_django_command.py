@@ -69,6 +69,17 @@ def test_redis_away_is_an_error_without_a_traceback(redis_url: str) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_pool_of_green_threads_is_refused_where_nothing_makes_threads_green(redis_url: str, pool: str) -> None:
+    done = manage("celery_streams", "worker", "-P", pool, env=environment(redis_url))
+
+    assert done.returncode == 78
+    assert done.stderr.startswith(f"Error: {pool} has not patched the standard library")
+    assert done.stderr.endswith(f"start the worker with celery-streams -A proj worker -P {pool}\n")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
 def test_call_command_runs_it(site: Celery, capsys: pytest.CaptureFixture[str]) -> None:
     from django.core.management import call_command
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import time
@@ -15,9 +16,10 @@ from typing import Any, ClassVar
 import pytest
 from celery import Celery, Task, chord, signals
 from celery.backends.redis import RedisBackend
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, InvalidTaskError, NotRegistered, Reject
 from celery.worker import state as worker_state
 from celery.worker.request import Request
+from kombu.exceptions import ContentDisallowed
 
 import celery_streams
 from celery_streams import inspect, keys, streams_of
@@ -161,6 +163,22 @@ def make_both(request: pytest.FixtureRequest, make: Callable[..., Bench]) -> Ite
 @pytest.fixture
 def both(make_both: Callable[..., Bench]) -> Bench:
     return make_both()
+
+
+@contextlib.contextmanager
+def sent(name: str) -> Iterator[list[dict[str, Any]]]:
+    """Collect what receivers of one of Celery's signals are given."""
+    seen: list[dict[str, Any]] = []
+
+    def receiver(**fields: Any) -> None:
+        seen.append(fields)
+
+    signal = getattr(signals, name)
+    signal.connect(receiver, weak=False)
+    try:
+        yield seen
+    finally:
+        signal.disconnect(receiver)
 
 
 def but(**more: Any) -> dict[str, Any]:
@@ -655,10 +673,24 @@ def test_task_that_stayed_unknown_is_a_dead_letter_and_a_failure(make: Callable[
     bench = make(streams_unknown_task_ttl=0)
     task_id = bench.publish_task("never")
 
-    bench.run()
+    with sent("task_unknown") as seen:
+        bench.run()
 
     assert bench.left() == but(dead=["unknown-task"])
     assert bench.app.AsyncResult(task_id).state == "FAILURE"
+    ((message, exc, name, known_as),) = [(one["message"], one["exc"], one["name"], one["id"]) for one in seen]
+    assert (name, known_as) == ("never", task_id)
+    assert (message.headers["task"], message.delivery_info["routing_key"]) == ("never", QUEUE)
+    assert isinstance(exc, NotRegistered)
+
+
+def test_unknown_task_that_is_put_back_is_not_announced(bench: Bench) -> None:
+    bench.publish_task("not.yet")
+
+    with sent("task_unknown") as seen:
+        bench.run()
+
+    assert seen == []
 
 
 class NoBackend:
@@ -744,6 +776,58 @@ def test_content_type_that_is_not_accepted_is_a_dead_letter(both: Bench) -> None
     both.run()
 
     assert (both.ran, both.left()) == ([], but(dead=["not-accepted"]))
+
+
+@pytest.mark.parametrize(
+    ("what", "refused"),
+    [
+        ("an unknown content type", ContentDisallowed),
+        ("an eta that is a number", InvalidTaskError),
+        ("an expiry that is no date", InvalidTaskError),
+    ],
+)
+def test_message_that_is_refused_is_announced_once_with_the_reason(
+    both: Bench, what: str, refused: type[Exception]
+) -> None:
+    @both.task()
+    def note() -> None:
+        both.ran.append("ran")
+
+    headers, body, properties = MALFORMED[what]
+    both.publish(headers, body, **properties)
+
+    with sent("task_rejected") as seen:
+        both.run()
+
+    ((message, exc),) = [(one["message"], one["exc"]) for one in seen]
+    assert isinstance(exc, refused)
+    assert message.headers == headers
+    assert message.body == (body if isinstance(body, bytes) else json.dumps(body).encode())
+    assert message.delivery_info["routing_key"] == QUEUE
+
+
+def test_message_without_a_task_name_is_announced_without_an_exception(bench: Bench) -> None:
+    bench.publish({"id": "an-id"}, {"args": []})
+
+    with sent("task_rejected") as seen:
+        bench.run()
+
+    assert [(one["message"].headers, one["exc"]) for one in seen] == [({"id": "an-id"}, None)]
+
+
+@pytest.mark.parametrize("what", ["a body that is not JSON", "an unknown compression", "a body that is a number"])
+def test_message_that_cannot_be_decoded_is_not_announced(both: Bench, what: str) -> None:
+    @both.task()
+    def note() -> None:
+        both.ran.append("ran")
+
+    headers, body, properties = MALFORMED[what]
+    both.publish(headers, body, **properties)
+
+    with sent("task_rejected") as seen:
+        both.run()
+
+    assert (seen, len(both.deaths())) == ([], 1)
 
 
 def test_content_type_that_is_accepted_runs(make: Callable[..., Bench]) -> None:

@@ -195,6 +195,17 @@ def test_dead_letters_page_through_all_in_order(broker: StreamBroker) -> None:
     assert [letter.task_id for letter in found] == [str(number) for number in range(250)]
 
 
+def test_dead_letter_whose_task_is_no_text_does_not_break_the_filters(broker: StreamBroker) -> None:
+    odd = ["headers", '{"task": [1], "id": {}}', "properties", "{}", "body", "", "death", '{"reason": "malformed"}']
+    broker.client.call("XADD", broker.queue_keys("q").dead, "*", *odd)
+
+    found = [(one.task, one.task_id) for one in inspect.dead_letters(broker, "q", reason="malformed")]
+
+    assert found == [(None, None)]
+    assert list(inspect.dead_letters(broker, "q", task="t*")) == []
+    assert list(inspect.dead_letters(broker, "q", ids={"one"})) == []
+
+
 def test_dead_letters_are_filtered_by_task_reason_and_age(broker: StreamBroker) -> None:
     for at, number in ((100.0, 1), (200.0, 2), (300.0, 3)):
         bury_at(broker, at, number)

@@ -375,6 +375,50 @@ def test_direct_exchange_leads_to_the_queue_that_is_bound_to_it(app: MakeApp, br
     assert len(sent(broker, "images")) == 2
 
 
+def test_queues_with_one_binding_get_a_message_each_as_with_kombu(app: MakeApp, broker: StreamBroker) -> None:
+    exchange = kombu.Exchange("media", type="direct")
+    both = [kombu.Queue(name, exchange, routing_key="img") for name in ("images", "copies")]
+    t = with_task(app(task_queues=both))
+
+    t.apply_async(exchange="media", routing_key="img")
+
+    assert (len(sent(broker, "images")), len(sent(broker, "copies"))) == (1, 1)
+
+
+def test_one_binding_cannot_lead_to_lists_and_streams(app: MakeApp, broker: StreamBroker) -> None:
+    exchange = kombu.Exchange("media", type="direct")
+    both = [kombu.Queue(name, exchange, routing_key="img") for name in ("images", "copies")]
+    t = with_task(app(task_queues=both, streams_queues=["copies"]))
+
+    with pytest.raises(ConfigurationError, match="images, copies"):
+        t.apply_async(exchange="media", routing_key="img")
+
+    assert (sent(broker, "copies"), listed(broker, "images")) == ([], [])
+
+
+def test_queue_that_is_added_later_is_found(app: MakeApp, broker: StreamBroker) -> None:
+    exchange = kombu.Exchange("media", type="direct")
+    project = app(task_queues=[kombu.Queue("celery")], streams_queues=["images"])
+    t = with_task(project)
+    t.apply_async(exchange="media", routing_key="img")
+
+    project.amqp.queues.add(kombu.Queue("images", exchange, routing_key="img"))
+    t.apply_async(exchange="media", routing_key="img")
+
+    assert len(sent(broker, "images")) == 1
+
+
+def test_producer_with_an_exchange_of_its_own_publishes(app: MakeApp, broker: StreamBroker) -> None:
+    exchange = kombu.Exchange("media", type="direct")
+    project = app(task_queues=[kombu.Queue("images", exchange, routing_key="images")])
+    t = with_task(project)
+
+    with project.connection_for_write() as connection:
+        t.apply_async(queue="images", producer=project.amqp.Producer(connection, exchange=exchange))
+
+    assert len(sent(broker, "images")) == 1
+
+
 def test_topic_exchange_stays_with_kombu(app: MakeApp, broker: StreamBroker) -> None:
     exchange = kombu.Exchange("news", type="topic")
     t = with_task(app(task_queues=[kombu.Queue("sport", exchange, routing_key="sport.#")]))

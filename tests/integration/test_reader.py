@@ -13,6 +13,7 @@ from celery_streams import keys
 from celery_streams.broker import Delivery, StreamBroker
 from celery_streams.conf import StreamsConf
 from celery_streams.connection import RedisClient
+from celery_streams.exceptions import BrokerUnavailable
 from celery_streams.worker.reader import Reader
 from celery_streams.worker.settle import Settler
 from tests.eventually import eventually
@@ -32,7 +33,13 @@ class Reading:
         self._read, self._write = os.pipe()
         self.settler = Settler(self.broker, "me", conf=StreamsConf(), hostname="w@h")
         self.reader = Reader(
-            self.broker, "me", self.settler, wake=self._read, on_wake=self._hear, stopped=lambda: self.stopped
+            self.broker,
+            "me",
+            self.settler,
+            wake=self._read,
+            on_wake=self._hear,
+            stopped=lambda: self.stopped,
+            alone=True,
         )
         self.reader.streams = self.broker.streams(queues or ["q"])
         self._thread: threading.Thread | None = None
@@ -241,6 +248,26 @@ def test_reader_whose_connections_are_killed_resumes(broker: StreamBroker, readi
 
     assert mine.found == []
     assert eventually(mine.next) == [1]
+
+
+def test_entries_of_a_reply_that_was_lost_are_put_back_with_no_delivery_counted(
+    broker: StreamBroker, reading: Callable[..., Reading]
+) -> None:
+    broker.ensure_groups(["q"])
+    publish(broker, 1, 2, 3)
+    mine = reading()
+    (first,) = mine.reader.next(1, block=False)
+    mine.settler.ack(first)
+    # What a read leaves behind whose reply never came.
+    assert len(broker.read(broker.streams(["q"]), "me", count=1)) == 1
+    mine.reader.recover_from(BrokerUnavailable("the connection was lost"))
+
+    found = eventually(lambda: mine.next() or None)
+
+    state = redis_state(broker.client)[STREAM]
+    assert sorted(found) == [2, 3]
+    assert set(state.pending[keys.GROUP].values()) == {("me", 1)}
+    assert len(state.entries) == 2
 
 
 def test_acknowledgements_outlive_a_lost_connection(broker: StreamBroker, reading: Callable[..., Reading]) -> None:

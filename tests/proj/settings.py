@@ -8,7 +8,7 @@ variable            meaning
 ``PROJ_LEDGER``     URL of the ledger's database; without it nothing is recorded
 ``PROJ_QUEUE``      the default queue
 ``PROJ_INSTALL``    1: ``celery_streams.install(app)`` is called; else the project has never heard of streams
-``PROJ_WATCHED``    1: a receiver for task_received is connected too (others always are)
+``PROJ_WATCHED``    1: receivers for task_received and heartbeat_sent are connected too (others always are)
 ``PROJ_WORKER``     name under which a worker's own signals are recorded
 ``PROJ_SETTINGS``   JSON object of more Celery settings
 ==================  ==================================================================================================

@@ -16,21 +16,29 @@ _TASK_SIGNALS = ("task_prerun", "task_postrun", "task_failure", "task_internal_e
 
 #: Signals of a worker and its processes.
 _WORKER_SIGNALS = (
+    "import_modules",
     "celeryd_init",
     "worker_init",
     "celeryd_after_setup",
     "worker_ready",
+    "worker_before_create_process",
     "worker_process_init",
     "worker_shutting_down",
     "worker_process_shutdown",
     "worker_shutdown",
     "beat_init",
     "beat_embedded_init",
+    "eventlet_pool_started",
+    "eventlet_pool_preshutdown",
+    "eventlet_pool_postshutdown",
 )
 
 
 def connect(*, watched: bool = False) -> None:
-    """Connect the receivers; task_received only if ``watched``, because some workers take a shorter way without."""
+    """Connect the receivers; those of task_received and heartbeat_sent only if ``watched``.
+
+    Some workers take a shorter way without the first, and the second writes a line every two seconds.
+    """
     for name in _TASK_SIGNALS:
         _connect(name, _by_task_id)
     for name in ("task_success", "task_retry"):
@@ -41,6 +49,8 @@ def connect(*, watched: bool = False) -> None:
     _connect("task_rejected", _by_message)
     for name in _WORKER_SIGNALS:
         _connect(name, _by_worker)
+    if watched:
+        _connect("heartbeat_sent", _by_heart)
 
 
 def _connect(name: str, receiver: Callable[..., None]) -> None:
@@ -99,3 +109,7 @@ def _by_message(name: str, sender: Any, fields: dict[str, Any]) -> None:
 
 def _by_worker(name: str, sender: Any, fields: dict[str, Any]) -> None:
     ledger.write("process", os.environ.get(WORKER, "worker"), signal=name, how=fields.get("how"))
+
+
+def _by_heart(name: str, sender: Any, fields: dict[str, Any]) -> None:
+    ledger.write("heartbeat", os.environ.get(WORKER, "worker"), sender=type(sender).__name__)

@@ -29,6 +29,7 @@ def test_keys_are_those_of_the_data_model() -> None:
     assert names.claims == "celery-streams:{send_message}:claims"
     assert keys.queues("p") == "p:queues"
     assert keys.revoked("p") == "p:revoked"
+    assert keys.revoked_stamps("p") == "p:revoked:stamps"
 
 
 @given(queue=st.text(min_size=1, max_size=20))

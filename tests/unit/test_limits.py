@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import pytest
 
 from celery_streams.broker import StreamRef
 from celery_streams.exceptions import BrokerUnavailable
-from celery_streams.worker.limits import HOLD, Handback, TimeLimits
+from celery_streams.worker.limits import HOLD, Handback, TimeLimits, without_effect
 from celery_streams.worker.slots import Held, Snapshot
 
 STREAM = StreamRef("q", 0, "celery-streams:{q}")
@@ -159,6 +160,34 @@ def test_holders_are_told_apart() -> None:
     told.at(105.5, 105.6, 106.5)
 
     assert told.did == [("soft", "a", b"1-0"), ("soft", "b", b"1-0")]
+
+
+def test_holders_of_one_consumer_are_told_apart() -> None:
+    told = Told(StandIn(replace(running(1, hard=5), pid=1)), StandIn(replace(NOTHING, pid=2)))
+
+    assert told.at(105, 106, 107) == ["hard"]
+
+
+@pytest.mark.parametrize(
+    ("enforced", "expected"),
+    [
+        (
+            (),
+            ["task_soft_time_limit", "task_time_limit", "soft_time_limit of a", "time_limit of a", "time_limit of b"],
+        ),
+        (("time_limit",), ["task_soft_time_limit", "soft_time_limit of a"]),
+        (("soft_time_limit", "time_limit"), []),
+    ],
+)
+def test_limits_that_a_pool_does_not_enforce_are_named(enforced: tuple[str, ...], expected: list[str]) -> None:
+    tasks = [
+        SimpleNamespace(name="c", soft_time_limit=None, time_limit=None),
+        SimpleNamespace(name="b", soft_time_limit=None, time_limit=7),
+        SimpleNamespace(name="a", soft_time_limit=5, time_limit=7),
+    ]
+
+    assert without_effect(tasks, soft=1.0, hard=2.0, enforced=enforced) == expected
+    assert without_effect(tasks[:1], soft=None, hard=None, enforced=enforced) == []
 
 
 # -- handing back

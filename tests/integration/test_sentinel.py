@@ -1,0 +1,67 @@
+"""Behind Redis Sentinel: the master is asked for, also after a failover."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from celery_streams.broker import StreamBroker
+from celery_streams.connection import ConnectionOptions, RedisClient
+from celery_streams.exceptions import BrokerUnavailable
+from tests.eventually import eventually
+from tests.redis_state import message, number_of
+from tests.sentinel import NAME, Watched, watched
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[Watched]:
+    with watched(tmp_path) as made:
+        yield made
+
+
+def test_broker_finds_the_master_through_the_sentinel_and_the_next_one_after_a_failover(servers: Watched) -> None:
+    client = RedisClient(servers.url, ConnectionOptions(transport={"master_name": NAME}))
+    broker = StreamBroker(client)
+    connection = client.open()
+    broker.ensure_groups(["q"])
+    broker.publish("q", message(1))
+    broker.send_blocking_read(connection, broker.streams(["q"]), "w", block_ms=1_000)
+    first = broker.receive_blocking_read(connection, broker.streams(["q"]), timeout=2.0)
+    assert [number_of(one) for one in first] == [1]
+    assert RedisClient(servers.master.url).call("WAIT", 1, 5_000) == 1
+    before = servers.master_port()
+
+    servers.master.kill()
+
+    def published() -> bool:
+        try:
+            broker.publish("q", message(2))
+        except BrokerUnavailable:
+            return False
+        return True
+
+    eventually(published, timeout=20, interval=0.1, message="the publish reaches the new master")
+    again = broker.read(broker.streams(["q"]), "w", count=5)
+    assert [number_of(one) for one in again] == [2]
+    assert (before, servers.master_port()) == (servers.master.port, servers.replica.port)
+    connection.close()
+    client.close()
+
+
+def test_master_that_became_a_replica_is_left_for_the_new_one(servers: Watched) -> None:
+    client = RedisClient(servers.url, ConnectionOptions(transport={"master_name": NAME}))
+    assert client.call("SET", "key", 1) == b"OK"
+
+    servers.sentinel.call("SENTINEL", "FAILOVER", NAME)
+
+    def stored() -> bool:
+        try:
+            return client.call("SET", "key", 2) == b"OK" and servers.master_port() == servers.replica.port
+        except BrokerUnavailable:
+            return False
+
+    eventually(stored, timeout=20, interval=0.1)
+    assert RedisClient(servers.replica.url).call("GET", "key") == b"2"
+    client.close()

@@ -1,0 +1,62 @@
+"""MIGRATION.md names whatever Celery has: its settings and the options of its worker."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+from celery.app.defaults import NAMESPACES, flatten
+from celery.bin.worker import worker as celery_worker
+
+from celery_streams.bin.worker import worker
+from celery_streams.worker.program import NO_EFFECT
+
+GUIDE = (Path(__file__).parents[2] / "MIGRATION.md").read_text()
+
+#: Heading of a table of settings -> what begins after it.
+SETTINGS = {
+    "**Same meaning.**": "**Different.**",
+    "**Different.**": "**Without effect.**",
+    "**Without effect.**": "## ",
+}
+
+#: Longest name -> option; Celery's, and those that we add.
+OPTIONS = {max(param.opts, key=len): param for param in (*worker.params, *celery_worker.params)}
+
+
+def between(start: str, end: str) -> str:
+    """Return the part of the guide between two lines, of which ``end`` is the first after ``start``."""
+    return GUIDE.split(f"\n{start}", 1)[1].split(f"\n{end}", 1)[0]
+
+
+def first_column(text: str) -> list[str]:
+    """Return what the first cells of a part's tables name."""
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("|")]
+    return [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+
+
+def named(setting: str, names: list[str]) -> int:
+    """Return how often ``names``, of which some end with a star, name a setting."""
+    return sum(setting.startswith(name[:-1]) if name.endswith("_*") else setting == name for name in names)
+
+
+@pytest.mark.parametrize("setting", sorted(name for name, _ in flatten(NAMESPACES)))
+def test_each_setting_of_celery_stands_in_one_table_of_the_guide(setting: str) -> None:
+    tables = [heading for heading, end in SETTINGS.items() if named(setting, first_column(between(heading, end)))]
+
+    assert len(tables) == 1
+
+
+def test_settings_that_the_banner_names_are_those_without_effect_in_the_guide() -> None:
+    names = first_column(between("**Without effect.**", SETTINGS["**Without effect.**"]))
+
+    assert sorted(names) == sorted(NO_EFFECT)
+
+
+@pytest.mark.parametrize("param", OPTIONS.values(), ids=OPTIONS)
+def test_each_option_of_the_worker_stands_in_the_guide(param: click.Parameter) -> None:
+    names = {name.split()[0] for name in first_column(between("## Options of the worker", "## "))}
+
+    assert names & set(param.opts)
