@@ -32,6 +32,7 @@ from .broker import StreamBroker
 from .conf import StreamsConf, is_enabled
 from .connection import ConnectionOptions, RedisClient
 from .exceptions import BrokerUnavailable, ConfigurationError
+from .inspect import known_queues as used_queues
 from .inspect import purge
 from .message import encode
 
@@ -77,12 +78,7 @@ class Streams:
     @property
     def url(self) -> str:
         """The URL of the Redis that holds the streams, with its password."""
-        if self.conf.url:
-            return self.conf.url
-        url = self.app.conf.broker_write_url or self.app.conf.broker_url or "amqp://"
-        first = str(url if isinstance(url, str) else next(iter(url)))
-        # Alternatives for kombu's failover; a Sentinel URL names all Sentinels in one.
-        return first if first.startswith("sentinel") else first.partition(";")[0]
+        return self.conf.url or self._broker_url()
 
     @property
     def broker(self) -> StreamBroker:
@@ -97,13 +93,32 @@ class Streams:
 
     def new_broker(self) -> StreamBroker:
         """Return a broker with connections of its own, for a thread that must not wait for others."""
+        client = self._client(self.conf.url)
+        return StreamBroker(client, prefix=self.conf.key_prefix, steps=self.conf.priority_steps)
+
+    def new_list_client(self) -> RedisClient:
+        """Return a client of the project's own broker, where Celery's lists are.
+
+        Raises:
+            ConfigurationError: that is no Redis.
+        """
+        return self._client(None)
+
+    def _client(self, own_url: str | None) -> RedisClient:
         app_conf = self.app.conf
         options = ConnectionOptions(
             transport=dict(app_conf.broker_transport_options or {}),
-            ssl=app_conf.broker_use_ssl if not self.conf.url else False,
+            ssl=(app_conf.broker_use_ssl or False) if not own_url else False,
             connect_timeout=app_conf.broker_connection_timeout,
         )
-        return StreamBroker(RedisClient(self.url, options), prefix=self.conf.key_prefix, steps=self.conf.priority_steps)
+        return RedisClient(own_url or self._broker_url(), options)
+
+    def _broker_url(self) -> str:
+        # Celery's properties, not conf.get: they honour CELERY_BROKER_URL, CELERY_BROKER_WRITE_URL and -b.
+        url = self.app.conf.broker_write_url or self.app.conf.broker_url or "amqp://"
+        first = str(url if isinstance(url, str) else next(iter(url)))
+        # Alternatives for kombu's failover; a Sentinel URL names all Sentinels in one.
+        return first if first.startswith("sentinel") else first.partition(";")[0]
 
     def reload(self) -> None:
         """Forget the settings and connections, so that the next use reads them again (for tests)."""
@@ -119,6 +134,21 @@ class Streams:
     def on_streams(self, queue: str) -> bool:
         """Return whether ``queue`` is one of the chosen queues, whatever the switch says."""
         return self.conf.queues.matches(queue)
+
+    def named_queues(self) -> list[str]:
+        """Return the stream queues that ``task_queues`` and ``streams_queues`` name, the default queue too; sorted."""
+        # A copy: another thread that publishes to a queue which nobody named adds it.
+        queues = list(self.app.amqp.queues)
+        return sorted({*filter(self.on_streams, queues), *self.conf.queues.names})
+
+    def known_queues(self) -> list[str]:
+        """Return the project's stream queues, sorted: those that its settings name, and all that were ever used.
+
+        Raises:
+            BrokerError: Redis is away, or refuses.
+            ConfigurationError: a setting is wrong, or the URL is not one of a Redis.
+        """
+        return sorted({*used_queues(self.broker), *self.named_queues()})
 
     def route(self, exchange: Any, routing_key: str | None) -> tuple[str, ...]:
         """Return the stream queues of a message with this exchange and routing key; none leaves it to kombu.

@@ -82,7 +82,7 @@ class QueueChoice:
 
     @classmethod
     def parse(cls, value: Any) -> QueueChoice:
-        """Read ``streams_queues``: a name, names (comma separated in the environment), or name -> share.
+        """Read ``streams_queues``: a name, names (in the environment comma separated or JSON), or name -> share.
 
         Raises:
             ConfigurationError: the value is none of these, or a share lies outside 0.0 to 1.0.
@@ -95,7 +95,9 @@ class QueueChoice:
                 except ValueError as exc:
                     raise ConfigurationError(f"streams_queues is not valid JSON: {exc}") from exc
             else:
-                value = [part.strip() for part in text.split(",") if part.strip()]
+                value = _json_names(text)
+                if value is None:
+                    value = [part.strip() for part in text.split(",") if part.strip()]
         if isinstance(value, Mapping):
             shares: dict[str, float] = {}
             for name, share in value.items():
@@ -142,6 +144,17 @@ class QueueChoice:
         """Return whether this one message of ``queue`` goes to the stream."""
         share = self.share(queue)
         return share >= 1.0 or (share > 0.0 and chance() < share)
+
+
+def _json_names(text: str) -> list[str] | None:
+    """Return the names of a JSON list; None when it is none: a shell pattern may begin with a bracket, too."""
+    if not text.startswith("["):
+        return None
+    try:
+        names = json.loads(text)
+    except ValueError:
+        return None
+    return names if all(isinstance(name, str) for name in names) else None
 
 
 @dataclass(frozen=True, slots=True)

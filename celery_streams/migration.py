@@ -20,14 +20,14 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 
 from . import keys, scripts
 from .broker import StreamBroker
-from .connection import ConnectionOptions, RedisClient
+from .connection import RedisClient
 from .exceptions import BrokerError, MessageError
 from .inspect import own_group, queue_status
 from .lists import SEPARATOR, ListKeys, Wrapped, list_keys, priority_of, unwrap, unwrap_unacked, wrap
 from .message import Message, encode_history, pack, unpack
 from .passage import Passage
 
-__all__ = ("Direction", "Migration", "Moves", "Plan", "list_client")
+__all__ = ("Direction", "Migration", "Moves", "Plan", "same_database")
 
 logger = logging.getLogger(__name__)
 
@@ -98,23 +98,6 @@ class Moves:
         return self.moved + self.delayed + self.abandoned + self.malformed
 
 
-def list_client(app_conf: Mapping[str, Any]) -> RedisClient:
-    """Return a client of the project's own broker, where Celery's lists are.
-
-    Raises:
-        ConfigurationError: the broker is no Redis.
-    """
-    url = app_conf.get("broker_write_url") or app_conf.get("broker_url") or "amqp://"
-    return RedisClient(
-        str(url if isinstance(url, str) else next(iter(url))),
-        ConnectionOptions(
-            transport=dict(app_conf.get("broker_transport_options") or {}),
-            ssl=app_conf.get("broker_use_ssl") or False,
-            connect_timeout=app_conf.get("broker_connection_timeout"),
-        ),
-    )
-
-
 class Migration:
     """Moves queues between the lists behind ``lists`` and the streams of ``broker``.
 
@@ -141,7 +124,7 @@ class Migration:
         self._options = options
         self._idle_ms = int(visibility_timeout * 1000)
         self._time_zone = time_zone
-        self._one_database = _same_database(broker.client, lists)
+        self._one_database = same_database(broker.client, lists)
 
     # -- looking
 
@@ -422,7 +405,7 @@ def _redelivered(message: Message) -> Message:
     return Message(message.headers, message.properties, message.body, encode_history(history), message.step)
 
 
-def _same_database(one: RedisClient, other: RedisClient) -> bool:
+def same_database(one: RedisClient, other: RedisClient) -> bool:
     """Return whether two clients see the same keys; False when that cannot be known, which is slower and as safe."""
     if one.url == other.url:
         return True

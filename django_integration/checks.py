@@ -4,7 +4,7 @@
 ``E001``            a setting has a wrong value
 ``E002``            there is no such setting
 ``E003``            streams are on, and the URL is not one of a Redis
-``E004``            ``CELERY_STREAMS_STATUS_PERMISSION`` cannot be imported or called
+``E004``            ``CELERY_STREAMS_STATUS_PERMISSION`` cannot be imported or called, or is ``async def``
 ``W001``            the project has no Celery app
 ``W002``            the Celery app does not read the ``CELERY_STREAMS_...`` settings
 ``I001``            a cache shares the Redis database of the streams
@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from celery import Celery
 from django.conf import settings
@@ -25,6 +24,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from celery_streams import ConfigurationError, streams_of
 from celery_streams.conf import SETTINGS, StreamsConf, is_enabled, unknown_settings
+from celery_streams.monitoring.places import place
 
 from . import project
 from .permissions import status_permission
@@ -113,9 +113,10 @@ def _server(app: Celery) -> Iterator[CheckMessage]:
             id="celery_streams.E003",
         )
         return
-    ours = _database(streams.url)
+    ours = place(streams.url)
     for alias, cache in settings.CACHES.items():
-        if any(_database(url, cache.get("OPTIONS")) == ours for url in _locations(cache)):
+        database = (cache.get("OPTIONS") or {}).get("db", 0)
+        if any(place(url, default_database=database) == ours for url in _locations(cache)):
             yield Info(
                 f"The cache {alias!r} is in the Redis database of the streams: cache.clear() deletes queued tasks.",
                 hint="Give one of them another database number, e.g. CELERY_STREAMS_URL = 'redis://HOST:PORT/2'.",
@@ -144,15 +145,3 @@ def _locations(cache: Mapping[str, Any]) -> list[str]:
     found = cache.get("LOCATION") or ()
     urls = found.replace(";", ",").split(",") if isinstance(found, str) else found
     return [str(url).strip() for url in urls if "redis" in str(cache.get("BACKEND", "")).lower()]
-
-
-def _database(url: str, options: Any = None) -> tuple[str, int, str]:
-    """Return what tells Redis databases apart: host or socket, port, number."""
-    parts = urlsplit(url)
-    query = parse_qs(parts.query)
-    fallback = str((options or {}).get("db", 0))
-    if not parts.hostname:
-        return unquote(parts.path), 0, query.get("db", query.get("virtual_host", [fallback]))[0].strip("/")
-    host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname
-    number = query.get("db", [parts.path.strip("/") or fallback])[0]
-    return host, parts.port or 6379, number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ def status_permission() -> Callable[[HttpRequest], Any]:
     """Return the test that ``CELERY_STREAMS_STATUS_PERMISSION`` names: a callable, or its dotted path.
 
     Raises:
-        ImproperlyConfigured: it cannot be imported, or it is not callable.
+        ImproperlyConfigured: it cannot be imported, it is not callable, or calling it returns a coroutine.
     """
     test: Any = getattr(settings, "CELERY_STREAMS_STATUS_PERMISSION", None)
     if test is None:
@@ -35,4 +36,7 @@ def status_permission() -> Callable[[HttpRequest], Any]:
             raise ImproperlyConfigured(f"CELERY_STREAMS_STATUS_PERMISSION cannot be imported: {exc}.") from exc
     if not callable(test):
         raise ImproperlyConfigured(f"CELERY_STREAMS_STATUS_PERMISSION must be callable, got {test!r}.")
+    # The pages are not asynchronous: nobody would await it, and a coroutine is true.
+    if inspect.iscoroutinefunction(test) or inspect.iscoroutinefunction(type(test).__call__):
+        raise ImproperlyConfigured(f"CELERY_STREAMS_STATUS_PERMISSION must not be async def, got {test!r}.")
     return test  # type: ignore[no-any-return]

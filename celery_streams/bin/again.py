@@ -13,7 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 __all__ = ("command_line", "environment", "without")
 
-_SHORT_FLAGS = re.compile("-[A-Z]{2,}")
+#: A cluster of short options: the flags of ``worker`` and of the program in front, then one that may take a value.
+_SHORT_FLAGS = re.compile("-([BCDEq]+)(.*)")
 
 
 def command_line(*, flags: Collection[str] = (), valued: Collection[str] = ()) -> list[str]:
@@ -22,7 +23,7 @@ def command_line(*, flags: Collection[str] = (), valued: Collection[str] = ()) -
 
 
 def without(words: Sequence[str], *, flags: Collection[str] = (), valued: Collection[str] = ()) -> list[str]:
-    """Return ``words`` without some options; ``-DE`` loses a flag ``-D`` and keeps the other."""
+    """Return ``words`` without some options; ``-DE`` loses a flag ``-D`` and keeps the other, ``-Dl INFO`` too."""
     kept: list[str] = []
     rest = list(words)
     while rest:
@@ -36,9 +37,11 @@ def without(words: Sequence[str], *, flags: Collection[str] = (), valued: Collec
             if not equals and rest:
                 rest.pop(0)
             continue
-        if _SHORT_FLAGS.fullmatch(word):
-            word = "-" + "".join(letter for letter in word[1:] if f"-{letter}" not in flags)
-        kept.append(word)
+        cluster = _SHORT_FLAGS.fullmatch(word)
+        if cluster is not None:
+            word = "-" + "".join(letter for letter in cluster[1] if f"-{letter}" not in flags) + cluster[2]
+        if word != "-":
+            kept.append(word)
     return kept
 
 

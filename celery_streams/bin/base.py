@@ -1,15 +1,15 @@
-"""What the root group and the commands share: exit codes, global options, and the app they are about."""
+"""What the root group and the commands share: global options, and the app they are about."""
 
 from __future__ import annotations
 
 import os
 import traceback
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import click
 from celery.app.utils import find_app
-from celery.platforms import EX_FAILURE, EX_UNAVAILABLE, EX_USAGE
 from click_didyoumean import DYMGroup  # type: ignore[import-untyped]
 
 from ..amqp import is_installed
@@ -18,18 +18,15 @@ if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = (
-    "EX_CONFIG",
-    "EX_FAILURE",
-    "EX_UNAVAILABLE",
-    "EX_USAGE",
+    "ASKS_FOR_HELP",
     "RootGroup",
     "hoist",
     "load_app",
     "require_installed",
 )
 
-#: Exit code: a setting, URL or option is wrong (sysexits.h).
-EX_CONFIG = 78
+#: In ``Context.meta``: whether the help of a command is all that was asked for.
+ASKS_FOR_HELP = f"{__name__}.help"
 
 
 class RootGroup(DYMGroup):  # type: ignore[misc]
@@ -37,6 +34,7 @@ class RootGroup(DYMGroup):  # type: ignore[misc]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Move global options to the front, then parse as click does."""
+        ctx.meta[ASKS_FOR_HELP] = not {"-h", "--help"}.isdisjoint(takewhile(lambda word: word != "--", args))
         return list(super().parse_args(ctx, hoist(args, self.params)))
 
 

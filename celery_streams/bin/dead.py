@@ -20,8 +20,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from ..amqp import streams_of
-from ..broker import StreamBroker
+from ..amqp import Streams, streams_of
 from ..exceptions import MessageError
 from ..inspect import DeadLetter, dead_letter, dead_letters, decode_arguments, purge_dead, replay
 from ..worker.outcome import Reason
@@ -56,12 +55,12 @@ class Selection:
             value is None for value in (self.task, self.reason, self.older_than, self.newer_than, self.ids)
         )
 
-    def letters(self, broker: StreamBroker) -> Iterator[DeadLetter]:
+    def letters(self, streams: Streams) -> Iterator[DeadLetter]:
         """Yield the dead letters, queue after queue, the oldest of a queue first."""
         now = time.time()
-        for queue in select_queues(broker, self.queues):
+        for queue in select_queues(streams, self.queues):
             yield from dead_letters(
-                broker,
+                streams.broker,
                 queue,
                 task=self.task,
                 reason=self.reason,
@@ -93,7 +92,7 @@ def _selecting(command: Callable[..., Any]) -> Callable[..., Any]:
 
     for option in reversed(
         (
-            group("-Q", "--queues", metavar="QUEUE,...", help="These queues; default: all that were ever used."),
+            group("-Q", "--queues", metavar="QUEUE,...", help="These queues; default: all."),
             group("--task", metavar="NAME", help="This task, or those that match a shell pattern."),
             group("--reason", type=click.Choice([reason.value for reason in Reason]), help="Died for this reason."),
             group("--older-than", type=AGE, metavar="AGE", help="Died longer ago: seconds, or 10m, 2h, 3d."),
@@ -152,7 +151,7 @@ def list_dead(ctx: click.Context, selection: Selection, limit: int | None, as_js
     """List dead letters, the oldest first."""
     newest: deque[dict[str, Any]] = deque(maxlen=limit if limit or as_json else _TABLE_LIMIT)
     total = 0
-    for letter in selection.letters(streams_of(ctx.obj.app).broker):
+    for letter in selection.letters(streams_of(ctx.obj.app)):
         newest.append(_summary(letter))
         total += 1
     if as_json:
@@ -199,8 +198,9 @@ def show_dead(ctx: click.Context, queue: str, entry_id: str, as_json: bool, **kw
     The arguments are decoded only from the content types in accept_content: a pickle is never loaded unless the
     project's own workers would.
     """
-    broker = streams_of(ctx.obj.app).broker
-    select_queues(broker, [queue])
+    streams = streams_of(ctx.obj.app)
+    broker = streams.broker
+    select_queues(streams, [queue])
     letter = dead_letter(broker, queue, entry_id) or next(dead_letters(broker, queue, ids=[entry_id]), None)
     if letter is None:
         raise CeleryCommandException(f"Queue {queue!r} has no dead letter {entry_id!r}", EX_FAILURE)
@@ -267,8 +267,9 @@ def replay_dead(
     """
     if to is not None and not to.strip():
         raise bad_input("--to needs the name of a queue")
-    broker = streams_of(ctx.obj.app).broker
-    chosen = _choose(broker, selection, everything=everything)
+    streams = streams_of(ctx.obj.app)
+    broker = streams.broker
+    chosen = _choose(streams, selection, everything=everything)
     if dry_run:
         _tell_dry_run("replay", chosen, as_json=as_json)
         return
@@ -338,8 +339,9 @@ def purge_dead_letters(
     **kwargs: Any,
 ) -> None:
     """Delete dead letters for good."""
-    broker = streams_of(ctx.obj.app).broker
-    chosen = _choose(broker, selection, everything=everything)
+    streams = streams_of(ctx.obj.app)
+    broker = streams.broker
+    chosen = _choose(streams, selection, everything=everything)
     if dry_run:
         _tell_dry_run("purge", chosen, as_json=as_json)
         return
@@ -365,11 +367,11 @@ def purge_dead_letters(
 # -- what the commands share ------------------------------------------------------------------------------------------
 
 
-def _choose(broker: StreamBroker, selection: Selection, *, everything: bool) -> list[tuple[str, str, str]]:
+def _choose(streams: Streams, selection: Selection, *, everything: bool) -> list[tuple[str, str, str]]:
     """Return (queue, entry id, reason) of what is meant: what was counted is what will be done, nothing newer."""
     if selection.is_everything and not everything:
         raise bad_input("Which dead letters? Name queues or filters, or say --all")
-    return [(letter.queue, letter.entry_id, letter.reason) for letter in selection.letters(broker)]
+    return [(letter.queue, letter.entry_id, letter.reason) for letter in selection.letters(streams)]
 
 
 def _tell_dry_run(verb: str, chosen: Sequence[tuple[str, str, str]], *, as_json: bool) -> None:

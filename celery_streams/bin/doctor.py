@@ -67,7 +67,8 @@ def doctor(
 ) -> None:
     """Check the server, its settings, permissions and clock, and both sides of each queue.
 
-    All queues that were ever used, and those that streams_queues names, unless QUEUEs are given. Changes nothing.
+    All queues that were ever used, and those that streams_queues or task_queues name, unless QUEUEs are given.
+    Changes nothing.
     """
     found = diagnose(streams_of(ctx.obj.app), queues or None, ask_workers=not no_workers, timeout=timeout)
     if as_json:

@@ -13,8 +13,7 @@ from rich.table import Table
 
 from ..amqp import Streams, is_installed, streams_of
 from ..conf import nearest
-from ..inspect import known_queues
-from ..migration import Direction, Migration, Moves, Plan, list_client
+from ..migration import Direction, Migration, Moves, Plan
 from .terminal import bad_input, console, one_line_errors, progress_bar
 
 __all__ = ("migrate",)
@@ -81,14 +80,14 @@ def migrate(
     streams = streams_of(ctx.obj.app)
     migration = Migration(
         streams.new_broker(),
-        list_client(ctx.obj.app.conf),
+        streams.new_list_client(),
         options=dict(ctx.obj.app.conf.broker_transport_options or {}),
         visibility_timeout=streams.conf.visibility_timeout,
         time_zone=ctx.obj.app.timezone,
     )
     names = list(dict.fromkeys(queues))
     plans = [migration.plan(queue, to) for queue in names]
-    known = {*known_queues(migration.broker), *ctx.obj.app.amqp.queues}
+    known = {*streams.known_queues(), *ctx.obj.app.amqp.queues}
     for plan in plans:
         if plan.queue not in known and not (plan.queued or plan.unacked or plan.in_transit):
             raise bad_input(

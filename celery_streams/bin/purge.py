@@ -11,20 +11,24 @@ from celery.bin.purge import purge as celery_purge
 from ..amqp import streams_of
 from ..inspect import purge as purge_stream
 from .base import require_installed
+from .terminal import one_line_errors
 
 __all__ = ("purge",)
 
 
+@one_line_errors
 def _run(*, queues: list[str] | None, exclude_queues: list[str] | None, **options: Any) -> None:
     ctx = click.get_current_context()
     app = ctx.obj.app
     require_installed(app)
-    assert celery_purge.callback is not None
-    celery_purge.callback(queues=queues, exclude_queues=exclude_queues, **options)  # asks first, and aborts on "no"
     streams = streams_of(app)
-    names = sorted(set(queues or app.amqp.queues.keys()) - set(exclude_queues or ()))
-    count = sum(purge_stream(streams.broker, name) for name in names if queues or streams.on_streams(name))
-    ctx.obj.echo(f"Purged {count} waiting and delayed messages from the streams of {', '.join(names)}.")
+    known = streams.known_queues()  # also before the lists are emptied: a wrong setting, or Redis away, empties nothing
+    names = sorted(set(queues or (*app.amqp.queues, *known)) - set(exclude_queues or ()))
+    assert celery_purge.callback is not None
+    celery_purge.callback(queues=names, exclude_queues=exclude_queues, **options)  # asks first, and aborts on "no"
+    on_streams = [name for name in names if name in (queues or known)]
+    count = sum(purge_stream(streams.broker, name) for name in on_streams)
+    ctx.obj.echo(f"Purged {count} waiting and delayed messages from the streams of {', '.join(on_streams)}.")
 
 
 purge: click.Command = copy.copy(celery_purge)

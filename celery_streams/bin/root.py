@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from celery import _state
 from celery.bin.celery import celery as celery_group
+from celery.platforms import EX_FAILURE
 from kombu.exceptions import OperationalError
 
 from .. import __version__
 from ..amqp import is_installed
-from ..exceptions import BrokerError, CeleryStreamsError, ConfigurationError
-from .base import EX_CONFIG, EX_FAILURE, EX_UNAVAILABLE, RootGroup, load_app
+from ..exceptions import CeleryStreamsError, ConfigurationError
+from .base import ASKS_FOR_HELP, RootGroup, load_app
 from .plugin import COMMANDS, add_user_options
+from .terminal import EXIT_CONFIG, EXIT_UNAVAILABLE
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -68,7 +70,8 @@ def celery_streams(ctx: click.Context, /, **options: Any) -> None:
     _export(options)
     if isinstance(app, str):
         app = load_app(app)
-    if app is None and ctx.invoked_subcommand not in _WITHOUT_APP and ctx.invoked_subcommand is not None:
+    needs_app = ctx.invoked_subcommand not in (None, *_WITHOUT_APP) and not ctx.meta[ASKS_FOR_HELP]
+    if app is None and needs_app:
         if _state.default_app is None or not is_installed(_state.default_app):
             raise click.UsageError("Which app? Name it: celery-streams -A proj COMMAND (or set CELERY_APP)")
     if ctx.invoked_subcommand is None and not options.get("version"):
@@ -100,9 +103,9 @@ def main(argv: Sequence[str] | None = None, *, prog_name: str = "celery-streams"
     try:
         celery_streams.main(words, prog_name=prog_name, auto_envvar_prefix="CELERY", standalone_mode=True)
     except ConfigurationError as exc:
-        _fail(str(exc), EX_CONFIG)
-    except (BrokerError, OperationalError) as exc:
-        _fail(str(exc), EX_UNAVAILABLE)
+        _fail(str(exc), EXIT_CONFIG)
+    except OperationalError as exc:  # ours are kombu's, too
+        _fail(str(exc), EXIT_UNAVAILABLE)
     except CeleryStreamsError as exc:
         _fail(str(exc), EX_FAILURE)
 

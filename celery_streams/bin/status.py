@@ -73,8 +73,8 @@ def status(
 ) -> None:
     """Show what waits, runs, is delayed and is dead in each queue.
 
-    All queues that were ever used, and those that streams_queues names, unless QUEUEs are given. The alerts below the
-    table come from streams_alerts.
+    All queues that were ever used, and those that streams_queues or task_queues name, unless QUEUEs are given. The
+    alerts below the table come from streams_alerts.
     """
     streams = streams_of(ctx.obj.app)
     names = queues or None

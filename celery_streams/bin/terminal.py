@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import click
 from celery.exceptions import CeleryCommandException
 from celery.platforms import EX_FAILURE, EX_USAGE
+from kombu.exceptions import OperationalError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..broker import StreamBroker
+from ..amqp import Streams
 from ..conf import nearest
-from ..exceptions import BrokerError, CeleryStreamsError, ConfigurationError
-from ..inspect import known_queues
+from ..exceptions import CeleryStreamsError, ConfigurationError
 
 __all__ = (
     "AGE",
@@ -80,7 +80,7 @@ def bad_input(text: str) -> CeleryCommandException:
 
 
 def one_line_errors(function: F) -> F:
-    """Turn our errors into one line and an exit code, also where ``celery -A proj streams`` runs the command."""
+    """Turn errors into one line and an exit code, also where ``celery -A proj streams`` runs the command."""
 
     @functools.wraps(function)
     def reported(*args: Any, **kwargs: Any) -> Any:
@@ -88,7 +88,7 @@ def one_line_errors(function: F) -> F:
             return function(*args, **kwargs)
         except ConfigurationError as exc:
             raise CeleryCommandException(one_line(exc), EXIT_CONFIG) from exc
-        except BrokerError as exc:
+        except OperationalError as exc:  # ours are kombu's, too
             raise CeleryCommandException(one_line(exc), EXIT_UNAVAILABLE) from exc
         except CeleryStreamsError as exc:
             raise CeleryCommandException(one_line(exc), EX_FAILURE) from exc
@@ -96,17 +96,15 @@ def one_line_errors(function: F) -> F:
     return reported  # type: ignore[return-value]
 
 
-def select_queues(broker: StreamBroker, wanted: Sequence[str], *, more: Sequence[str] = ()) -> list[str]:
-    """Return ``wanted``, or every queue that was ever used when there are none.
-
-    ``more`` are queues that are fine although nobody used them yet.
+def select_queues(streams: Streams, wanted: Sequence[str]) -> list[str]:
+    """Return ``wanted``, or all of the project's stream queues when there are none.
 
     Raises:
-        CeleryCommandException: a queue was never used; its message suggests the nearest name.
+        CeleryCommandException: a queue is none of them; the message suggests the nearest name.
     """
-    known = known_queues(broker)
+    known = streams.known_queues()
     for name in wanted:
-        if name not in known and name not in more:
+        if name not in known:
             raise bad_input(f"Queue {name!r} was never used on streams{nearest(name, known)}")
     return list(dict.fromkeys(wanted)) or known
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,9 @@ from ..amqp import streams_of
 from ..concurrency import OWN_POOLS, pool_for
 from ..exceptions import BrokerUnavailable, ConfigurationError
 from . import again
-from .base import EX_CONFIG, require_installed
+from .base import require_installed
 from .supervisor import Supervisor, Watcher, project_modules
+from .terminal import EXIT_CONFIG, one_line_errors
 
 if TYPE_CHECKING:
     from ..concurrency.base import StreamsPool
@@ -49,6 +51,7 @@ def parse_queues(names: list[str] | None) -> tuple[list[str] | None, dict[str, i
     return (plain or None), counts
 
 
+@one_line_errors
 def _run(**options: Any) -> Any:
     ctx = click.get_current_context()
     app = ctx.obj.app
@@ -86,7 +89,7 @@ def _run(**options: Any) -> Any:
 class _Unpatched(click.ClickException):
     """The pool's threads would not be green."""
 
-    exit_code = EX_CONFIG
+    exit_code = EXIT_CONFIG
 
 
 def _require_patched(pool: type[StreamsPool]) -> None:
@@ -116,8 +119,15 @@ def _share_children(options: dict[str, Any], counts: dict[str, int], *, given: b
     needed = sum(counts.values()) + bool(others)
     if not given:
         options["concurrency"] = sum(counts.values()) + others
-    elif int(options["concurrency"] or 0) < needed:
-        raise click.UsageError(f"-Q asks for {needed} children, and -c {options['concurrency']} allows fewer")
+    elif (allowed := _children(options["concurrency"])) < needed:
+        raise click.UsageError(f"-Q asks for {needed} children, and -c allows {allowed}")
+
+
+def _children(concurrency: Any) -> int:
+    """Return how many children a ``-c`` means: one for each processor where it is ``auto``, 0 or nothing."""
+    if not concurrency or str(concurrency).strip().lower() == "auto":
+        return os.cpu_count() or 1
+    return int(concurrency)
 
 
 def _first_contact(streams: Any, *, patient: bool) -> None:

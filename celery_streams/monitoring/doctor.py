@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from kombu.exceptions import OperationalError
 
@@ -17,9 +16,9 @@ from ..amqp import Streams, is_installed
 from ..connection import RedisClient, safe_url
 from ..diagnosis import ServerInfo
 from ..exceptions import BrokerError, BrokerUnavailable, ConfigurationError
-from ..inspect import known_queues, queue_status
+from ..inspect import queue_status
 from ..lists import list_keys
-from ..migration import list_client
+from ..migration import same_database
 from .checks import (
     LEVELS,
     Finding,
@@ -35,6 +34,7 @@ from .checks import (
     check_version,
     check_worlds,
 )
+from .places import place
 
 __all__ = ("Diagnosis", "diagnose", "find_workers", "sort_workers")
 
@@ -66,7 +66,7 @@ class Diagnosis:
 def diagnose(
     streams: Streams, queues: Iterable[str] | None = None, *, ask_workers: bool = True, timeout: float = 1.0
 ) -> Diagnosis:
-    """Run all checks; for ``queues``, by default all that were ever used or are chosen by their exact name.
+    """Run all checks; for ``queues``, by default all of :meth:`Streams.known_queues`.
 
     ``ask_workers`` asks running workers through Celery's remote control and waits ``timeout`` seconds for them.
 
@@ -119,7 +119,7 @@ def diagnose(
 def _lists(streams: Streams) -> tuple[RedisClient | None, list[Finding]]:
     """Return a client for Celery's own queues, or None and why."""
     try:
-        client = list_client(streams.app.conf)
+        client = streams.new_list_client()
         _first_contact(client)
     except ConfigurationError as exc:
         text = f"Celery's own queues cannot be looked at: {exc}"
@@ -152,14 +152,14 @@ def _queues(
 ) -> list[str]:
     if wanted is not None:
         return list(dict.fromkeys(wanted))
-    found: list[str] = []
+    found = streams.named_queues()
 
     def look() -> Iterable[Finding]:
-        found.extend(known_queues(streams.broker))
+        found[:] = streams.known_queues()
         return ()
 
     run("queues", look)
-    return sorted({*found, *streams.conf.queues.names})
+    return found
 
 
 def _check_install(streams: Streams) -> Finding:
@@ -178,9 +178,9 @@ def _check_install(streams: Streams) -> Finding:
 
 def _check_databases(streams: Streams) -> Finding:
     """The streams share their database with nothing that is emptied."""
-    ours = _place(streams.url)
+    ours = place(streams.url)
     backend = str(streams.app.conf.result_backend or "")
-    if backend and "://" in backend and _place(backend) == ours:
+    if backend and "://" in backend and place(backend) == ours:
         return Finding(
             "database",
             "info",
@@ -189,24 +189,6 @@ def _check_databases(streams: Streams) -> Finding:
             "Give one of them another database: streams_url or result_backend.",
         )
     return Finding("database", "ok", "The streams share their database with no results")
-
-
-def _place(url: str) -> tuple[str, str, int, str]:
-    first = url.split(";")[0]
-    try:
-        parts = urlsplit(first)
-        return (
-            parts.scheme.replace("rediss", "redis"),
-            parts.hostname or "",
-            parts.port or 6379,
-            _database(parts.path),
-        )
-    except ValueError:
-        return ("", first, 0, "")
-
-
-def _database(path: str) -> str:
-    return path.strip("/") or "0"
 
 
 # -- workers ----------------------------------------------------------------------------------------------------------
@@ -313,12 +295,10 @@ def _look_at_queue(
 
 def _check_transit(streams: Streams, name: str, lists: RedisClient | None) -> Iterable[Finding]:
     keep = keys.migration_keys(streams.conf.key_prefix, name)
-    left = 0
-    for client in (streams.broker.client, lists):
-        if client is not None:
-            left += sum(int(client.call("LLEN", key)) for key in (keep.outgoing, keep.incoming))
-            if lists is not None and lists.url == streams.broker.client.url:
-                break
+    sides = [streams.broker.client]
+    if lists is not None and not same_database(lists, streams.broker.client):
+        sides.append(lists)
+    left = sum(int(client.call("LLEN", key)) for client in sides for key in (keep.outgoing, keep.incoming))
     if left:
         yield Finding(
             "migration",

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal
 
-from ..amqp import Streams
+from ..amqp import Streams, is_installed
 from ..connection import safe_url
-from ..inspect import QueueStatus, known_queues, queue_status
+from ..inspect import QueueStatus, queue_status
 from .alerts import Alert, judge, never_used
 
 __all__ = ("QueueReport", "Status", "Totals", "collect")
@@ -58,7 +58,7 @@ class Status:
     time: float
     #: URL of the Redis, its password hidden.
     server: str
-    #: ``streams_enabled`` at this moment, as this process sees it.
+    #: ``streams_enabled`` at this moment, as this process sees it; False for an app that is not installed.
     enabled: bool
     #: By name.
     queues: tuple[QueueReport, ...]
@@ -102,10 +102,10 @@ class Status:
 
 
 def collect(streams: Streams, queues: Iterable[str] | None = None, *, now: float | None = None) -> Status:
-    """Ask Redis for the state of ``queues``: by default all that were ever used or are chosen by their exact name.
+    """Ask Redis for the state of ``queues``: by default all of :meth:`Streams.known_queues`.
 
-    A queue that was asked for and that nobody ever used is reported with zeros and an alert. Two round trips for each
-    queue; each queue is consistent in itself, not all of them together. Works whether or not streams are enabled.
+    A queue that was asked for and is none of these is reported with zeros and an alert. Two round trips for each queue;
+    each queue is consistent in itself, not all of them together. Works whether or not streams are enabled.
 
     Raises:
         BrokerError: Redis is away, or refuses.
@@ -113,15 +113,15 @@ def collect(streams: Streams, queues: Iterable[str] | None = None, *, now: float
     """
     conf = streams.conf
     broker = streams.broker
-    known = set(known_queues(broker)) | set(conf.queues.names)
+    known = streams.known_queues()
     reports = []
-    for name in sorted(known if queues is None else set(queues)):
+    for name in known if queues is None else sorted(set(queues)):
         state = queue_status(broker, name)
         alerts = judge(state, conf.alerts) if name in known else [never_used(name)]
         reports.append(QueueReport(state, streams.on_streams(name), tuple(alerts)))
     return Status(
         time=time.time() if now is None else now,
         server=safe_url(streams.url),
-        enabled=streams.enabled(),
+        enabled=is_installed(streams.app) and streams.enabled(),
         queues=tuple(reports),
     )

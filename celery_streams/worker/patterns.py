@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from .. import inspect
 from ..amqp import streams_of
 from ..exceptions import BrokerError
 
@@ -45,15 +44,16 @@ class QueuePatterns:
     def find(self) -> list[str]:
         """Return the queues that match and were not returned before; of the settings only while Redis is away."""
         streams = streams_of(self._app)
-        known = set(self._app.amqp.queues)
+        known = streams.named_queues()
         try:
-            known.update(inspect.known_queues(streams.broker))
+            known = streams.known_queues()
         except BrokerError as exc:
             logger.warning("Cannot look for queues that match %s: %s", ", ".join(self._patterns), exc)
         new = sorted(
             name
-            for name in known - self._found
-            if streams.on_streams(name)
+            for name in known
+            if name not in self._found
+            and streams.on_streams(name)
             # A name may itself hold such characters.
             and any(name == pattern or fnmatchcase(name, pattern) for pattern in self._patterns)
         )

@@ -81,20 +81,24 @@ class Worker(CeleryWorker):  # type: ignore[misc]
                 for name in list(self.app.amqp.queues.consume_from):
                     self.app.amqp.queues.deselect(name)
                 return
+        if not include:
+            include = self._chosen_queues(excluded=exclude or ())
         super().setup_queues(include, exclude)
         if self.app.conf.worker_direct:
             self.app.amqp.queues.deselect(worker_direct(self.hostname).name)
+
+    def _chosen_queues(self, *, excluded: Sequence[str]) -> list[str]:
+        """Return what a worker without -Q reads: stock would read ``selected``, and streams_queues may name more."""
         streams = streams_of(self.app)
-        selected = self.app.amqp.queues.consume_from
-        if include:
-            return
-        for name in [name for name in selected if not streams.on_streams(name)]:
-            self.app.amqp.queues.deselect(name)
-        if not self.app.amqp.queues.consume_from:
+        selected = [name for name in self.app.amqp.queues.consume_from if name not in excluded]
+        named = [name for name in streams.conf.queues.names if name not in excluded]
+        chosen = list(dict.fromkeys([*filter(streams.on_streams, selected), *named]))
+        if not chosen:
             raise ImproperlyConfigured(
                 f"None of the queues {', '.join(selected) or '(none)'} is on streams: name one with -Q, "
                 "or set streams_queues"
             )
+        return chosen
 
     def on_consumer_ready(self, consumer: Any) -> None:
         """Say that the worker is ready, and what is odd about what it was told to do."""

@@ -13,10 +13,10 @@ from celery_streams.embedded import EmbeddedRedis
 from tests.processes import ROOT
 
 
-def run(environment, *words):
+def run(environment, *words, program="celery_streams"):
     """Run ``celery-streams`` with these words and return what it did."""
     return subprocess.run(
-        [sys.executable, "-m", "celery_streams", *words],
+        [sys.executable, "-m", program, *words],
         env=environment,
         cwd=ROOT,
         capture_output=True,
@@ -115,6 +115,20 @@ def test_wrong_value_names_its_setting(project, name, value):
     environment = project.environment(enabled=True, **{name: value})
 
     assert name in refusal(run(environment, *WORKER))
+
+
+@pytest.mark.parametrize("command", [("worker",), ("purge", "-f")])
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [({"streams_delivery_limit": 0}, 78), ({"streams_url": "redis://127.0.0.1:1/0"}, 69)],
+)
+def test_refusal_is_the_same_where_celerys_program_runs_the_command(project, command, settings, code):
+    environment = project.environment(enabled=True, broker_connection_retry_on_startup=False, **settings)
+
+    done = run(environment, "-A", "tests.proj", "streams", *command, program="celery")
+
+    refusal(done)
+    assert done.returncode == code
 
 
 def test_missing_app_is_asked_for(project):

@@ -334,6 +334,19 @@ def test_command_line_is_repeated_without_some_options():
 
 
 @pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["-Dl", "INFO"], ["-l", "INFO"]),
+        (["-EDlINFO"], ["-ElINFO"]),
+        (["-DD"], []),
+        (["-lDEBUG", "-QD", "-nD@h"], ["-lDEBUG", "-QD", "-nD@h"]),
+    ],
+)
+def test_flag_is_left_out_of_a_cluster_and_a_value_stays(words, kept):
+    assert without(words, flags=("-D",)) == kept
+
+
+@pytest.mark.parametrize(
     ("options", "word"),
     [
         (("-Q", "a:2,b:1", "-c", "2"), "-Q asks for 3 children"),

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import click
 import pytest
 from celery import Celery
 from celery.concurrency.prefork import TaskPool as CeleryPrefork
+from celery.exceptions import ImproperlyConfigured
 
 from celery_streams import streams_of
+from celery_streams.bin.worker import _share_children
 from celery_streams.concurrency import POOLS, pool_for
 from celery_streams.concurrency.prefork import TaskPool as Prefork
 from celery_streams.exceptions import ConfigurationError
-from celery_streams.worker.program import ineffective_settings
+from celery_streams.worker.program import Worker, ineffective_settings
 
 
 def python(code: str) -> str:
@@ -51,12 +55,64 @@ def test_version_names_this_package_and_celery() -> None:
     assert len(found.splitlines()) == 2
 
 
+@pytest.mark.parametrize("words", [["worker", "--help"], ["dead", "-h"], ["dead", "list", "--help"]])
+def test_help_of_a_command_needs_no_app(words: list[str]) -> None:
+    found = python(f"from celery_streams.bin.root import main; main({words!r})")
+
+    assert found.startswith(f"Usage: celery-streams {' '.join(words[:-1])} [OPTIONS]")
+
+
+def test_help_behind_two_dashes_is_an_argument_and_no_question() -> None:
+    found = python(
+        "import sys; from celery_streams.bin.root import main; sys.exit = lambda code: print('exit', code);"
+        "main(['dead', 'list', '--', '--help'])"
+    )
+
+    assert found == "exit 2"
+
+
 def test_message_is_never_due_before_its_eta(app: Callable[..., Celery]) -> None:
     streams = streams_of(app())
 
     due_ms = streams._due_ms("2099-01-01T00:00:00.000100+00:00")
 
     assert due_ms == 4070908800001
+
+
+def consumed(project: Celery, **options: Any) -> list[str]:
+    """Return the queues that a worker with these options reads."""
+    made = Worker.__new__(Worker)  # no pool, no signal handlers
+    made.app, made.hostname = project, "w@test"
+    made.setup_queues(options.get("include"), options.get("exclude"))
+    return sorted(project.amqp.queues.consume_from)
+
+
+def test_worker_without_names_reads_what_is_chosen_by_name_although_nobody_used_it(
+    app: Callable[..., Celery],
+) -> None:
+    assert consumed(app(streams_queues=["send_message"])) == ["send_message"]
+    assert consumed(app(streams_queues=["send_message", "celery"])) == ["celery", "send_message"]
+    assert consumed(app(streams_queues=["send_message", "x"]), exclude=["x"]) == ["send_message"]
+    assert consumed(app()) == ["celery"]
+
+
+def test_worker_without_names_refuses_when_no_queue_is_on_streams(app: Callable[..., Celery]) -> None:
+    with pytest.raises(ImproperlyConfigured, match="None of the queues celery is on streams"):
+        consumed(app(streams_queues={"send_message": 0.0}))
+
+
+@pytest.mark.parametrize("concurrency", ["auto", 0, None])
+def test_children_per_queue_may_be_as_many_as_processors_where_c_says_so(
+    monkeypatch: pytest.MonkeyPatch, concurrency: Any
+) -> None:
+    options = {"pool": Prefork, "queues": ["a", "b"], "concurrency": concurrency}
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    _share_children(options, {"a": 3}, given=True)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    with pytest.raises(click.UsageError, match="-Q asks for 4 children, and -c allows 3"):
+        _share_children(options, {"a": 3}, given=True)
 
 
 def test_celerys_pool_is_exchanged_for_ours_and_ours_stays() -> None:

@@ -525,6 +525,12 @@ def test_queue_that_was_never_used_is_one_line_with_a_suggestion(
     assert line == "Error: Queue 'send_mesage' was never used on streams; did you mean 'send_message'?"
 
 
+def test_queue_that_is_chosen_by_name_and_was_never_used_is_fine(app: MakeApp, redis_url: str) -> None:
+    result = run(app(streams_queues=["send_message"]), "list", "-Q", "send_message")
+
+    assert (result.exit_code, result.stdout) == (0, "No dead letter.\n")
+
+
 @pytest.mark.parametrize("age", ["soon", "-5", "3y", "1h30m", ""])
 def test_age_that_is_none_is_refused(app: MakeApp, redis_url: str, age: str) -> None:
     result = run(app(), "list", "--older-than", age)

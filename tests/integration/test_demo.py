@@ -60,6 +60,7 @@ def test_demo_accounts_for_every_task_and_leaves_nothing_behind(tmp_path: Path) 
     assert processes_of(tmp_path) == []
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the server is waited for in /proc")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_demo_that_is_stopped_cleans_up(tmp_path: Path, number: signal.Signals, code: int) -> None:
     with subprocess.Popen(

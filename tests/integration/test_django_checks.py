@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from celery import Celery
 from django.core.checks import CheckMessage
+from django.http import HttpRequest
 from django.test import override_settings
 
 from celery_streams import streams_of
@@ -93,6 +96,24 @@ def test_permission_that_is_no_function_is_an_error(site: Celery, value: object)
     assert found.id == "celery_streams.E004"
 
 
+async def asynchronous(request: HttpRequest) -> bool:
+    return False
+
+
+class Asynchronous:
+    async def __call__(self, request: HttpRequest) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("value", [asynchronous, Asynchronous(), partial(asynchronous), f"{__name__}.asynchronous"])
+def test_permission_that_nobody_would_await_is_an_error(site: Celery, value: object) -> None:
+    with override_settings(CELERY_STREAMS_STATUS_PERMISSION=value):
+        [found] = findings()
+
+    assert found.id == "celery_streams.E004"
+    assert "async def" in found.msg
+
+
 def redis_cache(url: str, **options: object) -> dict[str, object]:
     cache = {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": url, "OPTIONS": options}
     return {"default": cache}
@@ -120,6 +141,13 @@ def test_cache_elsewhere_is_in_order(site: Celery) -> None:
     for url, options in [(f"{server}/1", {}), (server, {"db": 3}), ("redis://elsewhere/0", {})]:
         with override_settings(CACHES=redis_cache(url, **options)):
             assert findings() == []
+
+
+def test_two_sentinels_are_in_order(site: Celery) -> None:
+    url = "sentinel://h1:26379;sentinel://h2:26379/0?master_name=chat"
+
+    with override_settings(CELERY_STREAMS_URL=url, CACHES=redis_cache("redis://elsewhere/0")):
+        assert findings() == []
 
 
 def test_project_without_a_celery_app_is_warned(redis_url: str) -> None:

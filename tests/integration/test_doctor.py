@@ -256,6 +256,16 @@ def test_stream_that_holds_messages_while_streams_are_off_is_found(app: MakeApp,
     assert "migrate q --to lists" in found["todo"]
 
 
+def test_message_on_its_way_counts_once_however_the_database_is_written(
+    app: MakeApp, client: RedisClient, redis_url: str
+) -> None:
+    client.call("LPUSH", keys.migration_keys("celery-streams", "q").outgoing, "tag{}")
+
+    found = findings(app(streams_url=redis_url.removesuffix("/0")), "q")["migration"]
+
+    assert found["what"].startswith("1 messages")
+
+
 def test_migration_that_was_killed_is_found(app: MakeApp, client: RedisClient, redis_url: str) -> None:
     keep = keys.migration_keys("celery-streams", "q")
     client.call("LPUSH", keep.outgoing, "tag{}")

@@ -839,6 +839,15 @@ def test_queue_of_the_project_that_holds_nothing_is_fine(app: MakeApp, broker: S
     assert redis_state(broker.client) == {}
 
 
+def test_queue_that_is_chosen_by_name_and_was_never_used_is_fine(app: MakeApp, broker: StreamBroker) -> None:
+    publish(app(installed=False), 1)
+
+    result = run(app(streams_queues=["q", "send_message"]), "q", "send_message", "--to", "streams")
+
+    assert result.exit_code == 0, result.output
+    assert on_streams(broker) == ["t1"]
+
+
 def test_include_unacked_is_for_one_direction_only(app: MakeApp, redis_url: str) -> None:
     result = run(app(), "q", "--to", "lists", "--include-unacked")
 
@@ -859,6 +868,30 @@ def test_redis_away_is_one_line(app: MakeApp) -> None:
     assert result.exit_code == 69
     [line] = result.stderr.splitlines()
     assert "cannot be reached" in line
+
+
+@pytest.mark.parametrize("variable", ["CELERY_BROKER_URL", "CELERY_BROKER_WRITE_URL"])
+def test_command_finds_the_lists_on_the_broker_that_the_environment_names(
+    app: MakeApp, broker: StreamBroker, redis_url: str, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    publish(app(installed=False), 1)
+    monkeypatch.setenv(variable, redis_url)
+
+    result = run(app(broker_url=AWAY, streams_url=redis_url), "q", "--to", "streams")
+
+    assert result.exit_code == 0, result.output
+    assert on_streams(broker) == ["t1"]
+
+
+def test_command_finds_the_lists_on_the_first_of_several_brokers(
+    app: MakeApp, broker: StreamBroker, redis_url: str
+) -> None:
+    publish(app(installed=False), 1)
+
+    result = run(app(broker_url=f"{redis_url};{AWAY}"), "q", "--to", "streams")
+
+    assert result.exit_code == 0, result.output
+    assert on_streams(broker) == ["t1"]
 
 
 @pytest.mark.parametrize("words", [(), ("q",), ("q", "--to", "rabbit")])

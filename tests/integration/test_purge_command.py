@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from celery_streams import streams_of
 from celery_streams.bin.purge import purge
+from celery_streams.bin.terminal import EXIT_CONFIG
 from celery_streams.inspect import queue_status
 
 
@@ -33,6 +34,31 @@ def test_purge_empties_the_list_and_the_stream_of_a_queue(app: Callable[..., Cel
     assert "Purged 2 waiting and delayed messages from the streams of chat." in result.output
     status = queue_status(streams_of(project).broker, "chat")
     assert (status.waiting, status.delayed) == (0, 0)
+
+
+def test_purge_without_names_empties_every_queue_that_is_known(app: Callable[..., Celery]) -> None:
+    publisher: Any = app(streams_queues="*")
+    publisher.send_task("t", queue="chosen")
+    publisher.send_task("t", queue="used")
+
+    project = app(streams_queues=["chosen"])
+    result = run(project, "-f")
+
+    assert result.exit_code == 0, result.output
+    assert "Purged 2 waiting and delayed messages from the streams of chosen, used." in result.output
+    assert [queue_status(streams_of(project).broker, name).waiting for name in ("chosen", "used")] == [0, 0]
+
+
+def test_purge_with_a_wrong_setting_empties_nothing(app: Callable[..., Celery]) -> None:
+    app(installed=False).send_task("t", queue="celery")
+    project: Any = app(streams_delivery_limit=0)
+
+    result = run(project, "-f")
+
+    assert result.exit_code == EXIT_CONFIG
+    assert len(result.stderr.splitlines()) == 1
+    with project.connection_for_write() as connection:
+        assert connection.default_channel.queue_purge("celery") == 1
 
 
 def test_purge_that_is_not_confirmed_empties_nothing(app: Callable[..., Celery]) -> None:

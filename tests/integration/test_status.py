@@ -62,7 +62,7 @@ def seed(broker: StreamBroker) -> None:
 def test_status_counts_what_is_in_redis(app: MakeApp, broker: StreamBroker) -> None:
     seed(broker)
 
-    [report] = collect(streams_of(app())).queues
+    [report] = collect(streams_of(app(task_default_queue="send_message"))).queues
 
     state = report.state
     assert state.queue == "send_message"
@@ -146,6 +146,14 @@ def test_status_works_while_streams_are_switched_off(app: MakeApp, broker: Strea
     assert found.totals.waiting == 2
 
 
+def test_status_of_an_app_that_is_not_installed_says_that_streams_are_off(app: MakeApp) -> None:
+    project = app(installed=False)
+    project.conf.streams_enabled = True
+
+    assert not collect(streams_of(project)).enabled
+    streams_of(project).reload()
+
+
 def test_status_hides_the_password(app: MakeApp, client: RedisClient, redis_url: str) -> None:
     client.call("ACL", "SETUSER", "chat", "on", ">secret", "~*", "+@all")
     try:
@@ -160,7 +168,9 @@ def test_status_hides_the_password(app: MakeApp, client: RedisClient, redis_url:
 def test_status_as_a_dictionary_is_json(app: MakeApp, broker: StreamBroker) -> None:
     seed(broker)
 
-    found = json.loads(json.dumps(collect(streams_of(app()), now=1_700_000_000.5).as_dict()))
+    found = json.loads(
+        json.dumps(collect(streams_of(app(task_default_queue="send_message")), now=1_700_000_000.5).as_dict())
+    )
 
     assert found["time"] == "2023-11-14T22:13:20.500+00:00"
     assert (found["enabled"], found["level"]) == (True, "warning")
@@ -205,7 +215,7 @@ def test_command_shows_the_named_queues_only(app: MakeApp, broker: StreamBroker)
 def test_command_prints_json(app: MakeApp, broker: StreamBroker) -> None:
     seed(broker)
 
-    found = json.loads(run(app(), "--json").stdout)
+    found = json.loads(run(app(task_default_queue="send_message"), "--json").stdout)
 
     assert [(queue["queue"], queue["waiting"]) for queue in found["queues"]] == [("send_message", 2)]
 
@@ -279,7 +289,7 @@ def test_watch_prints_a_line_of_json_for_each_look_until_ctrl_c(redis_url: str, 
         finally:
             process.kill()
 
-    assert first["queues"] == []
+    assert first["totals"]["waiting"] == 0
     assert process.returncode == 0
     assert errors == ""
 
@@ -307,7 +317,7 @@ def samples(app: Celery) -> dict[tuple[str, ...], float]:
 def test_metrics_are_the_figures_of_the_status(app: MakeApp, broker: StreamBroker) -> None:
     seed(broker)
 
-    found = samples(app())
+    found = samples(app(task_default_queue="send_message"))
 
     age_s = found.pop(("celery_streams_queue_oldest_waiting_seconds", "send_message"))
     assert 0 <= age_s < 30
@@ -332,7 +342,7 @@ def test_metrics_of_a_redis_that_is_away_say_that_it_is_down(app: MakeApp) -> No
 def test_metrics_have_the_text_format_of_prometheus(app: MakeApp, broker: StreamBroker) -> None:
     seed(broker)
 
-    text = exposition(streams_of(app())).decode()
+    text = exposition(streams_of(app(task_default_queue="send_message"))).decode()
 
     assert '# TYPE celery_streams_queue_waiting gauge\ncelery_streams_queue_waiting{queue="send_message"} 2.0\n' in text
 

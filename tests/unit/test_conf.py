@@ -224,6 +224,13 @@ def test_choice_of_queues_gives_each_its_share(value: Any, shares: dict[str, flo
     assert {queue: choice.matches(queue) for queue in shares} == {queue: share > 0 for queue, share in shares.items()}
 
 
+def test_json_list_is_a_list_and_a_pattern_in_brackets_stays_one() -> None:
+    assert QueueChoice.parse(' ["send_message", "mark_as_read"] ').names == ("send_message", "mark_as_read")
+    assert QueueChoice.parse("[]").patterns == ()
+    assert QueueChoice.parse("[ab]*,mail").patterns == ("[ab]*", "mail")
+    assert QueueChoice.parse("[1]").matches("1")
+
+
 def test_queue_name_with_pattern_characters_matches_itself() -> None:
     assert QueueChoice.parse(["odd[1]"]).matches("odd[1]")
 
