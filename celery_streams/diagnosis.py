@@ -6,7 +6,7 @@ It knows neither Celery nor the worker.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ __all__ = (
     "SilentHolder",
     "clock_skew",
     "denied_commands",
+    "heard_of",
     "list_length",
     "needed_commands",
     "server_info",
@@ -244,6 +245,20 @@ def silent_consumers(broker: StreamBroker, queue: str, *, silent: float) -> list
             if consumer[b"pending"]:
                 holding.add(name)
     return sorted(name for name, seconds in idle.items() if seconds >= silent and name not in holding)
+
+
+def heard_of(broker: StreamBroker, queues: Iterable[str]) -> tuple[float, dict[str, float]]:
+    """Return Redis' time, and when it last heard of each consumer of ``queues``, by its name; both in seconds."""
+    now = 0.0
+    found: dict[str, float] = {}
+    for queue in queues:
+        looks = [("XINFO", "CONSUMERS", stream, keys.GROUP) for stream in broker.queue_keys(queue).streams]
+        clock, *replies = broker.client.call_all([("TIME",), *looks], missing_is_none=True)
+        now = int(clock[0]) + int(clock[1]) / 1e6
+        for consumer in (pairs(one) for reply in replies for one in reply or ()):
+            name = consumer[b"name"].decode(errors="replace")
+            found[name] = max(now - consumer[b"idle"] / 1000, found.get(name, 0.0))
+    return now, found
 
 
 def list_length(client: RedisClient, names: ListKeys) -> int:

@@ -18,11 +18,13 @@ __all__ = (
     "check_clock",
     "check_eviction",
     "check_memory",
+    "check_namesakes",
     "check_permissions",
     "check_persistence",
     "check_role",
     "check_version",
     "check_worlds",
+    "namesakes",
 )
 
 Level = Literal["ok", "info", "warning", "critical"]
@@ -38,6 +40,9 @@ CLOCK_WARNING, CLOCK_CRITICAL = 0.5, 10.0
 
 #: Shares of maxmemory.
 MEMORY_WARNING, MEMORY_CRITICAL = 0.8, 0.95
+
+#: Seconds by which a consumer must have been heard of later to be alive: what two looks at the clock differ by is less.
+HEARD_AGAIN = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +241,48 @@ def check_permissions(denied: list[Denial]) -> Finding:
         f"Publishing, running or recovering tasks will fail. The server says: {denied[0].text}",
         todo,
     )
+
+
+# -- node names -------------------------------------------------------------------------------------------------------
+
+
+def namesakes(heard: Mapping[str, float], *, since: float) -> tuple[frozenset[str], ...]:
+    """Return the sets of consumers that would be the same child of the same worker, were there not two of them.
+
+    Args:
+        heard: when Redis last heard of each consumer; of those before ``since`` nothing is said.
+    """
+    found: dict[str, set[str]] = {}
+    for consumer, at in heard.items():
+        child, dot, chance = consumer.rpartition(".")
+        if at >= since and dot and chance and "/" in child:
+            found.setdefault(child, set()).add(consumer)
+    return tuple(frozenset(found[child]) for child in sorted(found) if len(found[child]) > 1)
+
+
+def check_namesakes(before: Mapping[str, float], after: Mapping[str, float]) -> Iterable[Finding]:
+    """No two workers that live have the same node name.
+
+    A child that was replaced or killed may have been heard of a moment ago: alive is who was heard of again.
+
+    Args:
+        before: when Redis last heard of each consumer, as it was at a first look.
+        after: the same at a later look.
+    """
+    again = {name: at for name, at in after.items() if name in before and at > before[name] + HEARD_AGAIN}
+    workers: dict[str, int] = {}
+    for same in namesakes(again, since=0.0):
+        node = next(iter(same)).rpartition("/")[0]
+        workers[node] = max(len(same), workers.get(node, 0))
+    for node, count in workers.items():
+        yield Finding(
+            "node names",
+            "warning",
+            f"{count} workers that are alive have the node name {node}",
+            "Each acknowledges only its own messages, so no task is lost or run twice by it; but remote control, "
+            "events and rate limits take them for one worker.",
+            "Give each worker a name of its own (-n NAME@%h), and each container a host name of its own.",
+        )
 
 
 # -- both sides of a queue --------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,11 +29,13 @@ from .checks import (
     check_clock,
     check_eviction,
     check_memory,
+    check_namesakes,
     check_permissions,
     check_persistence,
     check_role,
     check_version,
     check_worlds,
+    namesakes,
 )
 from .places import place
 
@@ -44,6 +47,13 @@ SILENT_CONSUMER = 1_800.0
 
 #: Seconds by which a delayed message may be late before it is clear that nobody promotes.
 OVERDUE = 5.0
+
+#: Seconds within which a consumer that lives is heard of again (a blocking read lasts 5 s, a heartbeat comes each fifth
+#: of the visibility timeout), and for how long a heartbeat is waited for at most.
+HEARD_WITHIN, HEARD_PATIENCE = 6.0, 12.0
+
+#: Seconds between two looks at who was heard of.
+_LOOK_AGAIN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,7 @@ def diagnose(
             workers = find_workers(streams, timeout=timeout)
         except _WORKERS_AWAY as exc:
             findings.append(cannot("workers", f"workers cannot be asked: {exc}"))
+    run("node names", lambda: _check_node_names(streams, names))
     for name in names:
         run("queue", lambda name=name: _check_queue(streams, name, lists, workers))  # type: ignore[misc]
     if lists is not None:
@@ -224,6 +235,28 @@ def sort_workers(consumed: Mapping[str, Any], stats: Mapping[str, Any]) -> Worke
         for queue in queues or ():
             side[queue["name"]] = (*side.get(queue["name"], ()), node)
     return Workers(stock, ours)
+
+
+def _check_node_names(streams: Streams, queues: Sequence[str]) -> list[Finding]:
+    """Find node names that several living workers have; it takes seconds, and only when it looks as if some had.
+
+    Before Redis 7.2 a consumer that waits for work is not heard of: there, workers are told apart while they are busy.
+    """
+    visibility_timeout = streams.conf.visibility_timeout
+    now, before = diagnosis.heard_of(streams.broker, queues)
+    suspects = namesakes(before, since=now - max(visibility_timeout, HEARD_WITHIN))
+    suspected = {name: before[name] for same in suspects for name in same}
+    deadline = time.monotonic() + max(HEARD_WITHIN, min(visibility_timeout * 0.4, HEARD_PATIENCE))
+    found: list[Finding] = []
+    while namesakes(suspected, since=0.0):
+        time.sleep(_LOOK_AGAIN)
+        _, after = diagnosis.heard_of(streams.broker, queues)
+        # Whoever is gone was replaced; whoever is there may only not have been heard of again yet.
+        suspected = {name: at for name, at in suspected.items() if name in after}
+        found = list(check_namesakes(suspected, after))
+        if len(found) == len({name.rpartition("/")[0] for name in suspected}) or time.monotonic() > deadline:
+            break
+    return found
 
 
 # -- one queue --------------------------------------------------------------------------------------------------------

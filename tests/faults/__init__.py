@@ -29,7 +29,7 @@ F22  two workers with the same node name
 F24  a long task beside many short ones; a task that holds the GIL
 F28  chain, group and chord while processes are killed
 F29  streams switched on and off under load
-F31  publishing from forks and threads
+F31  publishing from forks, threads and greenlets
 F34  a replay of dead letters that is killed half-way
 ===  ===========================================================================================================
 

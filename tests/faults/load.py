@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -16,17 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from celery import Celery
+from prometheus_client.parser import text_string_to_metric_families
 
+import celery_streams
 from celery_streams import inspect
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.exceptions import BrokerError
+from celery_streams.monitoring.prometheus import exposition
+from celery_streams.monitoring.status import collect
 from tests.faults import faults
 from tests.faults.ledger import Ledger
-from tests.faults.verdict import Bounds, FaultRecord, FinalState, Verdict, judge
+from tests.faults.verdict import FIGURES, Bounds, FaultRecord, FinalState, Verdict, judge
 from tests.faults.workers import FaultWorker, Fleet
 from tests.processes import ROOT, project_environment
+from tests.proj.settings import celery_settings
 
 QUEUE = "faults"
 
@@ -163,7 +170,7 @@ def run(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> Report
             submissions,
             runs,
             records,
-            _final_state(plan, target),
+            final_state(plan.side, target),
             bounds=Bounds(plan.visibility_timeout),
             uncertain=uncertain,
             hangs=hangs,
@@ -297,14 +304,53 @@ def remaining(side: str, server: EmbeddedRedis) -> int:
         return sum(client.llen(name) for name in names) + client.hlen("unacked")
 
 
-def _final_state(plan: Plan, server: EmbeddedRedis) -> FinalState:
-    if plan.side != "streams":
-        return FinalState(waiting=remaining(plan.side, server))
+def final_state(side: str, server: EmbeddedRedis, queue: str = QUEUE) -> FinalState:
+    """Count what is left in Redis, command by command, and ask every export of the figures for the same."""
+    if side != "streams":
+        return FinalState(waiting=remaining(side, server))
     with contextlib.closing(RedisClient(server.url)) as client:
         broker = StreamBroker(client)
-        status = inspect.queue_status(broker, QUEUE)
-        letters = tuple((letter.task_id, letter.reason) for letter in inspect.dead_letters(broker, QUEUE))
-    return FinalState(status.waiting, status.pending, status.delayed, status.dead, letters)
+        names = broker.queue_keys(queue)
+        letters = tuple((letter.task_id, letter.reason) for letter in inspect.dead_letters(broker, queue))
+    with contextlib.closing(redis.Redis.from_url(server.url, socket_timeout=5)) as raw:
+        pending = sum(_pending(raw, stream) for stream in names.streams)
+        return FinalState(
+            waiting=sum(raw.xlen(stream) for stream in names.streams) - pending,
+            pending=pending,
+            delayed=raw.zcard(names.delayed),
+            dead=raw.xlen(names.dead),
+            letters=letters,
+            shown=_exports(server, queue),
+        )
+
+
+def _pending(raw: redis.Redis, stream: str) -> int:
+    """Count the entries that were delivered and not settled, over all groups: there must be one."""
+    groups = [group["name"] for group in raw.xinfo_groups(stream)] if raw.exists(stream) else []
+    return sum(int(raw.xpending(stream, name)["pending"]) for name in groups)
+
+
+def _exports(server: EmbeddedRedis, queue: str) -> dict[str, dict[str, float]]:
+    """Return what operators are told of ``queue``, in the form in which they get it."""
+    app = Celery("faults-exports", set_as_current=False)
+    app.conf.update(celery_settings(broker=server.url, results="cache+memory://", queue=queue))
+    celery_streams.install(app)
+    streams = celery_streams.streams_of(app)
+    try:
+        status = json.loads(json.dumps(collect(streams).as_dict()))
+        metrics = exposition(streams).decode()
+    finally:
+        streams.reload()
+        app.close()
+    told = {"status": next((one for one in status["queues"] if one["queue"] == queue), {})}
+    told["totals of the status"] = status["totals"]
+    told["Prometheus"] = {
+        sample.name.removeprefix("celery_streams_queue_"): sample.value
+        for family in text_string_to_metric_families(metrics)
+        for sample in family.samples
+        if sample.labels == {"queue": queue}
+    }
+    return {source: {name: values[name] for name in FIGURES if name in values} for source, values in told.items()}
 
 
 def _self_inflicted(ledger: Ledger, submissions: Sequence[Any], runs: Sequence[Any]) -> list[FaultRecord]:

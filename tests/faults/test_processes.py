@@ -7,7 +7,9 @@ import time
 
 import pytest
 
+import celery_streams
 from celery_streams import inspect
+from celery_streams.monitoring.doctor import diagnose
 from tests.faults.conftest import QUEUE, VISIBILITY_TIMEOUT, Stage
 from tests.faults.workers import FaultWorker, signal_process
 
@@ -246,7 +248,7 @@ def test_f9_a_second_sigterm_does_not_cut_a_running_task_short(stage: Stage) -> 
 # -- F22 --------------------------------------------------------------------------------------------------------------
 
 
-def test_f22_two_workers_with_the_same_name_acknowledge_only_their_own_entries(stage: Stage) -> None:
+def test_f22_two_workers_with_the_same_name_are_noticed_and_acknowledge_only_their_own_entries(stage: Stage) -> None:
     stage.worker("twin", concurrency=1)
     twin = FaultWorker(
         name="twin",
@@ -259,11 +261,16 @@ def test_f22_two_workers_with_the_same_name_acknowledge_only_their_own_entries(s
     twin.start()
     twin.wait_ready()
 
-    sent = [stage.send("nap", seconds=0.05) for _ in range(40)]
+    sent = [stage.send("nap", seconds=0.1) for _ in range(60)]
+    stage.wait(lambda: len({run.pid for run in stage.runs()}) == 2, message="both are busy")
+    noticed = diagnose(celery_streams.streams_of(stage.app), [QUEUE], ask_workers=False)
 
     stage.drained(*sent)
+    assert [finding.what for finding in noticed.findings if finding.check == "node names"] == [
+        f"2 workers that are alive have the node name {twin.hostname}"
+    ]
     runs = stage.runs()
-    assert len(runs) == 40
+    assert len(runs) == 60
     assert len({run.pid for run in runs}) == 2, "both ran some"
     assert not any("no longer held" in worker.log for worker in stage.workers)
 

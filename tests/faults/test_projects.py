@@ -1,4 +1,4 @@
-"""F28, F29, F31, F34: canvas, the switch, forks and threads, and replays, while processes are killed."""
+"""F28, F29, F31, F34: canvas, the switch, forks, threads and greenlets, and replays, while processes are killed."""
 
 from __future__ import annotations
 
@@ -215,6 +215,64 @@ def test_f31_threads_publish_at_once_and_nothing_is_mixed_up(stage: Stage) -> No
     wanted = {f"thread{n}-{number}" for n in range(8) for number in range(50)}
     stage.drained(*wanted)
     assert sorted(run.id for run in stage.runs()) == sorted(wanted)
+
+
+_GREENLETS = """
+from gevent import monkey
+
+monkey.patch_all()
+
+import sys, time
+import gevent
+from tests.faults.app import app, ledger
+
+# The current app is one of the thread, and so of the greenlet.
+quiet = app.tasks["tests.faults.app.quiet"]
+ticks = 0
+
+
+def tick():
+    global ticks
+    while True:
+        ticks += 1
+        gevent.sleep(0.001)
+
+
+def publish(prefix):
+    for number in range(int(sys.argv[2])):
+        # Of very different lengths: what two greenlets wrote into one another would not be read as messages.
+        text = f"{prefix}-{number} " * (number % 7 * 2_000 + 1)
+        quiet.apply_async(("note",), {"text": text}, task_id=f"{prefix}-{number}", retry=False)
+        gevent.sleep(0)
+
+
+publish("warm")
+beat = gevent.spawn(tick)
+greenlets = [gevent.spawn(publish, f"greenlet{n}") for n in range(int(sys.argv[1]))]
+gevent.joinall(greenlets, timeout=30, raise_error=True)
+beat.kill()
+assert all(one.successful() for one in greenlets), "each ended"
+ledger().note("publisher", ticks=ticks)
+"""
+
+
+def test_f31_greenlets_publish_at_once_and_nothing_is_mixed_up(stage: Stage) -> None:
+    greenlets, each = 50, 14
+    worker = stage.worker(level="WARNING", ready=False)
+
+    # A process of its own: what gevent patches stays patched.
+    command = [sys.executable, "-c", _GREENLETS, str(greenlets), str(each)]
+    done = subprocess.run(command, env=worker.environment, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 0, done.stderr
+    prefixes = ["warm", *(f"greenlet{n}" for n in range(greenlets))]
+    texts = {f"{one}-{n}": f"{one}-{n} " * (n % 7 * 2_000 + 1) for one in prefixes for n in range(each)}
+    stage.drained(*texts, timeout=30)
+    assert sorted(run.id for run in stage.runs()) == sorted(texts), "each arrived once"
+    told = {note["id"]: note for note in stage.ledger.notes()}
+    assert told.pop("publisher")["ticks"] > 1, "a publish lets other greenlets run"
+    assert {task_id: note["text"] for task_id, note in told.items()} == texts
+    assert stage.letters() == []
 
 
 def test_f31_tasks_publish_from_inside_their_children(stage: Stage) -> None:

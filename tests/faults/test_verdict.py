@@ -1,4 +1,4 @@
-"""The judge itself: each invariant fails when it should, on hand-made ledgers."""
+"""The judge itself: each invariant fails when it should, on hand-made ledgers; and what it is told of Redis."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
+from celery_streams.broker import StreamBroker
+from celery_streams.embedded import EmbeddedRedis
+from tests.faults import load
 from tests.faults.verdict import Bounds, FaultRecord, FinalState, Run, Submission, Verdict, judge
+from tests.redis_state import delivered, message, redis_now_ms
 
 KILL = FaultRecord("F2 kill -9 child", at=10.0, until=10.0, pids=frozenset((1,)))
 
@@ -131,6 +135,42 @@ def test_a_figure_that_differs_from_the_ledger_fails() -> None:
     verdict = _judge([_submission(dead="failed")], [], state=FinalState(dead=7, letters=(("a", "failed"),)))
 
     assert _failed(verdict) == {"M"}
+
+
+RIGHT = {"waiting": 0, "pending": 0, "delayed": 0, "dead": 1}
+
+
+@pytest.mark.parametrize("source", ["status", "Prometheus"])
+@pytest.mark.parametrize("figure", ["waiting", "pending", "delayed", "dead"])
+@pytest.mark.parametrize("wrong", [7, None], ids=["wrong", "missing"])
+def test_an_exported_figure_that_differs_from_redis_fails(source: str, figure: str, wrong: int | None) -> None:
+    told = {name: value for name, value in {**RIGHT, figure: wrong}.items() if value is not None}
+    right = FinalState(dead=1, letters=(("a", "failed"),), shown={"status": RIGHT, "Prometheus": RIGHT})
+    off = replace(right, shown={**right.shown, source: told})
+
+    assert _judge([_submission(dead="failed")], [], state=right).ok
+    verdict = _judge([_submission(dead="failed")], [], state=off)
+
+    assert _failed(verdict) == {"M"}
+    assert f"{source} says" in verdict.check("M").text
+
+
+def test_what_redis_holds_is_counted_apart_from_what_is_exported_of_it(
+    broker: StreamBroker, redis_server: EmbeddedRedis
+) -> None:
+    held = delivered(broker, "q", "w", *map(message, range(6)))
+    death = b'{"reason":"failed","task_id":"0"}'
+    broker.reject("w", held[0].stream, held[0].entry_id, death=death, max_length=None, ttl=None)
+    broker.publish("q", message(7, step=3))
+    for number in range(3):
+        broker.delay("q", message(number), due_ms=redis_now_ms(broker.client) + 60_000, member=str(number))
+
+    state = load.final_state("streams", redis_server, "q")
+
+    assert (state.waiting, state.pending, state.delayed, state.dead) == (1, 5, 3, 1)
+    assert state.letters == (("0", "failed"),)
+    assert set(state.shown) == {"status", "totals of the status", "Prometheus"}
+    assert all(told == {"waiting": 1, "pending": 5, "delayed": 3, "dead": 1} for told in state.shown.values())
 
 
 def test_a_recovery_beyond_its_bound_fails() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,9 +68,13 @@ class FaultRecord:
         return self.kind.split()[0]
 
 
+#: The figures of a queue that are exported, as :class:`FinalState` calls them.
+FIGURES = ("waiting", "pending", "delayed", "dead")
+
+
 @dataclass(frozen=True)
 class FinalState:
-    """What Redis holds after the drain, as it is shown to operators."""
+    """What Redis holds after the drain, counted in Redis itself, and what is exported of it."""
 
     waiting: int = 0
     pending: int = 0
@@ -78,6 +82,8 @@ class FinalState:
     dead: int = 0
     #: (task id, reason) of each dead letter.
     letters: tuple[tuple[str | None, str], ...] = ()
+    #: What each export (the status, Prometheus ...) says, by its name; a figure that it does not tell is missing.
+    shown: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ def judge(
     left = f"waiting {state.waiting}, pending {state.pending}, delayed {state.delayed}"
     verdict.checks.append(Check("P", not (state.waiting or state.pending or state.delayed), left))
     verdict.checks.append(_dead(submissions, state, unsure))
-    verdict.checks.append(_shown(submissions, state, unsure, second))
+    verdict.checks.append(_shown(submissions, state, unsure))
     recovery = _Recovery(submissions, by_id, runs, faults, bounds)
     verdict.checks.append(recovery.check())
     verdict.checks.append(_check("H", not hangs, f"{len(hangs)} hanging", hangs))
@@ -267,10 +273,18 @@ def _dead(submissions: Sequence[Submission], state: FinalState, unsure: set[str]
     return _check("Q", not (missing or extra or twice), text, [*sorted(missing, key=str), *sorted(extra, key=str)])
 
 
-def _shown(submissions: Sequence[Submission], state: FinalState, unsure: set[str], second: _Second) -> Check:
+def _shown(submissions: Sequence[Submission], state: FinalState, unsure: set[str]) -> Check:
+    """Compare the dead letters with the ledger, which knows how many there must be, and each export with Redis."""
     wanted = sum(one.dead is not None for one in submissions)
     wanted += len({task_id for task_id, _ in state.letters if task_id in unsure})
-    return Check("M", state.dead == wanted, f"the status shows {state.dead} dead letters, the ledger says {wanted}")
+    wrong = [f"there are {state.dead} dead letters, the ledger says {wanted}"] if state.dead != wanted else []
+    for source, figures in state.shown.items():
+        for name in FIGURES:
+            held, said = getattr(state, name), figures.get(name)
+            if said != held:
+                wrong.append(f"{source} says {'nothing' if said is None else format(said, 'g')} of {held} {name}")
+    exports = ", ".join(state.shown) or "no export was asked"
+    return _check("M", not wrong, f"{wanted} dead letters in the ledger; {exports}; {len(wrong)} differ", wrong)
 
 
 class _Recovery:

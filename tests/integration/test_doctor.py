@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -312,6 +313,62 @@ def test_broker_that_is_no_redis_hides_nothing_else(app: MakeApp, redis_url: str
 
     assert found["lists"]["level"] == "info"
     assert found["groups"]["level"] == "warning"
+
+
+# -- node names -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def living(redis_url: str) -> Iterator[Callable[..., None]]:
+    """Let consumers of a queue be heard of all the time."""
+    stop = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def be_heard(queue: str, names: tuple[str, ...]) -> None:
+        client = RedisClient(redis_url)
+        key = StreamBroker(client).queue_keys(queue).streams[0]
+        while not stop.wait(0.05):
+            for name in names:
+                # A read of what it holds counts in every version of Redis.
+                client.call("XREADGROUP", "GROUP", keys.GROUP, name, "COUNT", 1, "STREAMS", key, "0")
+        client.close()
+
+    def start(queue: str, *names: str) -> None:
+        threads.append(threading.Thread(target=be_heard, args=(queue, names)))
+        threads[-1].start()
+
+    yield start
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_two_living_workers_of_one_node_name_are_found(
+    app: MakeApp, broker: StreamBroker, living: Callable[..., None]
+) -> None:
+    # F22; the children of one node name may consume different queues
+    delivered(broker, "q", "twin@h/1.aaaaaaaa", message(1))
+    delivered(broker, "r", "twin@h/1.bbbbbbbb", message(2))
+    living("q", "twin@h/1.aaaaaaaa", "other@h/1.cccccccc")
+    living("r", "twin@h/1.bbbbbbbb")
+
+    found = findings(app())["node names"]
+
+    assert (found["level"], found["queue"]) == ("warning", None)
+    assert found["what"] == "2 workers that are alive have the node name twin@h"
+    assert "remote control" in found["why"]
+    assert "-n NAME@%h" in found["todo"]
+
+
+def test_worker_that_was_killed_and_started_again_a_moment_ago_is_no_second_one(
+    app: MakeApp, broker: StreamBroker, living: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("celery_streams.monitoring.doctor.HEARD_WITHIN", 1.0)
+    delivered(broker, "q", "w@h/1.aaaaaaaa", message(1))
+    delivered(broker, "q", "w@h/1.bbbbbbbb", message(2))
+    living("q", "w@h/1.bbbbbbbb")
+
+    assert "node names" not in findings(app(streams_visibility_timeout=2.0))
 
 
 # -- workers ----------------------------------------------------------------------------------------------------------

@@ -20,11 +20,13 @@ from celery_streams.monitoring.checks import (
     check_clock,
     check_eviction,
     check_memory,
+    check_namesakes,
     check_permissions,
     check_persistence,
     check_role,
     check_version,
     check_worlds,
+    namesakes,
 )
 from celery_streams.monitoring.doctor import sort_workers
 from celery_streams.scripts import Script
@@ -220,6 +222,49 @@ def test_messages_on_the_side_that_nobody_consumes(
 
     assert [finding.level for finding in found] == levels
     assert all(is_complete(finding) and finding.queue == "q" for finding in found)
+
+
+@pytest.mark.parametrize(
+    ("heard", "found"),
+    [
+        ({"w@h/1.aa": 10.0, "w@h/1.bb": 11.0}, [{"w@h/1.aa", "w@h/1.bb"}]),
+        ({"w@h/1.aa": 10.0, "w@h/2.bb": 11.0}, []),
+        ({"w@h/1.aa": 10.0, "v@h/1.bb": 11.0}, []),
+        ({"w@h/1.aa": 4.0, "w@h/1.bb": 11.0}, []),
+        ({"w@h.b.c/1.aa": 10.0, "w@h.b.d/1.bb": 11.0}, []),
+        # Names that are not ours.
+        ({"doctor": 10.0, "a.b": 10.0, "a.c": 10.0, "w@h/1": 10.0}, []),
+    ],
+)
+def test_consumers_that_would_be_the_same_child_are_put_together(
+    heard: dict[str, float], found: list[set[str]]
+) -> None:
+    assert [set(same) for same in namesakes(heard, since=5.0)] == found
+
+
+@pytest.mark.parametrize(
+    ("after", "nodes"),
+    [
+        # Both were heard of again.
+        ({"w@h/1.aa": 13.0, "w@h/1.bb": 13.0, "w@h/2.cc": 13.0}, ["2 workers that are alive have the node name w@h"]),
+        # A child that was replaced: deleted.
+        ({"w@h/1.bb": 13.0}, []),
+        # A child that was killed a moment ago: still there, and silent; two looks differ by a rounding.
+        ({"w@h/1.aa": 10.001, "w@h/1.bb": 13.0}, []),
+        # Two children after one another, between the looks.
+        ({"w@h/1.dd": 13.0, "w@h/1.bb": 13.0}, []),
+        ({}, []),
+    ],
+)
+def test_node_name_of_two_workers_is_found_when_both_are_heard_of_again(
+    after: dict[str, float], nodes: list[str]
+) -> None:
+    before = {"w@h/1.aa": 10.0, "w@h/1.bb": 10.0, "w@h/2.cc": 10.0}
+
+    found = list(check_namesakes(before, after))
+
+    assert [finding.what for finding in found] == nodes
+    assert all(finding.level == "warning" and is_complete(finding) for finding in found)
 
 
 def test_workers_are_told_apart_by_their_pool() -> None:
