@@ -55,6 +55,15 @@ def project_environment(
     return environment
 
 
+def alive(pid: int) -> bool:
+    """Return whether there is a process with this id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 class Program:
     """A process of its own session, with its output in a file."""
 

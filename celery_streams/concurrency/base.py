@@ -232,6 +232,9 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         consumer = self.services.claimer.consumer
 
         def settle() -> None:
+            held = (delivery.stream, consumer, delivery.entry_id)
+            if self.aftermath.broker.extend([held]) or self.aftermath.claim_left(delivery):
+                return  # another worker's by now; or a part of a chord that has to wait, and is found again
             self.aftermath.crashes += 1
             self.aftermath.settle_lost(delivery, consumer, claimed=True)
 

@@ -100,7 +100,7 @@ class TaskPool(StreamsPool):
                 self._table,
                 child_end,
                 self.child_options(),
-                parent_end if self.forking_enable else None,
+                [parent_end, *(other.control for other in self._children.values())] if self.forking_enable else [],
             ),
         )
         process.name = process.name.replace("Process", "PoolWorker")

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,11 +94,22 @@ class Child:
 
 
 def child_target(
-    app: Any, hostname: str, consumer: str, index: int, table: Any, control: Any, options: Any, other_end: Any
+    app: Any,
+    hostname: str,
+    consumer: str,
+    index: int,
+    table: Any,
+    control: Any,
+    options: Any,
+    other_ends: Sequence[Any],
 ) -> None:
-    """Be a child; ``other_end`` is the parent's end of the pipe, which a forked process inherits."""
-    if other_end is not None:
-        other_end.close()
+    """Be a child; ``other_ends`` are the parent's ends of pipes, which a forked process inherits.
+
+    As long as one of them is open anywhere, the child at the other end does not see that the parent is gone. (On Linux
+    the kernel ends a child with its parent.)
+    """
+    for end in other_ends:
+        end.close()
     child_main(app, hostname, consumer, index, table, control, options)
 
 

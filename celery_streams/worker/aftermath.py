@@ -1,9 +1,9 @@
 """Aftermath: what the parent does for a child that died, or is about to: nothing a child held may depend on it.
 
 1. What ran but was not acknowledged yet is acknowledged in its place.
-2. What was running is decided as ``lost``, ``timed_out`` or ``interrupted``; the signals, errbacks and results of a
+2. What was not started goes back, with no delivery counted.
+3. What was running is decided as ``lost``, ``timed_out`` or ``interrupted``; the signals, errbacks and results of a
    task that will not run again are those of Celery's Request.
-3. What was not started goes back, with no delivery counted.
 4. The consumer is deleted from the group once nothing is pending for it; a second look a moment later catches an
    entry that Redis handed to the dead connection before it noticed.
 
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 #: Errbacks, signals, hooks and backends raise anything; the message must not stay pending for it.
 _UNTOLD = "Telling of the lost task %s[%s] failed; it is settled all the same."
 
-#: Steps of the work for one casualty: acknowledge, settle, release, forget, and forget again.
+#: Steps of the work for one casualty: acknowledge, release, settle, forget, and forget again.
 _STEPS = 4
 
 #: Seconds after which the consumer of a dead child is looked at again.
@@ -156,6 +156,9 @@ class Aftermath:
             self._acknowledge(casualty.consumer, shot.finished)
             casualty.step = 1
         if casualty.step == 1:
+            self.broker.release(casualty.consumer, [(held.stream, held.entry_id) for held in shot.waiting])
+            casualty.step = 2
+        if casualty.step == 2:
             if shot.running is not None and not casualty.cause.revoked:
                 left = self._settle_running(casualty, shot.running)
                 if left:
@@ -168,9 +171,6 @@ class Aftermath:
                     # Looked at again before the entry, which has no other heartbeat, is idle for too long.
                     casualty.due = now + min(left, self.streams.conf.visibility_timeout / 3)
                     return False
-            casualty.step = 2
-        if casualty.step == 2:
-            self.broker.release(casualty.consumer, [(held.stream, held.entry_id) for held in shot.waiting])
             casualty.step = 3
         if casualty.step == 3:
             self._forget(casualty)
@@ -204,9 +204,11 @@ class Aftermath:
         if casualty.cause.cancelled:
             if not early:
                 history = _history(delivery)
-                self.settler(casualty.consumer).settle(delivery, Outcome(Action.REQUEUE), history=history)
+                self.settler(casualty.consumer).settle(
+                    delivery, decide(Event.INTERRUPTED, Circumstances()), history=history
+                )
             return 0.0
-        left = self._claim_left(delivery)
+        left = self.claim_left(delivery)
         if left:
             return left
         self.crashes += 1
@@ -220,7 +222,7 @@ class Aftermath:
         )
         return 0.0
 
-    def _claim_left(self, delivery: Delivery) -> float:
+    def claim_left(self, delivery: Delivery) -> float:
         """Return for how long the dead process may have claimed the body of its chord; see :mod:`.chords`."""
         try:
             headers = delivery.message.decode_headers() if delivery.message is not None else {}
@@ -297,7 +299,7 @@ class Aftermath:
             if meta:
                 logger.warning("Task %s[%s] succeeded before its process was lost.", request.name, request.id)
                 self._count_chord_part(request, meta)
-                outcome = Outcome(Action.LEAVE if early else Action.ACK)
+                outcome = decide(Event.SUCCEEDED, given)
             elif outcome.action is not Action.REQUEUE or getattr(request.task, "retry_on_worker_lost", False):
                 outcome = self._announce_lost(request, einfo, outcome, verdict, early=early)
             else:

@@ -20,7 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from billiard.common import reset_signals, terminate_handler_fired
+from billiard import common
+from billiard.common import reset_signals
 from billiard.compat import mem_rss
 from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.pool import EX_RECYCLE, TASK, Worker
@@ -129,7 +130,7 @@ class ChildLoop:
         self.pace = Pace(most=options.max_batch)
         self._commands: dict[str, Callable[..., None]] = {
             "consume": self._on_consume,
-            "stop": self._on_stop,
+            "stop": self.stop,
             "revoke": self._on_revoke,
             "revoke_stamps": self._on_revoke_stamps,
             "task_option": self._on_task_option,
@@ -156,7 +157,8 @@ class ChildLoop:
         self._numbers = {ref: index for index, ref in enumerate(known)}
         self.reader.streams = list(wanted)
 
-    def _on_stop(self) -> None:
+    def stop(self) -> None:
+        """Stop after the task that runs now; outcomes that Redis does not take are given up a while later."""
         self.stopping = True
         self._stop_by = time.monotonic() + STOP_PATIENCE
 
@@ -240,7 +242,7 @@ class ChildLoop:
                 settler.flush(assisted=slot.restricted())
             if settler.gave_up:
                 break
-            if not slot.begin(index, soft=self._options.soft_limit, hard=self._options.hard_limit):
+            if not slot.begin(index):
                 self._put_back(batch[index:])
                 break
             alone = suspect and index + 1 < len(batch)
@@ -249,6 +251,8 @@ class ChildLoop:
                 # begin(), for the parent may have taken this entry back as well.
                 self._put_back(batch[index + 1 :])
                 slot.shorten(index + 1)
+                if settler.gave_up:
+                    break
             self._run(delivery)
             if settler.gave_up:
                 # What became of it is not stored: the parent must not take it for finished and acknowledge it.
@@ -270,7 +274,7 @@ class ChildLoop:
         try:
             self.executor.execute(delivery)
         except (SystemExit, KeyboardInterrupt):
-            if not terminate_handler_fired():
+            if not common._should_have_exited[0]:  # terminate_handler_fired() of billiard 4.3.1 and later
                 self.slot.exited()
                 self._report()
             raise
@@ -312,9 +316,15 @@ class ChildLoop:
         if self._events is not None:
             self._events.end()
         self.settler.flush(assisted=self.slot.restricted())
-        self.slot.clear()
         self._report()
         broker = self.settler.broker
+        if self.settler.gave_up:
+            # What this child could not tell Redis stands in its slot: the parent does it, if it lives on.
+            self.exitcode = 1
+            self.reader.close()
+            broker.client.close()
+            return
+        self.slot.clear()
         known = list(self.slot.streams)
 
         def leave() -> None:
@@ -391,7 +401,7 @@ def child_main(
             # systemd and others signal the whole group: only the parent may end a task, the rest means "stop soon".
             if slot.terminate_asked():
                 end_now(signum, frame)
-            loop.stopping = True
+            loop.stop()
 
         def run() -> int:
             try:

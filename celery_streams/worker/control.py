@@ -61,7 +61,7 @@ class Pidbox(pidbox.Pidbox):  # type: ignore[misc]
 
 def _forward_revoke(consumer: Any, arguments: dict[str, Any]) -> None:
     task_ids = [str(task_id) for task_id in maybe_list(arguments.get("task_id")) or []]
-    consumer.pool.forward("revoke", task_ids)
+    consumer.pool.forward_revoked(task_ids)
     try:
         streams_of(consumer.app).broker.revoke(task_ids, expires_at=time.time() + worker_state.REVOKE_EXPIRES)
     except BrokerError as exc:

@@ -70,6 +70,7 @@ class Executor:
     accept: Any = None
     _slow: SlowPath = field(init=False)
     _does_info: bool = False
+    _deduplicates: bool = False
 
     def __post_init__(self) -> None:
         self._slow = SlowPath(self)
@@ -78,6 +79,7 @@ class Executor:
         """Read the options of all tasks and build their strategies and tracers; again after any of them changed."""
         app = self.app
         self.accept = prepare_accept_content(app.conf.accept_content)
+        self._deduplicates = app.conf.worker_deduplicate_successful_tasks
         self._does_info = strategy_logger.isEnabledFor(logging.INFO)
         for name, task in app.tasks.items():
             plan = plan_for(task, self.streams, rate_limits=not app.conf.worker_disable_rate_limits)
@@ -210,7 +212,12 @@ class Executor:
         except (DecodeError, SerializationError, ValueError, TypeError) as exc:
             self.malformed(delivery, Event.MALFORMED, exc, request)
             return
-        if history and embed and embed.get("chord") and self.waits_for_claim(delivery, plan, request, history):
+        if (
+            embed
+            and embed.get("chord")
+            and history.get("redelivered")
+            and self.waits_for_claim(delivery, plan, request, history)
+        ):
             return
         if self._does_info:
             context = {
@@ -263,7 +270,8 @@ class Executor:
             if running.held is not None:
                 self.settler.publish(running.held)
             self.settler.ack(delivery)
-            worker_state.successful_requests.add(task_id)
+            if self._deduplicates:
+                worker_state.successful_requests.add(task_id)
             return
         event, raised = event_of(info.retval, task)
         if event is Event.REJECTED:

@@ -129,6 +129,8 @@ class Settler:
         if not sent:
             return
         lost, repeated = self.insist(lambda: self.broker.ack(self.consumer, sent), "acknowledge")
+        if self.gave_up:
+            return
         self.confirm(sent, lost or (), assisted=assisted or repeated)
 
     def ack_now(self, delivery: Delivery) -> bool:

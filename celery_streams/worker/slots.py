@@ -63,8 +63,6 @@ ACKED_EARLY = 1
 #: Flag: the running task's body raised SystemExit or KeyboardInterrupt.
 EXITED = 2
 
-_barrier = threading.Lock()
-
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -108,6 +106,9 @@ class Slot:
         self._batch = 0
         self._done = 0
         self._restricting = threading.Lock()
+        #: Taken for nothing but the order in which memory is written and read; a lock of each side's own, for one that
+        #: a thread of the parent held during the fork would never be free in the child.
+        self._barrier = threading.Lock()
 
     # -- the child's half
 
@@ -128,19 +129,22 @@ class Slot:
             _ENTRY.pack_into(self._memory, offset, int(ms), int(sequence), stream)
             offset += _ENTRY.size
         self._batch = (self._batch + 1) & 0x7FFFFFFF
-        with _barrier:
+        with self._barrier:
             self._longs[_BATCH] = len(entries) << 32 | self._batch
 
     def shorten(self, count: int) -> None:
         """Forget the entries of the batch from ``count`` on: they were put back."""
         self._longs[_BATCH] = count << 32 | self._batch
 
-    def begin(self, index: int, *, soft: float | None, hard: float | None) -> bool:
-        """Say that entry ``index`` starts now; False when the parent took it back: then it must not start."""
+    def begin(self, index: int) -> bool:
+        """Say that entry ``index`` starts now; False when the parent took it back: then it must not start.
+
+        Time limits come later, with :meth:`limit`: until its body starts a message may have to wait for Redis.
+        """
         doubles = self._doubles
-        doubles[_SINCE], doubles[_SOFT], doubles[_HARD] = time.monotonic(), soft or 0.0, hard or 0.0
+        doubles[_SINCE], doubles[_SOFT], doubles[_HARD] = time.monotonic(), 0.0, 0.0
         self._words[_STARTED] = index + 1
-        with _barrier:
+        with self._barrier:
             pass
         word = self._longs[_RESTRICTED]
         if word >> 32 == self._batch and index >= word & _LOW:
@@ -149,7 +153,9 @@ class Slot:
         return True
 
     def limit(self, *, soft: float | None, hard: float | None) -> None:
-        """Set the time limits of the running task (they become known only after it was decoded)."""
+        """Set the time limits of the running task, which count from the first call on; None ends them."""
+        if (soft or hard) and not self.limited():
+            self._doubles[_SINCE] = time.monotonic()
         self._doubles[_SOFT], self._doubles[_HARD] = soft or 0.0, hard or 0.0
 
     def limited(self) -> bool:
@@ -206,7 +212,7 @@ class Slot:
                 # Never later in the same batch: the child may just be about to see that it must not start one.
                 if self._longs[_RESTRICTED] >> 32 != batch or word < self._longs[_RESTRICTED]:
                     self._longs[_RESTRICTED] = word
-                with _barrier:
+                with self._barrier:
                     pass
                 shot = self.snapshot()
                 if shot.batch == batch:  # else the child has loaded a new batch, of which nothing is restricted
@@ -236,7 +242,7 @@ class Slot:
             flags, started = words[_FLAGS], words[_STARTED]
             start = self._at + _ENTRIES_AT
             ids = [_ENTRY.unpack_from(self._memory, start + _ENTRY.size * i) for i in range(count)]
-            with _barrier:
+            with self._barrier:
                 if longs[_BATCH] == loaded and words[_FINISHED] == finished and words[_STARTED] == started:
                     break
         held = [

@@ -77,7 +77,7 @@ class SlowPath:
             self._unknown(delivery, kombu_message, name, task_id, history)
             return
         if (
-            history
+            history.get("redelivered")
             and payload is None
             and (decoded[2] or {}).get("chord")
             and self.executor.waits_for_claim(delivery, plan, headers, history)

@@ -18,7 +18,7 @@ from celery_streams.bin.again import without
 from celery_streams.bin.worker import worker as our_worker
 from celery_streams.connection import RedisClient
 from tests.eventually import eventually
-from tests.processes import ROOT
+from tests.processes import ROOT, alive
 
 QUIET = ("-l", "INFO", "--without-mingle", "--without-gossip")
 
@@ -32,14 +32,6 @@ def ready(program, count=1):
         return program.log.count(" ready.") >= count
 
     eventually(said, timeout=30, message=program.log)
-
-
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_every_option_of_celerys_worker_is_there_with_its_names_default_and_help_group():

@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 
 from tests.eventually import eventually
+from tests.processes import alive
 
 
 def test_task_of_a_killed_child_runs_again_at_once_on_the_same_worker(project, act, worker):
@@ -101,17 +102,8 @@ def test_children_of_a_killed_worker_end_too(project, act, worker):
     victim.signal(signal.SIGKILL)
     victim.wait()
 
-    def gone():
-        for pid in pids:
-            try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
-                continue
-            return False
-        return True
-
     assert len(pids) == 2
-    eventually(gone)
+    eventually(lambda: not any(alive(pid) for pid in pids))
 
 
 @pytest.mark.slow

@@ -12,11 +12,14 @@ from celery import Celery
 
 from celery_streams import inspect, streams_of
 from celery_streams.broker import StreamBroker
+from celery_streams.conf import StreamsConf
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.message import Message, encode, encode_history
 from celery_streams.worker.child import ChildLoop, ChildOptions
+from celery_streams.worker.settle import Settler
 from celery_streams.worker.slots import SlotTable
+from tests.redis_state import delivered
 
 ME = "w@h/1"
 
@@ -124,3 +127,18 @@ def test_task_whose_outcome_was_not_stored_is_not_told_as_finished(
 
     shot = slot.snapshot()
     assert (shot.finished, shot.running is not None) == ((), True)
+
+
+def test_acknowledgements_that_were_given_up_are_kept_for_the_parent(app: Callable[..., Celery]) -> None:
+    with EmbeddedRedis() as server:
+        broker = StreamBroker(RedisClient(server.url))
+        (held,) = delivered(broker, "celery", ME, message("t", 1))
+        settler = Settler(broker, ME, conf=StreamsConf(), hostname="w@h", give_up=lambda: True)
+        confirmed: list[bool] = []
+        settler.on_confirmed = lambda: confirmed.append(True)
+        settler.ack(held)
+        server.kill()
+
+        settler.flush()
+
+    assert (settler.gave_up, settler.waiting, confirmed) == (True, 1, [])

@@ -133,9 +133,9 @@ def test_long_task_does_not_lose_its_entry_when_those_behind_it_are_handed_back(
     child, parent = table.slot(0), table.slot(0)
     child.attach(1)
     child.load([(0, one.entry_id) for one in found])
-    assert child.begin(0, soft=None, hard=None)
+    assert child.begin(0)
     child.finish(0)
-    assert child.begin(1, soft=None, hard=None)
+    assert child.begin(1)
     holder = SlotHolder(parent)
 
     released = Handback(broker, lambda: [holder]).run_once(now=time.monotonic() + 60)

@@ -53,7 +53,7 @@ def load(child: Slot, count: int) -> None:
 
 
 def begin(child: Slot, index: int) -> bool:
-    return child.begin(index, soft=None, hard=None)
+    return child.begin(index)
 
 
 def run(child: Slot, index: int) -> None:
@@ -140,7 +140,8 @@ def test_slots_do_not_touch_each_other(table: SlotTable, child: Slot) -> None:
 
 def test_time_limits_are_those_of_the_running_task(child: Slot, parent: Slot) -> None:
     load(child, 2)
-    child.begin(0, soft=5.0, hard=7.5)
+    child.begin(0)
+    child.limit(soft=5.0, hard=7.5)
     first = parent.snapshot()
 
     child.limit(soft=None, hard=1.0)
@@ -152,10 +153,11 @@ def test_time_limits_are_those_of_the_running_task(child: Slot, parent: Slot) ->
 
 def test_time_limits_end_with_the_task(child: Slot, parent: Slot) -> None:
     load(child, 2)
-    child.begin(0, soft=5.0, hard=7.5)
+    child.begin(0)
+    child.limit(soft=5.0, hard=7.5)
     child.finish(0)
 
-    child.begin(1, soft=None, hard=None)
+    child.begin(1)
 
     assert (parent.snapshot().soft, parent.snapshot().hard) == (None, None)
 
@@ -436,7 +438,7 @@ def _race(slot: Slot, marks: mmap.mmap, stop: mmap.mmap) -> None:
     for number in range(ROUNDS):
         slot.load([(0, b"%d-%d" % (number, index)) for index in range(4)])
         for index in range(4):
-            if not slot.begin(index, soft=None, hard=None):
+            if not slot.begin(index):
                 break
             marks[number * 4 + index] = 1
             slot.finish(index)
