@@ -113,6 +113,19 @@ def test_two_hundred_async_def_tasks_run_at_once_on_one_loop(project, waiting, w
     assert len({run["thread"] for run in runs}) == 1
 
 
+def test_coroutine_that_exits_leaves_the_other_coroutines_of_its_loop_running(project, waiting, worker):
+    worker(pool="asyncio", concurrency=2, options=WAITING)
+
+    beside = waiting("wait_for").delay("beside", seconds=1.0)
+    exits = waiting("wait_and_exit").delay()
+    assert eventually(lambda: exits.state == "FAILURE")
+    after = waiting("wait_for").delay("after")
+
+    assert beside.get(timeout=10) == "beside"
+    assert after.get(timeout=10) == "after"
+    assert set(project.counted().values()) == {1}
+
+
 def test_threads_run_as_many_tasks_at_once_as_asked(project, act, worker):
     results = [act.delay("meet", n, count=20) for n in range(20)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 
 from celery import current_task
@@ -76,6 +77,12 @@ async def wait_and_retry(self, value, until=1):
 async def wait_and_fail(self, value):
     await _wait(self, value, 0.01)
     raise ConnectionError(value)
+
+
+@shared_task(bind=True)
+async def wait_and_exit(self, seconds=0.1):
+    await _wait(self, None, seconds)
+    sys.exit("a bad option")
 
 
 @shared_task
