@@ -39,6 +39,7 @@ def test_every_pool_runs_the_same_tasks_to_the_same_end(project, waiting, worker
     by_celery = waiting("wait_for_it").delay("declared with Celery's decorator")
     async_retried = waiting("wait_and_retry").delay("at last", until=2)
     async_failed = waiting("wait_and_fail").delay("for good")
+    nested = waiting("add_by_calling").delay(1, 2)
     workflow = chain(chord(group(add.s(n, n) for n in range(3)), total.s()), add.s(1)).delay()
 
     assert [result.get(timeout=15) for result in plain] == list(range(30))
@@ -52,6 +53,7 @@ def test_every_pool_runs_the_same_tasks_to_the_same_end(project, waiting, worker
     assert by_celery.get(timeout=15) == "declared with Celery's decorator"
     assert async_retried.get(timeout=15) == ["at last", 2]
     assert repr(async_failed.get(timeout=15, propagate=False)) == "ConnectionError('for good')"
+    assert nested.get(timeout=15) == 6
     assert workflow.get(timeout=15) == 7
     once = {result.id: 1 for result in (*plain, delayed, failed, request, *together, by_celery)}
     assert project.counted() == once | {retried.id: 3, async_retried.id: 3, async_failed.id: 2}

@@ -92,6 +92,12 @@ async def add_later(x, y):
 
 
 @shared_task
+async def add_by_calling(x, y):
+    """Call another ``async def`` task as a function, and apply it in place."""
+    return add_later(x, y) + add_later.apply((x, y)).result
+
+
+@shared_task
 def is_in_a_loop():
     """Return what a library asks that refuses to block an event loop, Django's for one."""
     try:
