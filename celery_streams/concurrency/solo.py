@@ -21,7 +21,7 @@ from ..exceptions import BrokerError
 from ..worker.child import consumer_name
 from ..worker.limits import Restrictable
 from ..worker.reader import Pace, Reader
-from ..worker.runner import Runner
+from ..worker.runner import Runner, put_back
 from .base import StreamsPool
 
 __all__ = ("TaskPool",)
@@ -150,7 +150,9 @@ class TaskPool(StreamsPool):
 
     def _run(self, batch: Sequence[Delivery]) -> None:
         assert self._runner is not None
-        for delivery in batch:
+        # A blocking read brings an entry of each stream that has any, and the heartbeat knows only of what runs.
+        put_back(self._runner.settler.broker, self._name, batch[1:])
+        for delivery in batch[:1]:
             try:
                 self._runner.run(delivery)
             except (SystemExit, KeyboardInterrupt) as exc:

@@ -13,11 +13,10 @@ from typing import Any
 from celery.worker import state as worker_state
 
 from ..broker import Delivery, StreamRef
-from ..exceptions import BrokerError
 from ..worker.child import consumer_name
 from ..worker.limits import Restrictable
 from ..worker.reader import Reader
-from ..worker.runner import Runner
+from ..worker.runner import Runner, put_back
 from ..worker.slots import Held, Snapshot
 from .base import StreamsPool
 
@@ -199,20 +198,16 @@ class TaskPool(StreamsPool):
                     self._changed.wait_for(lambda: self._stopping, timeout=1.0)
                 continue
             if self._stopping or not self._streams:
-                self._put_back(deliveries)
+                put_back(self._broker, self._name, deliveries)
                 continue
+            # A blocking read brings an entry of each stream that has any, whoever is free.
+            put_back(self._broker, self._name, deliveries[free:])
+            del deliveries[free:]
             with self._changed:
                 self._free -= len(deliveries)
             for delivery in deliveries:
                 self._backlog.put(delivery)
         reader.close()
-
-    def _put_back(self, deliveries: Sequence[Delivery]) -> None:
-        if deliveries:
-            try:
-                self._broker.release(self._name, [(item.stream, item.entry_id) for item in deliveries])
-            except BrokerError as exc:
-                logger.warning("Cannot put back what was read last; it is claimed by others later: %s", exc)
 
     def _heard(self, reader: Reader) -> None:
         os.read(self._wake_in, 4096)
