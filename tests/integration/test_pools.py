@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import select
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -142,6 +144,48 @@ def test_nothing_waits_behind_a_task_although_one_read_brought_entries_of_two_pr
     assert eventually(lambda: (pool._hub.round(), len(ran))[1] == 2)
     assert ran == [(1, 1), (2, 1)]
     assert eventually(lambda: (pool._hub.round(), inspect.queue_status(broker, QUEUE).length)[1] == 0)
+
+
+@pytest.mark.parametrize("pool", [thread.TaskPool], indirect=True)
+def test_threads_that_a_shrinking_pool_ended_are_forgotten(pool: thread.TaskPool) -> None:
+    pool.grow(3)
+    assert len(pool.holders()) == 1 + 3 + 1
+
+    pool.shrink(3)
+
+    assert eventually(lambda: len(pool.holders()) == 1 + 1)
+    assert pool._get_info()["threads"] == 1
+
+
+@pytest.mark.parametrize("pool", [thread.TaskPool], indirect=True)
+def test_hand_back_looks_at_no_thread_for_none_has_anything_behind_what_it_runs(pool: thread.TaskPool) -> None:
+    pool.grow(3)
+
+    assert list(pool.handed_back()) == [pool._backlog]
+
+
+@pytest.mark.parametrize("pool", [thread.TaskPool], indirect=True)
+def test_terminated_pool_waits_for_its_busy_threads_together_and_not_for_each(pool: thread.TaskPool) -> None:
+    pool.grow(99)
+    met, over = threading.Barrier(101), threading.Event()
+
+    @pool.app.task(name="work", shared=False)
+    def work() -> None:
+        met.wait(30)
+        over.wait(30)
+
+    for _ in range(100):
+        work.delay()
+    pool.consume([QUEUE])
+    met.wait(30)
+
+    began = time.monotonic()
+    pool.terminate()
+    took = time.monotonic() - began
+    over.set()
+
+    assert took < 4.0
+    assert eventually(lambda: not pool._threads)
 
 
 class Holding(StreamsPool):
