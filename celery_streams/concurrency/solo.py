@@ -20,7 +20,7 @@ from ..broker import Delivery, StreamRef
 from ..exceptions import BrokerError
 from ..worker.child import consumer_name
 from ..worker.limits import Restrictable
-from ..worker.reader import Pace, Reader
+from ..worker.reader import Reader
 from ..worker.runner import Runner, put_back
 from .base import StreamsPool
 
@@ -60,7 +60,6 @@ class TaskPool(StreamsPool):
         self._runner = Runner(
             self.app, self.hostname, self._name, broker, options=self.child_options(), eventer=self._eventer()
         )
-        self._pace = Pace(most=1)
         self._reader = Reader(
             broker,
             self._name,

@@ -17,6 +17,7 @@ from ..worker.child import consumer_name
 from ..worker.limits import Restrictable
 from ..worker.reader import Reader
 from ..worker.runner import Runner, put_back
+from ..worker.settle import Settler
 from ..worker.slots import Held, Snapshot
 from .base import StreamsPool
 
@@ -178,9 +179,7 @@ class TaskPool(StreamsPool):
         reader = Reader(
             self.streams.new_broker(),
             self._name,
-            Runner(
-                self.app, self.hostname, self._name, self._broker, options=self.child_options(), eventer=None
-            ).settler,
+            Settler(self._broker, self._name, conf=self.streams.conf, hostname=self.hostname),
             wake=self._wake_in,
             on_wake=lambda: self._heard(reader),
             stopped=lambda: self._stopping or not self._streams,
