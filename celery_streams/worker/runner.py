@@ -130,15 +130,16 @@ class Runner:
         )
         self.executor.use_events(eventer)
 
-    def run(self, delivery: Delivery) -> None:
-        """Run and settle ``delivery``.
+    def run(self, delivery: Delivery, *, flush: bool = True) -> None:
+        """Run and settle ``delivery``; without ``flush`` its acknowledgement is left to the settler's next user.
 
         SystemExit and KeyboardInterrupt of the body are reported as Celery's pools in one process do: the task fails.
         """
         self.record.start(delivery)
         try:
             self.executor.execute(delivery)
-            self.settler.flush()
+            if flush:
+                self.settler.flush()
         finally:
             self.record.finish()
 

@@ -109,6 +109,29 @@ def test_solo_worker_goes_on_after_a_task_that_ended_what_ran_it(
     eventually(lambda: (pool._hub.round(), inspect.queue_status(broker, QUEUE).pending)[1] == 0)
 
 
+def test_busy_solo_worker_asks_redis_once_for_each_task(pool: solo.TaskPool, broker: StreamBroker) -> None:
+    ran: list[int] = []
+
+    @pool.app.task(name="work", shared=False)
+    def work(number: int) -> None:
+        ran.append(number)
+
+    for number in range(200):
+        work.delay(number)
+
+    before = reads(broker)
+    pool.consume([QUEUE])
+    assert eventually(lambda: (pool._hub.round(), ran)[1] == list(range(200)))
+
+    assert eventually(lambda: (pool._hub.round(), inspect.queue_status(broker, QUEUE).pending)[1] == 0)
+    assert reads(broker) - before < 300
+
+
+def reads(broker: StreamBroker) -> int:
+    """Return how often Redis has read from a connection."""
+    return int(re.search(rb"total_reads_processed:(\d+)", broker.client.call("INFO", "stats"))[1])
+
+
 def arrive_together(broker: StreamBroker, *messages: Any) -> None:
     """Have entries come to as many streams between two blocking reads, so that the next one finds them all.
 
