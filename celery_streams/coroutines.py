@@ -42,17 +42,20 @@ def as_function(fun: Callable[..., Any]) -> Callable[..., Any]:
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run ``coroutine`` to its end and return its result, from code that is not asynchronous.
 
-    Inside a running event loop (``task_always_eager`` in an asynchronous view) it runs in a thread of its own.
+    Inside a running event loop (``task_always_eager`` in an asynchronous view, a coroutine that calls another task as
+    a function) it runs in a thread of its own.
     An exception that strikes from outside (SoftTimeLimitExceeded, SystemExit) cancels the coroutine, lets it clean
     up, and goes on.
     """
+    # get_running_loop raises, which would be the context of what tasks raise.
+    if asyncio._get_running_loop() is not None:
+        # Also in a coroutine that the runner runs, which shares its context: to wait for its loop here would stop it.
+        with ThreadPoolExecutor(1, thread_name_prefix="celery-streams-eager") as executor:
+            return executor.submit(asyncio.run, coroutine).result()
     chosen = runner.get()
-    if chosen is not None:
-        return chosen(coroutine)  # type: ignore[no-any-return]
-    if asyncio._get_running_loop() is None:  # get_running_loop raises, which would be the context of what tasks raise
+    if chosen is None:
         return _run_here(coroutine)
-    with ThreadPoolExecutor(1, thread_name_prefix="celery-streams-eager") as executor:
-        return executor.submit(asyncio.run, coroutine).result()
+    return chosen(coroutine)  # type: ignore[no-any-return]
 
 
 def _run_here(coroutine: Coroutine[Any, Any, T]) -> T:

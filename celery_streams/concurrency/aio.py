@@ -29,9 +29,19 @@ class TaskPool(thread.TaskPool):
         """Start the loop, then the threads."""
         keep_contexts(self.app)
         self._loop = asyncio.new_event_loop()
-        self._loop_thread = threading.Thread(target=self._loop.run_forever, name="celery-streams-asyncio", daemon=True)
+        self._loop_thread = threading.Thread(target=self._run_loop, name="celery-streams-asyncio", daemon=True)
         self._loop_thread.start()
         super().on_start()
+
+    def _run_loop(self) -> None:
+        while True:
+            try:
+                self._loop.run_forever()
+            except (SystemExit, KeyboardInterrupt):
+                # A coroutine raised it, and asyncio lets it out of the loop, though it is the outcome of that task
+                # alone: the loop's next round tells the thread that waits for it.
+                continue
+            return
 
     def _run_coroutine(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         context = contextvars.copy_context()

@@ -90,6 +90,10 @@ class StreamsPool(BasePool):  # type: ignore[misc]
     def holders(self) -> Sequence[Restrictable]:
         """Return whoever holds entries now."""
 
+    def handed_back(self) -> Sequence[Restrictable]:
+        """Return the holders in which entries may wait behind a task that runs."""
+        return self.holders()
+
     @abstractmethod
     def announce(self, streams: Sequence[StreamRef]) -> None:
         """Tell the children what to read."""
@@ -163,6 +167,7 @@ class StreamsPool(BasePool):  # type: ignore[misc]
             self.streams,
             consumer_name(self.hostname, 0),
             holders=self.holders,
+            handed_back=self.handed_back,
             queues=lambda: self.queues,
             on_soft=self.on_soft,
             on_hard=self.on_hard,

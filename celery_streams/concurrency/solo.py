@@ -20,8 +20,8 @@ from ..broker import Delivery, StreamRef
 from ..exceptions import BrokerError
 from ..worker.child import consumer_name
 from ..worker.limits import Restrictable
-from ..worker.reader import Pace, Reader
-from ..worker.runner import Runner
+from ..worker.reader import Reader
+from ..worker.runner import Runner, put_back
 from .base import StreamsPool
 
 __all__ = ("TaskPool",)
@@ -60,7 +60,6 @@ class TaskPool(StreamsPool):
         self._runner = Runner(
             self.app, self.hostname, self._name, broker, options=self.child_options(), eventer=self._eventer()
         )
-        self._pace = Pace(most=1)
         self._reader = Reader(
             broker,
             self._name,
@@ -113,15 +112,17 @@ class TaskPool(StreamsPool):
         """Run what there is for a while, then wait for more through the event loop."""
         self._scheduled = False
         assert self._reader is not None
+        assert self._runner is not None
         if not self._reader.streams or self._watched >= 0 or self._state != self.RUN:
             return
-        began = time.monotonic()
-        while time.monotonic() - began < _ROUND and self._reader.streams:
+        began, found = time.monotonic(), True
+        while found and time.monotonic() - began < _ROUND and self._reader.streams:
             batch = self._reader.next(1, block=False)
-            if not batch:
-                break
-            self._run(batch)
-        else:
+            found = bool(batch)
+            self._run(batch, flush=False)  # the next read, which follows at once, takes the acknowledgement along
+        # The event loop may take its time, and a read that failed took nothing along.
+        self.guarded(self._runner.settler.flush)
+        if found:
             self._schedule()
             return
         try:
@@ -148,11 +149,13 @@ class TaskPool(StreamsPool):
         finally:
             self._schedule()
 
-    def _run(self, batch: Sequence[Delivery]) -> None:
+    def _run(self, batch: Sequence[Delivery], *, flush: bool = True) -> None:
         assert self._runner is not None
-        for delivery in batch:
+        # A blocking read brings an entry of each stream that has any, and the heartbeat knows only of what runs.
+        put_back(self._runner.settler.broker, self._name, batch[1:])
+        for delivery in batch[:1]:
             try:
-                self._runner.run(delivery)
+                self._runner.run(delivery, flush=flush)
             except (SystemExit, KeyboardInterrupt) as exc:
                 if isinstance(exc, (WorkerShutdown, WorkerTerminate)):
                     raise
@@ -181,6 +184,8 @@ class TaskPool(StreamsPool):
             return
         services, self.services = self.services, None
         services.stop()
+        if self._runner is not None:
+            self.guarded(self._runner.settler.flush)  # what ran must not be put back, whatever ended the last round
         if self._reader is not None:
             self._reader.close()
         queues = sorted({ref.queue for ref in self._known})

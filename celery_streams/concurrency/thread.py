@@ -13,11 +13,11 @@ from typing import Any
 from celery.worker import state as worker_state
 
 from ..broker import Delivery, StreamRef
-from ..exceptions import BrokerError
 from ..worker.child import consumer_name
 from ..worker.limits import Restrictable
 from ..worker.reader import Reader
-from ..worker.runner import Runner
+from ..worker.runner import Runner, put_back
+from ..worker.settle import Settler
 from ..worker.slots import Held, Snapshot
 from .base import StreamsPool
 
@@ -103,8 +103,8 @@ class TaskPool(StreamsPool):
         super().__init__(*args, **kwargs)
         self._name = consumer_name(self.hostname, 1)
         self._backlog = Backlog(self._name)
-        self._runners: list[Runner] = []
-        self._threads: list[threading.Thread] = []
+        self._threads: dict[Runner, threading.Thread] = {}
+        self._started = 0
         self._changed = threading.Condition()
         self._free = 0
         #: Entries that were taken back, while Redis did not take them.
@@ -117,7 +117,11 @@ class TaskPool(StreamsPool):
 
     def holders(self) -> Sequence[Restrictable]:
         """Return the threads' records, and what waits for a thread."""
-        return [*(runner.record for runner in list(self._runners)), self._backlog]
+        return [*(runner.record for runner in list(self._threads)), self._backlog]
+
+    def handed_back(self) -> Sequence[Restrictable]:
+        """Return what waits for a thread: a record never has anything behind what runs."""
+        return [self._backlog]
 
     # -- start
 
@@ -135,10 +139,10 @@ class TaskPool(StreamsPool):
             self.app, self.hostname, self._name, self._broker, options=self.child_options(), eventer=self._eventer()
         )
         thread = threading.Thread(
-            target=self._work, args=(runner,), name=f"ThreadPoolExecutor-0_{len(self._threads)}", daemon=True
+            target=self._work, args=(runner,), name=f"ThreadPoolExecutor-0_{self._started}", daemon=True
         )
-        self._runners.append(runner)
-        self._threads.append(thread)
+        self._started += 1
+        self._threads[runner] = thread
         thread.start()
 
     def announce(self, streams: Sequence[StreamRef]) -> None:
@@ -146,7 +150,7 @@ class TaskPool(StreamsPool):
         with self._changed:
             self._streams = list(streams)
             self._known.update(streams)
-            for runner in self._runners:
+            for runner in list(self._threads):
                 runner.executor.use_events(self._eventer())
                 runner.executor.prepare()
             self._changed.notify_all()
@@ -166,7 +170,7 @@ class TaskPool(StreamsPool):
     def forward(self, *message: Any) -> None:
         """Read the options of tasks again that remote control changed; all else is shared with the threads."""
         if message[0] == "task_option":
-            for runner in list(self._runners):
+            for runner in list(self._threads):
                 runner.executor.prepare()
 
     # -- the reader thread
@@ -175,9 +179,7 @@ class TaskPool(StreamsPool):
         reader = Reader(
             self.streams.new_broker(),
             self._name,
-            Runner(
-                self.app, self.hostname, self._name, self._broker, options=self.child_options(), eventer=None
-            ).settler,
+            Settler(self._broker, self._name, conf=self.streams.conf, hostname=self.hostname),
             wake=self._wake_in,
             on_wake=lambda: self._heard(reader),
             stopped=lambda: self._stopping or not self._streams,
@@ -199,20 +201,16 @@ class TaskPool(StreamsPool):
                     self._changed.wait_for(lambda: self._stopping, timeout=1.0)
                 continue
             if self._stopping or not self._streams:
-                self._put_back(deliveries)
+                put_back(self._broker, self._name, deliveries)
                 continue
+            # A blocking read brings an entry of each stream that has any, whoever is free.
+            put_back(self._broker, self._name, deliveries[free:])
+            del deliveries[free:]
             with self._changed:
                 self._free -= len(deliveries)
             for delivery in deliveries:
                 self._backlog.put(delivery)
         reader.close()
-
-    def _put_back(self, deliveries: Sequence[Delivery]) -> None:
-        if deliveries:
-            try:
-                self._broker.release(self._name, [(item.stream, item.entry_id) for item in deliveries])
-            except BrokerError as exc:
-                logger.warning("Cannot put back what was read last; it is claimed by others later: %s", exc)
 
     def _heard(self, reader: Reader) -> None:
         os.read(self._wake_in, 4096)
@@ -234,6 +232,7 @@ class TaskPool(StreamsPool):
             if delivery is None:
                 with self._changed:
                     self._free -= 1
+                    del self._threads[runner]
                 return
             try:
                 runner.run(delivery)
@@ -277,16 +276,15 @@ class TaskPool(StreamsPool):
         if self.services is not None:
             self.services.stop_delayed()
         self.guarded(self._give_back)
-        for _ in self._threads:
+        for _ in list(self._threads):
             self._backlog.end()
         deadline = None if wait_for is None else time.monotonic() + wait_for
-        while any(thread.is_alive() for thread in self._threads):
+        while living := next((thread for thread in list(self._threads.values()) if thread.is_alive()), None):
             if deadline is None and worker_state.should_terminate:
                 deadline = time.monotonic() + 0.5
             if deadline is not None and time.monotonic() >= deadline:
                 break
-            for thread in self._threads:
-                thread.join(timeout=0.05)
+            living.join(timeout=0.05)
             self.do_posted()  # the thread of the chores reads the pipe, and eventlet allows one reader
         if self._reader_thread is not None:
             self._reader_thread.join(timeout=2.0)
@@ -313,7 +311,7 @@ class TaskPool(StreamsPool):
     def _get_info(self) -> dict[str, Any]:
         info = dict(super()._get_info())
         info.update(
-            {"max-concurrency": self.limit, "threads": sum(thread.is_alive() for thread in self._threads),
+            {"max-concurrency": self.limit, "threads": len(self._threads),
              "processes": [os.getpid()], "max-tasks-per-child": "N/A", "put-guarded-by-semaphore": False,
              "timeouts": ()}
         )  # fmt: skip

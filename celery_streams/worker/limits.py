@@ -74,12 +74,13 @@ class TimeLimits:
         """Enforce what is due; returns seconds until the next limit, None when there is none."""
         now = time.monotonic() if now is None else now
         nearest: float | None = None
+        limited: set[tuple[str, int]] = set()
         for holder in self._holders():
             shot = holder.snapshot()
             key = (holder.consumer, shot.pid)
             if shot.running is None or not (shot.soft or shot.hard):
-                self._told.pop(key, None)
                 continue
+            limited.add(key)
             entry_id, hard_told = self._told.get(key, (b"", False))
             same = entry_id == shot.running.entry_id
             took = now - shot.started_at
@@ -97,6 +98,8 @@ class TimeLimits:
                 left = min(limit - took for limit in (shot.soft, shot.hard) if limit)
             if left is not None:
                 nearest = left if nearest is None else min(nearest, left)
+        # Those of children that are gone, too, which no holder stands for any more.
+        self._told = {key: told for key, told in self._told.items() if key in limited}
         return nearest
 
 

@@ -6,15 +6,18 @@ control. Here a lock is enough: who dies, dies with all threads.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from celery.worker import state as worker_state
 
 from ..amqp import streams_of
 from ..broker import Delivery, StreamBroker
+from ..exceptions import BrokerError
 from ..message import Message
 from .child import ChildOptions
 from .executor import Executor
@@ -24,7 +27,9 @@ from .slots import Held, Snapshot
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("Record", "Runner")
+__all__ = ("Record", "Runner", "put_back")
+
+logger = logging.getLogger(__name__)
 
 
 class Record:
@@ -125,17 +130,26 @@ class Runner:
         )
         self.executor.use_events(eventer)
 
-    def run(self, delivery: Delivery) -> None:
-        """Run and settle ``delivery``.
+    def run(self, delivery: Delivery, *, flush: bool = True) -> None:
+        """Run and settle ``delivery``; without ``flush`` its acknowledgement is left to the settler's next user.
 
         SystemExit and KeyboardInterrupt of the body are reported as Celery's pools in one process do: the task fails.
         """
         self.record.start(delivery)
         try:
             self.executor.execute(delivery)
-            self.settler.flush()
+            if flush:
+                self.settler.flush()
         finally:
             self.record.finish()
+
+
+def put_back(broker: StreamBroker, consumer: str, deliveries: Sequence[Delivery]) -> None:
+    """Give what was read and not started to others; what Redis does not take back they claim later."""
+    try:
+        broker.release(consumer, [(item.stream, item.entry_id) for item in deliveries])
+    except BrokerError as exc:
+        logger.warning("Cannot put back what was read last; it is claimed by others later: %s", exc)
 
 
 def _count(name: str) -> None:

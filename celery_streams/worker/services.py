@@ -53,6 +53,7 @@ class Services:
         consumer: str,
         *,
         holders: Callable[[], Sequence[Restrictable]],
+        handed_back: Callable[[], Sequence[Restrictable]],
         queues: Callable[[], Sequence[str]],
         on_soft: Callable[[Restrictable, Snapshot], None],
         on_hard: Callable[[Restrictable, Snapshot], None],
@@ -73,7 +74,7 @@ class Services:
             alive=lambda: sorted({holder.consumer for holder in holders()}),
         )
         self.limits = TimeLimits(holders, on_soft=on_soft, on_hard=on_hard)  # type: ignore[arg-type]
-        self.handback = Handback(broker, holders)
+        self.handback = Handback(broker, handed_back)
         self.promoter = Promoter(streams.new_broker(), queues)
         self._gate = threading.RLock()
         self._stop = threading.Event()

@@ -39,6 +39,7 @@ def test_every_pool_runs_the_same_tasks_to_the_same_end(project, waiting, worker
     by_celery = waiting("wait_for_it").delay("declared with Celery's decorator")
     async_retried = waiting("wait_and_retry").delay("at last", until=2)
     async_failed = waiting("wait_and_fail").delay("for good")
+    nested = waiting("add_by_calling").delay(1, 2)
     workflow = chain(chord(group(add.s(n, n) for n in range(3)), total.s()), add.s(1)).delay()
 
     assert [result.get(timeout=15) for result in plain] == list(range(30))
@@ -52,6 +53,7 @@ def test_every_pool_runs_the_same_tasks_to_the_same_end(project, waiting, worker
     assert by_celery.get(timeout=15) == "declared with Celery's decorator"
     assert async_retried.get(timeout=15) == ["at last", 2]
     assert repr(async_failed.get(timeout=15, propagate=False)) == "ConnectionError('for good')"
+    assert nested.get(timeout=15) == 6
     assert workflow.get(timeout=15) == 7
     once = {result.id: 1 for result in (*plain, delayed, failed, request, *together, by_celery)}
     assert project.counted() == once | {retried.id: 3, async_retried.id: 3, async_failed.id: 2}
@@ -111,6 +113,19 @@ def test_two_hundred_async_def_tasks_run_at_once_on_one_loop(project, waiting, w
     runs = project.ledger.runs()
     assert max(run["running"] for run in runs) == 200
     assert len({run["thread"] for run in runs}) == 1
+
+
+def test_coroutine_that_exits_leaves_the_other_coroutines_of_its_loop_running(project, waiting, worker):
+    worker(pool="asyncio", concurrency=2, options=WAITING)
+
+    beside = waiting("wait_for").delay("beside", seconds=1.0)
+    exits = waiting("wait_and_exit").delay()
+    assert eventually(lambda: exits.state == "FAILURE")
+    after = waiting("wait_for").delay("after")
+
+    assert beside.get(timeout=10) == "beside"
+    assert after.get(timeout=10) == "after"
+    assert set(project.counted().values()) == {1}
 
 
 def test_threads_run_as_many_tasks_at_once_as_asked(project, act, worker):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import select
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,7 +17,7 @@ from celery import Celery, Task
 
 from celery_streams import inspect
 from celery_streams.broker import StreamBroker, StreamRef
-from celery_streams.concurrency import solo
+from celery_streams.concurrency import solo, thread
 from celery_streams.concurrency.base import StreamsPool
 from celery_streams.worker.slots import Held, Snapshot
 from tests.eventually import eventually
@@ -54,12 +57,14 @@ class Hub:
             work(*args)
 
 
-@pytest.fixture
-def pool(app: Callable[..., Celery], broker: StreamBroker) -> Iterator[solo.TaskPool]:
+@pytest.fixture(params=[solo.TaskPool])
+def pool(
+    request: pytest.FixtureRequest, app: Callable[..., Celery], broker: StreamBroker
+) -> Iterator[solo.TaskPool | thread.TaskPool]:
     broker.ensure_groups([QUEUE])
     fresh = app(result_backend="cache+memory://")
     fresh.set_current()
-    made = solo.TaskPool(1, app=fresh, initargs=(fresh, "w@h"))
+    made = request.param(1, app=fresh, initargs=(fresh, "w@h"))
     made.start()
     made.register_with_event_loop(Hub())
     yield made
@@ -102,6 +107,108 @@ def test_solo_worker_goes_on_after_a_task_that_ended_what_ran_it(
     eventually(lambda: (pool._hub.round(), ran)[1] == [1, 2])
 
     eventually(lambda: (pool._hub.round(), inspect.queue_status(broker, QUEUE).pending)[1] == 0)
+
+
+def test_busy_solo_worker_asks_redis_once_for_each_task(pool: solo.TaskPool, broker: StreamBroker) -> None:
+    ran: list[int] = []
+
+    @pool.app.task(name="work", shared=False)
+    def work(number: int) -> None:
+        ran.append(number)
+
+    for number in range(200):
+        work.delay(number)
+
+    before = reads(broker)
+    pool.consume([QUEUE])
+    assert eventually(lambda: (pool._hub.round(), ran)[1] == list(range(200)))
+
+    assert eventually(lambda: (pool._hub.round(), inspect.queue_status(broker, QUEUE).pending)[1] == 0)
+    assert reads(broker) - before < 300
+
+
+def reads(broker: StreamBroker) -> int:
+    """Return how often Redis has read from a connection."""
+    return int(re.search(rb"total_reads_processed:(\d+)", broker.client.call("INFO", "stats"))[1])
+
+
+def arrive_together(broker: StreamBroker, *messages: Any) -> None:
+    """Have entries come to as many streams between two blocking reads, so that the next one finds them all.
+
+    Args:
+        messages: fields of entries.
+    """
+    blocked = eventually(
+        lambda: re.search(rb"^id=(\d+) .* flags=b .* cmd=xreadgroup ", broker.client.call("CLIENT", "LIST"), re.M)
+    )
+    streams = broker.queue_keys(QUEUE).streams
+    added = [("XADD", key, "*", *fields) for key, fields in zip(streams, messages, strict=False)]
+    broker.client.pipeline([("MULTI",), ("CLIENT", "UNBLOCK", blocked[1]), *added, ("EXEC",)])
+
+
+@pytest.mark.parametrize("pool", [solo.TaskPool, thread.TaskPool], indirect=True)
+def test_nothing_waits_behind_a_task_although_one_read_brought_entries_of_two_priorities(
+    pool: solo.TaskPool | thread.TaskPool, broker: StreamBroker
+) -> None:
+    ran: list[tuple[int, int]] = []
+
+    @pool.app.task(name="work", shared=False)
+    def work(number: int) -> None:
+        ran.append((number, inspect.queue_status(broker, QUEUE).pending))
+
+    for number in (1, 2):
+        work.apply_async((number,), queue="aside")
+    messages = [fields for _, fields in broker.client.call("XRANGE", broker.queue_keys("aside").streams[0], "-", "+")]
+    pool.consume([QUEUE])
+    pool._hub.round()
+
+    arrive_together(broker, *messages)
+
+    assert eventually(lambda: (pool._hub.round(), len(ran))[1] == 2)
+    assert ran == [(1, 1), (2, 1)]
+    assert eventually(lambda: (pool._hub.round(), inspect.queue_status(broker, QUEUE).length)[1] == 0)
+
+
+@pytest.mark.parametrize("pool", [thread.TaskPool], indirect=True)
+def test_threads_that_a_shrinking_pool_ended_are_forgotten(pool: thread.TaskPool) -> None:
+    pool.grow(3)
+    assert len(pool.holders()) == 1 + 3 + 1
+
+    pool.shrink(3)
+
+    assert eventually(lambda: len(pool.holders()) == 1 + 1)
+    assert pool._get_info()["threads"] == 1
+
+
+@pytest.mark.parametrize("pool", [thread.TaskPool], indirect=True)
+def test_hand_back_looks_at_no_thread_for_none_has_anything_behind_what_it_runs(pool: thread.TaskPool) -> None:
+    pool.grow(3)
+
+    assert list(pool.handed_back()) == [pool._backlog]
+
+
+@pytest.mark.parametrize("pool", [thread.TaskPool], indirect=True)
+def test_terminated_pool_waits_for_its_busy_threads_together_and_not_for_each(pool: thread.TaskPool) -> None:
+    pool.grow(99)
+    met, over = threading.Barrier(101), threading.Event()
+
+    @pool.app.task(name="work", shared=False)
+    def work() -> None:
+        met.wait(30)
+        over.wait(30)
+
+    for _ in range(100):
+        work.delay()
+    pool.consume([QUEUE])
+    met.wait(30)
+
+    began = time.monotonic()
+    pool.terminate()
+    took = time.monotonic() - began
+    over.set()
+
+    assert took < 4.0
+    assert eventually(lambda: not pool._threads)
 
 
 class Holding(StreamsPool):

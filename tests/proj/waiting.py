@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 
 from celery import current_task
@@ -78,10 +79,22 @@ async def wait_and_fail(self, value):
     raise ConnectionError(value)
 
 
+@shared_task(bind=True)
+async def wait_and_exit(self, seconds=0.1):
+    await _wait(self, None, seconds)
+    sys.exit("a bad option")
+
+
 @shared_task
 async def add_later(x, y):
     await asyncio.sleep(0.01)
     return x + y
+
+
+@shared_task
+async def add_by_calling(x, y):
+    """Call another ``async def`` task as a function, and apply it in place."""
+    return add_later(x, y) + add_later.apply((x, y)).result
 
 
 @shared_task

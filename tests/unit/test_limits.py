@@ -145,6 +145,18 @@ def test_same_entry_that_another_process_runs_has_limits_of_its_own() -> None:
     assert told.at(205) == ["hard"]
 
 
+def test_child_that_died_for_a_limit_is_forgotten() -> None:
+    holder = StandIn(running(1, hard=5))
+    told = Told(holder)
+    told.at(105)
+    holder.shot = replace(NOTHING, pid=11)
+    told.at(106)
+
+    holder.shot = running(1, since=200.0, hard=5)  # the system gave the number away again
+
+    assert told.at(205) == ["hard"]
+
+
 def test_task_that_ended_is_left_alone() -> None:
     holder = StandIn(running(soft=5, hard=7))
     told = Told(holder)
