@@ -181,6 +181,7 @@ def test_blocked_read_of_a_stream_that_is_deleted_raises_our_error(broker: Strea
     broker.send_blocking_read(connection, streams, "w", block_ms=5_000)
 
     broker.client.call("DEL", streams[0].key)
+    broker.publish("q", message(1))  # Redis 6.2 tells blocked clients only now
 
     with pytest.raises(BrokerError, match=r"NOGROUP|UNBLOCKED"):
         broker.receive_blocking_read(connection, streams, timeout=5)
