@@ -198,8 +198,8 @@ class StreamsConf:
         for name, convert in _CONVERTERS.items():
             raw = environ.get(ENV_PREFIX + name.upper())
             if raw is None:
-                raw = _read(conf, "streams_" + name)
-                if raw is None and not _is_set(conf, "streams_" + name):
+                raw = _setting(conf, "streams_" + name)
+                if raw is None and "streams_" + name not in conf:
                     continue
             values[name] = convert("streams_" + name, raw)
         options = conf.get("broker_transport_options") or {}
@@ -224,7 +224,7 @@ def is_enabled(conf: Mapping[str, Any], *, environ: Mapping[str, str] = os.envir
     """
     raw: Any = environ.get("CELERY_STREAMS_ENABLED")
     if raw is None:
-        raw = conf.get("streams_enabled", False)
+        raw = _setting(conf, "streams_enabled", False)
     return _switch(raw)
 
 
@@ -365,12 +365,10 @@ SETTINGS: tuple[str, ...] = ("streams_enabled", *("streams_" + name for name in 
 DJANGO_SETTINGS: tuple[str, ...] = ("streams_status_permission",)
 
 
-def _read(conf: Mapping[str, Any], key: str) -> Any:
-    return conf.get(key)
-
-
-def _is_set(conf: Mapping[str, Any], key: str) -> bool:
-    return key in conf
+def _setting(conf: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """Return a setting; what the program set comes first, which Celery before 5.7 puts behind a namespaced setting."""
+    changes = getattr(conf, "changes", None) or {}
+    return changes[key] if key in changes else conf.get(key, default)
 
 
 def unknown_settings(conf: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery import platforms
+from celery.app.defaults import DEFAULTS
 from celery.apps.worker import Worker as CeleryWorker
 from celery.apps.worker import safe_say
 from celery.exceptions import ImproperlyConfigured
@@ -56,9 +57,8 @@ _FAIR = "each child takes its own next message, which is what fair means"
 
 def ineffective_settings(conf: Any) -> dict[str, str]:
     """Return the settings that the project sets and that do nothing, and why."""
-    defaults = conf.maps[-1]
-    found = {name: why for name, why in NO_EFFECT.items() if conf.get(name) != defaults.get(name)}
-    if conf.get("worker_prefetch_multiplier") not in (1, defaults.get("worker_prefetch_multiplier")):
+    found = {name: why for name, why in NO_EFFECT.items() if conf.get(name) != DEFAULTS.get(name)}
+    if conf.get("worker_prefetch_multiplier") not in (1, DEFAULTS["worker_prefetch_multiplier"]):
         found["worker_prefetch_multiplier"] = _MULTIPLIER
     return found
 
