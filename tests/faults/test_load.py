@@ -52,4 +52,8 @@ def test_a_build_that_settles_what_it_does_not_own_fails_because_retries_run_twi
 def test_the_build_as_it_is_passes_where_the_one_that_settles_what_it_does_not_own_fails(tmp_path: Path) -> None:
     report = load.run(replace(load.BROKEN["no-ownership"], directory=str(tmp_path)))
 
-    assert report.ok, _told(report)
+    # Here every fault stops a worker for too long, and each may cost as many second runs as it has children.
+    second = report.verdict.check("D").text
+    assert "belong to no fault" not in second, _told(report)
+    assert "not marked" not in second, _told(report)
+    assert all(check.ok for check in report.verdict.checks if check.letter != "D"), _told(report)
