@@ -143,10 +143,10 @@ def run(plan: load.Plan, *, every: float, say: Callable[[str], None]) -> tuple[S
             time.sleep(1.0)
         load.drain(plan, scene, ledger)
         hangs = fleet.stop(timeout=20.0)
-        ended = {one.id for one in ledger.runs() if one.end is not None}
-        dead = {letter.task_id for letter in inspect.dead_letters(StreamBroker(client), load.QUEUE)}
+        accounted: set[str | None] = {one.id for one in ledger.runs() if one.end is not None}
+        accounted |= {letter.task_id for letter in inspect.dead_letters(StreamBroker(client), load.QUEUE)}
         submitted = ledger.submissions()
-        lost = [one.id for one in submitted if one.id not in ended | dead]
+        lost = [one.id for one in submitted if one.id not in accounted]
         counts = {
             "seconds": round(time.monotonic() - began),
             "submitted": len(submitted),
