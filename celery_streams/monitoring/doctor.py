@@ -249,6 +249,7 @@ def _check_node_names(streams: Streams, queues: Sequence[str]) -> list[Finding]:
     deadline = time.monotonic() + max(HEARD_WITHIN, min(visibility_timeout * 0.4, HEARD_PATIENCE))
     found: list[Finding] = []
     while namesakes(suspected, since=0.0):
+        # Redis tells nobody of a consumer's next sign of life: it is asked again.
         time.sleep(_LOOK_AGAIN)
         _, after = diagnosis.heard_of(streams.broker, queues)
         # Whoever is gone was replaced; whoever is there may only not have been heard of again yet.
