@@ -212,6 +212,8 @@ def test_events_are_switched_on_and_off(plain, plain_events):
     silent = [plain.act.delay("ok", n) for n in range(20)]
     for result in silent:
         plain.value(result)
+    # A result is there before the worker has done with its task, the event of its success among other things.
+    eventually(lambda: plain.inspect.active() == {plain.worker.hostname: []})
     published.clear()
     plain.control("enable_events")
     eventually(heard)
