@@ -46,6 +46,9 @@ STALLED = 45.0
 #: Seconds between two looks, and between two lines where there is no terminal.
 LOOK, LINE = 0.25, 1.0
 
+#: Signals that ask for the end.
+_caught: list[int] = []
+
 #: Columns where there is no terminal, so that a pipe or log gets whole lines.
 _PLAIN_WIDTH = 160
 
@@ -315,6 +318,8 @@ class Demo:
                 elif now - line >= LINE:
                     line = now
                     self.console.print("  ".join(f"{row[0]} {row[6]} done, {row[2]} waiting;" for row in self._rows()))
+                if _caught:  # what a handler raises is lost when a destructor happens to run
+                    raise SystemExit(128 + _caught[-1])
                 # How often the picture is drawn anew; the end comes from files and Redis, which wake nobody.
                 time.sleep(LOOK)
 
@@ -341,6 +346,7 @@ def _in_order() -> Iterator[None]:
     """Turn SIGTERM and SIGHUP into SystemExit, so that everything is cleaned up; hide CELERY_* variables meanwhile."""
 
     def end(number: int, frame: FrameType | None) -> None:
+        _caught.append(number)
         raise SystemExit(128 + number)
 
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("CELERY_")}
