@@ -3,7 +3,7 @@
 The way of a message, and the module that owns each step::
 
     task.delay()                     Celery
-    chosen queue?                    celery_streams.amqp       install(), the publish seam
+    chosen queue?                    celery_streams.amqp       the publish seam, put in place by .installation
     bytes                            celery_streams.message    Celery protocol <-> stream entry
     XADD, now or later               celery_streams.broker     lua/*.lua, one verb a file
     later becomes now                celery_streams.worker.delayed
@@ -21,8 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .amqp import Streams, install, is_installed, streams_of
-    from .context import still_owned
+    from .app import Streams, streams_of
     from .exceptions import (
         BrokerError,
         BrokerFull,
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
         MessageError,
         QueueFull,
     )
+    from .installation import install, is_installed
+    from .running_task import still_owned
     from .tasks import shared_task
 
 __version__ = "0.1.0"
@@ -56,11 +57,11 @@ __all__ = (
 #: Where the public names live. They are imported at first use: gevent and eventlet must patch the standard library
 #: before anything else of this package is imported (see ``__main__``).
 _HOMES = {
-    "Streams": "amqp",
-    "install": "amqp",
-    "is_installed": "amqp",
-    "streams_of": "amqp",
-    "still_owned": "context",
+    "Streams": "app",
+    "install": "installation",
+    "is_installed": "installation",
+    "streams_of": "app",
+    "still_owned": "running_task",
     "shared_task": "tasks",
 }
 

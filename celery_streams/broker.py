@@ -12,14 +12,14 @@ import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from . import keys, scripts
 from .connection import BlockingConnection, RedisClient
-from .exceptions import BrokerError, BrokerFull, MessageError, QueueFull
+from .exceptions import BrokerError, BrokerFull, GroupExists, MessageError, QueueFull
 from .message import Message, decode_json, encode_history, encode_json, pack
 
-__all__ = ("Delivery", "Promotion", "Recovery", "StreamBroker", "StreamRef")
+__all__ = ("Delivery", "Entry", "Promotion", "Recovery", "StreamBroker", "StreamRef")
 
 #: Greatest pause in ms between re-deliveries of a message whose processes keep dying.
 MAX_BACKOFF_MS = 60_000
@@ -34,16 +34,38 @@ class StreamRef:
     key: str
 
 
+class Entry(NamedTuple):
+    """One entry of one stream. Its id alone does not tell it from others: it is unique within its stream only.
+
+    A named tuple, not a dataclass, for one is made of every message that is read.
+    """
+
+    stream: StreamRef
+    id: bytes
+
+    def __str__(self) -> str:
+        return f"{self.id.decode()} of queue {self.stream.queue}"
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """An entry that was handed to a consumer and is pending for it until it is settled."""
 
-    stream: StreamRef
-    entry_id: bytes
+    entry: Entry
     #: None when the entry is not a message (then ``fields`` and ``error`` say what it is).
     message: Message | None
     fields: tuple[bytes, ...] = ()
     error: str = ""
+
+    @property
+    def stream(self) -> StreamRef:
+        """The stream of the entry."""
+        return self.entry.stream
+
+    @property
+    def entry_id(self) -> bytes:
+        """The id of the entry within its stream."""
+        return self.entry.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +189,11 @@ class StreamBroker:
         commands += [("SADD", keys.queues(self.prefix), queue) for queue in names]
         created = 0
         for reply in self.client.pipeline(commands) if commands else []:
+            if isinstance(reply, GroupExists):
+                continue
             if isinstance(reply, BrokerError):
-                if "BUSYGROUP" not in str(reply):
-                    raise reply
-            elif reply in (b"OK", "OK"):
+                raise reply
+            if reply in (b"OK", "OK"):
                 created += 1
         return created
 
@@ -257,17 +280,22 @@ class StreamBroker:
     # -- settle
 
     @staticmethod
-    def ack_command(consumer: str, entries: Sequence[tuple[StreamRef, bytes]]) -> tuple[Any, ...]:
-        """Return the command that acknowledges and deletes ``entries``; its reply lists ids that were not ours."""
+    def ack_command(consumer: str, entries: Sequence[Entry]) -> tuple[Any, ...]:
+        """Return the command that acknowledges and deletes ``entries``; see :meth:`parse_ack`."""
         return _by_stream(scripts.ACK, [keys.GROUP, consumer], entries)
 
-    def ack(self, consumer: str, entries: Sequence[tuple[StreamRef, bytes]]) -> list[bytes]:
-        """Acknowledge and delete ``entries``; returns the ids that ``consumer`` no longer owned (left alone)."""
+    @staticmethod
+    def parse_ack(entries: Sequence[Entry], reply: Any) -> list[Entry]:
+        """Turn the reply to :meth:`ack_command` into the entries that were no longer the consumer's."""
+        return [entries[position] for position in reply]
+
+    def ack(self, consumer: str, entries: Sequence[Entry]) -> list[Entry]:
+        """Acknowledge and delete ``entries``; returns those that ``consumer`` no longer owned (left alone)."""
         if not entries:
             return []
-        return list(self.client.run(*self.ack_command(consumer, entries)))
+        return self.parse_ack(entries, self.client.run(*self.ack_command(consumer, entries)))
 
-    def release(self, consumer: str, entries: Sequence[tuple[StreamRef, bytes]]) -> int:
+    def release(self, consumer: str, entries: Sequence[Entry]) -> int:
         """Put un-started ``entries`` back for other consumers, with no delivery counted; returns how many."""
         if not entries:
             return 0
@@ -282,29 +310,27 @@ class StreamBroker:
     def requeue(
         self,
         consumer: str,
-        stream: StreamRef,
-        entry_id: bytes,
+        entry: Entry,
         *,
         history: dict[str, Any],
         delay_ms: int = 0,
     ) -> bool:
         """Put one entry back with a new ``history``, after ``delay_ms``; returns whether it was still ours."""
-        names = self.queue_keys(stream.queue)
+        names = self.queue_keys(entry.stream.queue)
         # Entry ids are unique within one stream only.
-        member = f"{history.get('first', entry_id.decode())}:back:{stream.step}:{entry_id.decode()}"
+        member = f"{history.get('first', entry.id.decode())}:back:{entry.stream.step}:{entry.id.decode()}"
         return bool(
             self.client.run(
                 scripts.REQUEUE,
-                [stream.key, names.delayed, names.delayed_messages, names.wake],
-                [keys.GROUP, consumer, entry_id, encode_history(history), delay_ms, member, stream.step],
+                [entry.stream.key, names.delayed, names.delayed_messages, names.wake],
+                [keys.GROUP, consumer, entry.id, encode_history(history), delay_ms, member, entry.stream.step],
             )
         )
 
     def retry(
         self,
         consumer: str,
-        stream: StreamRef,
-        entry_id: bytes,
+        entry: Entry,
         message: Message,
         *,
         queue: str,
@@ -316,7 +342,7 @@ class StreamBroker:
         ``due_ms`` is in milliseconds since the epoch, 0 for now. Returns False, with nothing stored, when the entry
         was no longer ours. One more round trip for the first retry to a queue that this broker never wrote to.
         """
-        if queue != stream.queue and queue not in self._known_queues:
+        if queue != entry.stream.queue and queue not in self._known_queues:
             # A full Redis refuses to remember the name, and yet the retry must be stored.
             with contextlib.suppress(BrokerFull):
                 self._introduce(queue)
@@ -324,11 +350,11 @@ class StreamBroker:
         return bool(
             self.client.run(
                 scripts.RETRY,
-                [stream.key, names.streams[message.step], names.delayed, names.delayed_messages, names.wake],
+                [entry.stream.key, names.streams[message.step], names.delayed, names.delayed_messages, names.wake],
                 [
                     keys.GROUP,
                     consumer,
-                    entry_id,
+                    entry.id,
                     due_ms,
                     member,
                     message.headers,
@@ -342,8 +368,7 @@ class StreamBroker:
     def reject(
         self,
         consumer: str,
-        stream: StreamRef,
-        entry_id: bytes,
+        entry: Entry,
         *,
         death: bytes,
         max_length: int | None,
@@ -356,26 +381,26 @@ class StreamBroker:
         ``ttl`` is in seconds. Returns None when the entry was no longer ours.
         """
         ttl_ms = "" if ttl is None else int(ttl * 1000)
-        args: list[Any] = [keys.GROUP, consumer, entry_id, death, max_length or 0, ttl_ms]
+        args: list[Any] = [keys.GROUP, consumer, entry.id, death, max_length or 0, ttl_ms]
         if message is not None:
             args += message.as_fields()
-        reply = self.client.run(scripts.REJECT, [stream.key, self.queue_keys(stream.queue).dead], args)
+        reply = self.client.run(scripts.REJECT, [entry.stream.key, self.queue_keys(entry.stream.queue).dead], args)
         return bytes(reply) if reply else None
 
-    def fetch(self, stream: StreamRef, entry_id: bytes) -> Delivery | None:
+    def fetch(self, entry: Entry) -> Delivery | None:
         """Read one entry again by its id; None when it is gone."""
-        entries = self.client.call("XRANGE", stream.key, entry_id, entry_id)
-        return delivery(stream, *entries[0]) if entries else None
+        entries = self.client.call("XRANGE", entry.stream.key, entry.id, entry.id)
+        return delivery(entry.stream, *entries[0]) if entries else None
 
     # -- services
 
-    def extend(self, held: Sequence[tuple[StreamRef, str, bytes]]) -> list[int]:
-        """Heartbeat for ``(stream, consumer, entry id)``; returns the positions whose consumer no longer owns it."""
+    def extend(self, held: Sequence[tuple[str, Entry]]) -> list[int]:
+        """Heartbeat for pairs of consumer and entry; returns the positions whose consumer no longer owns it."""
         if not held:
             return []
         order: dict[str, int] = {}
         args: list[Any] = [keys.GROUP]
-        for ref, consumer, entry_id in held:
+        for consumer, (ref, entry_id) in held:
             args += [order.setdefault(ref.key, len(order) + 1), consumer, entry_id]
         return [int(position) for position in self.client.run(scripts.EXTEND, list(order), args)]
 
@@ -479,13 +504,13 @@ class StreamBroker:
 def delivery(stream: StreamRef, entry_id: bytes, fields: list[bytes] | None) -> Delivery:
     """Build a Delivery; an entry that is not a message keeps its raw fields and the reason."""
     try:
-        return Delivery(stream, entry_id, Message.from_fields(fields or [], step=stream.step))
+        return Delivery(Entry(stream, entry_id), Message.from_fields(fields or [], step=stream.step))
     except MessageError as exc:
-        return Delivery(stream, entry_id, None, tuple(fields or ()), str(exc))
+        return Delivery(Entry(stream, entry_id), None, tuple(fields or ()), str(exc))
 
 
 def _by_stream(
-    script: scripts.Script, args: list[Any], entries: Sequence[tuple[StreamRef, bytes]]
+    script: scripts.Script, args: list[Any], entries: Sequence[Entry]
 ) -> tuple[scripts.Script, list[str], list[Any]]:
     order: dict[str, int] = {}
     for ref, entry_id in entries:

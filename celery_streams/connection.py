@@ -11,34 +11,28 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
-import redis.sentinel
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from .exceptions import BrokerError, BrokerFull, BrokerUnavailable, ConfigurationError
+from .exceptions import (
+    BrokerError,
+    BrokerFull,
+    BrokerUnavailable,
+    GroupExists,
+    GroupMissing,
+    KeyMissing,
+    LoginRefused,
+    NotPermitted,
+)
+from .redis_url import ConnectionOptions, make_pool, safe_url
 from .scripts import Script
 
-__all__ = ("ConnectionOptions", "RedisClient", "pairs", "safe_url")
-
-#: Seconds that a command other than a blocking read may take. redis-py 8 has 5 by default; older ones wait for ever.
-SOCKET_TIMEOUT = 5.0
+__all__ = ("BlockingConnection", "RedisClient", "pairs")
 
 #: Seconds after which an unused connection is looked at before it is used again.
 _STALE_AFTER = 1.0
-
-#: redis-py's own largest number of connections of a pool.
-_NO_BOUND = 2**31
-
-#: The password of a URL: from the first colon behind the scheme to the last ``@`` (also where the password was not
-#: percent-encoded as it should be), or an argument of the query.
-_PASSWORD = re.compile(r"(//[^:/?#@]*:).*(?=@)")
-_PASSWORD_ARGUMENT = re.compile(r"([?&][a-z_]*password=)[^&#]*", re.IGNORECASE)
 
 #: Error replies that pass by themselves (start-up, failover, a full disk, a long script).
 _PASSING = re.compile(
@@ -46,7 +40,7 @@ _PASSING = re.compile(
 )
 
 #: Error replies that name keys, which may hold any word.
-_ABOUT_A_KEY = re.compile(r"(?:^|: -?|-)(?:NOGROUP|WRONGTYPE) ")
+_ABOUT_A_KEY = re.compile(r"(?:^|: -?|-)(NOGROUP|WRONGTYPE) ")
 
 #: The same, where redis-py has a class for the reply: then it cuts the word off the text.
 _PASSING_ERRORS = (
@@ -55,29 +49,6 @@ _PASSING_ERRORS = (
     redis.exceptions.ClusterDownError,
     redis.exceptions.TryAgainError,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionOptions:
-    """What Celery's broker settings say about connections."""
-
-    #: ``broker_transport_options``
-    transport: Mapping[str, Any] = field(default_factory=dict)
-    #: ``broker_use_ssl``: False, True or a mapping of ssl_* options
-    ssl: Any = False
-    #: ``broker_connection_timeout`` in seconds
-    connect_timeout: float | None = 4.0
-
-
-def safe_url(url: str) -> str:
-    """Return the URL with its password hidden, for logs and errors."""
-    # By pattern and not by parsing: this is asked for URLs that cannot be parsed, too.
-    return ";".join(
-        _PASSWORD_ARGUMENT.sub(
-            r"\1**", _PASSWORD.sub(r"\1**", part if "://" in part else f"//{part}").removeprefix("//")
-        )
-        for part in url.split(";")
-    )
 
 
 def pairs(flat: Sequence[Any]) -> dict[bytes, Any]:
@@ -97,7 +68,7 @@ class RedisClient:
     def __init__(self, url: str, options: ConnectionOptions | None = None) -> None:
         self.url = url
         self.shown = safe_url(url)
-        self._pool = _make_pool(url, options or ConnectionOptions())
+        self._pool = make_pool(url, options or ConnectionOptions())
         self._idle: deque[tuple[Any, float]] = deque()
         self._pid = os.getpid()
 
@@ -165,7 +136,7 @@ class RedisClient:
         replies = self.pipeline(commands)
         for index, reply in enumerate(replies):
             if isinstance(reply, BrokerError):
-                if not missing_is_none or not ("no such key" in str(reply) or "NOGROUP" in str(reply)):
+                if not missing_is_none or not isinstance(reply, (KeyMissing, GroupMissing)):
                     raise reply
                 replies[index] = None
         return replies
@@ -226,20 +197,27 @@ class RedisClient:
         return replies
 
     def _translate(self, exc: Exception, command: str) -> BrokerError:
+        """Return our error for the driver's: the one place where the text of a reply decides anything."""
         text = str(exc) or type(exc).__name__
+        failed = f"Redis at {self.shown} failed {command}: {text}"
         if isinstance(exc, redis.exceptions.AuthenticationError) or text.startswith(("NOAUTH", "WRONGPASS")):
-            return BrokerError(f"Redis at {self.shown} refused the login: {text}")
+            return LoginRefused(f"Redis at {self.shown} refused the login: {text}")
         if isinstance(exc, redis.exceptions.NoPermissionError) or "NOPERM" in text:
-            return BrokerError(f"Redis at {self.shown} does not permit {command}: {text}")
+            return NotPermitted(f"Redis at {self.shown} does not permit {command}: {text}")
         if isinstance(exc, (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)):
             return BrokerUnavailable(f"Redis at {self.shown} cannot be reached: {text}")
-        if _ABOUT_A_KEY.search(text):
-            return BrokerError(f"Redis at {self.shown} failed {command}: {text}")
+        about_key = _ABOUT_A_KEY.search(text)
+        if about_key:
+            return GroupMissing(failed) if about_key[1] == "NOGROUP" else BrokerError(failed)
         if isinstance(exc, _PASSING_ERRORS) or _PASSING.search(text):
             return BrokerUnavailable(f"Redis at {self.shown} is not ready: {text}")
         if isinstance(exc, redis.exceptions.OutOfMemoryError) or "OOM command" in text:
             return BrokerFull(f"Redis at {self.shown} is full: {text}")
-        return BrokerError(f"Redis at {self.shown} failed {command}: {text}")
+        if text.startswith("BUSYGROUP"):
+            return GroupExists(failed)
+        if text.startswith(("no such key", "ERR no such key")):
+            return KeyMissing(failed)
+        return BrokerError(failed)
 
 
 class BlockingConnection:
@@ -305,126 +283,3 @@ def _words(command: tuple[Any, ...], *, in_full: bool = False) -> tuple[Any, ...
 
 def _name(command: tuple[Any, ...]) -> str:
     return f"{command[0].name}.lua" if isinstance(command[0], Script) else str(command[0])
-
-
-# -- URLs -------------------------------------------------------------------------------------------------------------
-
-_SCHEMES = {
-    "redis": "redis",
-    "rediss": "rediss",
-    "valkey": "redis",
-    "valkeys": "rediss",
-    "unix": "unix",
-    "redis+socket": "unix",
-    "socket": "unix",
-}
-
-
-def _make_pool(url: str, options: ConnectionOptions) -> Any:
-    scheme = url.partition("://")[0].lower()
-    extra = _common_options(options)
-    if scheme == "sentinel":
-        return _sentinel_pool(url, options, extra)
-    if scheme in ("redis+cluster", "rediss+cluster"):
-        raise ConfigurationError(
-            f"{safe_url(url)}: Redis Cluster is not supported yet; use a single server, Sentinel or a Unix socket"
-        )
-    if scheme not in _SCHEMES:
-        raise ConfigurationError(
-            f"{safe_url(url)}: streams need a Redis or Valkey URL (redis://, rediss://, unix://, sentinel://, "
-            "valkey://), not the transport of another broker; set streams_url"
-        )
-    normal = _SCHEMES[scheme] + url[len(scheme) :]
-    if normal.startswith("unix://"):
-        normal = normal.replace("virtual_host=", "db=")
-    if options.ssl and normal.startswith("redis://"):
-        normal = "rediss://" + normal[len("redis://") :]
-    if isinstance(options.ssl, Mapping):
-        extra.update(options.ssl)
-    if not normal.startswith("rediss://"):
-        extra = {key: value for key, value in extra.items() if not key.startswith("ssl_")}
-    try:
-        if not normal.startswith("unix://"):
-            _check_database(urlsplit(normal).path)
-        pool = redis.ConnectionPool.from_url(normal, **extra)
-    except ValueError as exc:
-        raise _not_a_url(url, exc) from exc
-    return _checked(pool, url)
-
-
-def _check_database(path: str) -> None:
-    # redis-py takes database 0 for a path that is no number.
-    name = unquote(path).strip("/")
-    if name and not name.isdigit():
-        raise ValueError(f"the database must be a number, not {name!r}")
-
-
-def _not_a_url(url: str, exc: ValueError) -> ConfigurationError:
-    if "@" in url:
-        # The reason may quote a part of a password that was not percent-encoded.
-        return ConfigurationError(
-            f"{safe_url(url)} is not a Redis URL: check host, port and database, and percent-encode the password"
-        )
-    return ConfigurationError(f"{safe_url(url)} is not a Redis URL: {exc}")
-
-
-def _checked(pool: Any, url: str) -> Any:
-    try:
-        pool.make_connection()
-    except (TypeError, ValueError, redis.RedisError) as exc:
-        raise ConfigurationError(f"{safe_url(url)}: bad connection options: {exc}") from exc
-    return pool
-
-
-def _common_options(options: ConnectionOptions) -> dict[str, Any]:
-    transport = options.transport
-    extra: dict[str, Any] = {
-        "protocol": 2,
-        # The pool only makes connections here, and never hears of the ones that were closed: redis-py 8's default of
-        # 100 would end this process' access to Redis at its hundredth reconnect.
-        "max_connections": _NO_BOUND,
-        "retry": Retry(NoBackoff(), 0),
-        "retry_on_timeout": False,
-        "socket_timeout": transport.get("socket_timeout") or SOCKET_TIMEOUT,
-        "socket_connect_timeout": transport.get("socket_connect_timeout") or options.connect_timeout,
-    }
-    for name in ("socket_keepalive", "socket_keepalive_options", "client_name", "credential_provider"):
-        if transport.get(name) is not None:
-            extra[name] = transport[name]
-    return extra
-
-
-def _sentinel_pool(url: str, options: ConnectionOptions, extra: dict[str, Any]) -> Any:
-    transport = options.transport
-    name = transport.get("master_name")
-    sentinels: list[tuple[str, int]] = []
-    database, password, username = 0, None, None
-    for part in url.split(";"):
-        try:
-            parsed = urlsplit(part if "://" in part else f"sentinel://{part}")
-            sentinels.append((parsed.hostname or "localhost", parsed.port or 26379))
-            _check_database(parsed.path)
-        except ValueError as exc:
-            raise _not_a_url(url, exc) from exc
-        database = int(parsed.path.strip("/") or database)
-        if parsed.password:
-            password = unquote(parsed.password)
-        if parsed.username:
-            username = unquote(parsed.username)
-        query = parse_qs(parsed.query)
-        name = query["master_name"][0] if "master_name" in query else name
-    if not name:
-        raise ConfigurationError(
-            f"{safe_url(url)}: a Sentinel URL needs broker_transport_options = {{'master_name': ...}} "
-            "or ?master_name=..."
-        )
-    if isinstance(options.ssl, Mapping):
-        extra.update(options.ssl)
-    if options.ssl:
-        extra["ssl"] = True
-    sentinel = redis.sentinel.Sentinel(
-        sentinels,
-        sentinel_kwargs=dict(transport.get("sentinel_kwargs") or {}),
-        **{**extra, "db": database, "password": password, "username": username},
-    )
-    return _checked(sentinel.master_for(name).connection_pool, url)

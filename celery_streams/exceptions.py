@@ -8,6 +8,11 @@
     └── BrokerError                   Redis did not do what was asked (also kombu's OperationalError)
         ├── BrokerUnavailable         no connection, time-out, loading, failover: worth a retry
         ├── BrokerFull                maxmemory reached with the noeviction policy
+        ├── LoginRefused              wrong user or password
+        ├── NotPermitted              an ACL forbids the command or a key
+        ├── KeyMissing                there is no such key
+        ├── GroupMissing              there is no such stream or consumer group
+        ├── GroupExists               the consumer group is there already
         └── QueueFull                 streams_max_length reached (backpressure)
 
 Whoever catches ``kombu.exceptions.OperationalError`` around ``.delay()`` today keeps catching what matters.
@@ -23,7 +28,12 @@ __all__ = (
     "BrokerUnavailable",
     "CeleryStreamsError",
     "ConfigurationError",
+    "GroupExists",
+    "GroupMissing",
+    "KeyMissing",
+    "LoginRefused",
     "MessageError",
+    "NotPermitted",
     "QueueFull",
 )
 
@@ -53,6 +63,26 @@ class BrokerUnavailable(BrokerError):
 
 class BrokerFull(BrokerError):
     """Redis reached maxmemory under the noeviction policy; it accepts no new message."""
+
+
+class LoginRefused(BrokerError):
+    """Redis refused the user or the password."""
+
+
+class NotPermitted(BrokerError):
+    """Redis forbids this user the command or a key."""
+
+
+class KeyMissing(BrokerError):
+    """There is no such key."""
+
+
+class GroupMissing(BrokerError):
+    """There is no such stream or consumer group."""
+
+
+class GroupExists(BrokerError):
+    """The consumer group is there already."""
 
 
 class QueueFull(BrokerError):

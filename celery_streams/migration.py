@@ -1,8 +1,8 @@
 """Migration: moves what is queued between Celery's lists and the streams, in either direction, under load.
 
 One database: each message moves in one script, so it is on one side or on the other at every instant, and a worker or
-another migration that was faster wins. Two databases (``streams_url`` is not the broker's): ``passage`` carries them
-across. A run begins with what an earlier one that was killed left on its way, in whichever direction that went.
+another migration that was faster wins. Two databases (``streams_url`` is not the broker's): ``database_transfer``
+carries them across. A run begins with what an earlier one that was killed left on its way, whichever way that went.
 
 What is running stays where it is: its worker settles it. Dead letters stay on the streams.
 """
@@ -21,11 +21,11 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from . import keys, scripts
 from .broker import StreamBroker
 from .connection import RedisClient
+from .database_transfer import DatabaseTransfer
 from .exceptions import BrokerError, MessageError
 from .inspect import own_group, queue_status
-from .lists import SEPARATOR, ListKeys, Wrapped, list_keys, priority_of, unwrap, unwrap_unacked, wrap
+from .kombu_lists import SEPARATOR, ListKeys, Wrapped, list_keys, priority_of, unwrap, unwrap_unacked, wrap
 from .message import Message, encode_history, pack, unpack
-from .passage import Passage
 
 __all__ = ("Direction", "Migration", "Moves", "Plan", "same_database")
 
@@ -165,18 +165,18 @@ class Migration:
         """
         moves = moves or Moves(queue, "streams")
         names = list_keys(queue, self._options)
-        passage = self._resume(moves, names)
+        transfer = self._resume(moves, names)
         for _ in range(_ROUNDS):
             before = moves.total
             if include_unacked:
                 self._recall(moves, names)
             for key in names.lists:
-                if passage is None:
+                if transfer is None:
                     self._adopt(moves, key)
                     continue
-                while passage.depart(key):
-                    passage.to_streams()
-                    self._adopt(moves, passage.kept.incoming)
+                while transfer.depart(key):
+                    transfer.to_streams()
+                    self._adopt(moves, transfer.kept.incoming)
             if moves.total == before:
                 break
         return moves
@@ -366,37 +366,37 @@ class Migration:
 
     # -- between two databases
 
-    def _resume(self, moves: Moves, names: ListKeys) -> Passage | None:
+    def _resume(self, moves: Moves, names: ListKeys) -> DatabaseTransfer | None:
         """Bring what an earlier migration left on its way to where that went; returns the way, if there is one."""
         kept = keys.migration_keys(self.broker.prefix, moves.queue)
-        passage = None if self._one_database else Passage(self.lists, self.broker.client, kept, names)
-        if passage is not None:
-            passage.to_streams()
+        transfer = None if self._one_database else DatabaseTransfer(self.lists, self.broker.client, kept, names)
+        if transfer is not None:
+            transfer.to_streams()
         self._adopt(moves if moves.to == "streams" else Moves(moves.queue, "streams"), kept.incoming)
-        if passage is not None:
-            passage.to_lists()
-            passage.forget_open_tags()
-        return passage
+        if transfer is not None:
+            transfer.to_lists()
+            transfer.forget_open_tags()
+        return transfer
 
 
 class _Target:
     """Where messages for the lists are put: the lists themselves, or on their way to another database."""
 
-    def __init__(self, names: ListKeys, passage: Passage | None) -> None:
+    def __init__(self, names: ListKeys, transfer: DatabaseTransfer | None) -> None:
         self.names = names
-        self.lists = list(names.lists) if passage is None else [passage.kept.outgoing]
-        self._passage = passage
+        self.lists = list(names.lists) if transfer is None else [transfer.kept.outgoing]
+        self._transfer = transfer
 
     def place(self, wrapped: Wrapped) -> tuple[int, bytes]:
         """Return which of the lists, counted from 1, and the element for it."""
-        if self._passage is None:
+        if self._transfer is None:
             return wrapped.index + 1, wrapped.element
-        return 1, self._passage.tagged(wrapped)
+        return 1, self._transfer.tagged(wrapped)
 
     def carry(self) -> None:
         """Carry on what was put here."""
-        if self._passage is not None:
-            self._passage.to_lists()
+        if self._transfer is not None:
+            self._transfer.to_lists()
 
 
 def _redelivered(message: Message) -> Message:

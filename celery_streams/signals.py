@@ -3,8 +3,8 @@
 =========================  ===================================================  =====================================
 signal                     when, in which process                               arguments
 =========================  ===================================================  =====================================
-``entry_lost``             a worker found that an entry it was running is no    ``entry_id``, ``consumer``
-                           longer its own; in the child, or the parent
+``entry_lost``             a worker found that an entry it was running is no    ``queue``, ``entry_id``,
+                           longer its own; in the child, or the parent          ``consumer``
 ``message_dead_lettered``  a message became a dead letter; in the child, or     ``queue``, ``entry_id``, ``reason``,
                            the parent when the child died                       ``task_id``
 =========================  ===================================================  =====================================
@@ -16,5 +16,5 @@ from celery.utils.dispatch import Signal
 
 __all__ = ("entry_lost", "message_dead_lettered")
 
-entry_lost = Signal(name="entry_lost", providing_args={"entry_id", "consumer"})
+entry_lost = Signal(name="entry_lost", providing_args={"queue", "entry_id", "consumer"})
 message_dead_lettered = Signal(name="message_dead_lettered", providing_args={"queue", "entry_id", "reason", "task_id"})

@@ -6,8 +6,8 @@ from typing import Any
 
 from celery import shared_task as celery_shared_task
 
+from .async_tasks import as_function
 from .conf import nearest
-from .coroutines import as_function
 from .exceptions import ConfigurationError
 
 __all__ = ("TASK_OPTIONS", "shared_task")

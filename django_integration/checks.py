@@ -24,7 +24,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from celery_streams import ConfigurationError, streams_of
 from celery_streams.conf import SETTINGS, StreamsConf, is_enabled, unknown_settings
-from celery_streams.monitoring.places import place
+from celery_streams.redis_url import place
 
 from . import project
 from .permissions import status_permission

@@ -12,7 +12,7 @@ import click
 from celery.app.utils import find_app
 from click_didyoumean import DYMGroup  # type: ignore[import-untyped]
 
-from ..amqp import is_installed
+from ..installation import is_installed
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -20,7 +20,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from ..amqp import Streams, streams_of
+from ..app import Streams, streams_of
 from ..exceptions import MessageError
 from ..inspect import DeadLetter, dead_letter, dead_letters, decode_arguments, purge_dead, replay
 from ..worker.outcome import Reason

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from ..amqp import streams_of
+from ..app import streams_of
 from ..broker import StreamBroker
 from ..demo_app import LEDGER, LIST_TASKS, REDIS, STREAM_TASKS, TASKS, app
 from ..embedded import EmbeddedRedis, death_signal

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..amqp import streams_of
+from ..app import streams_of
 from ..monitoring.checks import LEVELS
 from ..monitoring.doctor import Diagnosis, diagnose
 from .terminal import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING, console, one_line_errors

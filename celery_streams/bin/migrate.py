@@ -11,8 +11,9 @@ from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
 from rich.box import SIMPLE
 from rich.table import Table
 
-from ..amqp import Streams, is_installed, streams_of
+from ..app import Streams, streams_of
 from ..conf import nearest
+from ..installation import is_installed
 from ..migration import Direction, Migration, Moves, Plan
 from .terminal import bad_input, console, one_line_errors, progress_bar
 

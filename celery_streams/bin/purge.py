@@ -8,7 +8,7 @@ from typing import Any
 import click
 from celery.bin.purge import purge as celery_purge
 
-from ..amqp import streams_of
+from ..app import streams_of
 from ..inspect import purge as purge_stream
 from .base import require_installed
 from .terminal import one_line_errors

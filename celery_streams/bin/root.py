@@ -14,10 +14,10 @@ from celery.platforms import EX_FAILURE
 from kombu.exceptions import OperationalError
 
 from .. import __version__
-from ..amqp import is_installed
 from ..exceptions import CeleryStreamsError, ConfigurationError
+from ..installation import is_installed
 from .base import ASKS_FOR_HELP, RootGroup, load_app
-from .plugin import COMMANDS, add_user_options
+from .commands import COMMANDS, add_user_options
 from .terminal import EXIT_CONFIG, EXIT_UNAVAILABLE
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..amqp import Streams, streams_of
+from ..app import Streams, streams_of
 from ..exceptions import BrokerError
 from ..monitoring.status import Status, collect
 from .terminal import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING, age, console, one_line, one_line_errors

@@ -17,7 +17,7 @@ from kombu.exceptions import OperationalError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..amqp import Streams
+from ..app import Streams
 from ..conf import nearest
 from ..exceptions import CeleryStreamsError, ConfigurationError
 

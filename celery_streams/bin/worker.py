@@ -18,10 +18,10 @@ from celery.platforms import create_pidlock
 from celery.utils.nodenames import node_format, nodename, nodesplit
 from kombu.utils.compat import detect_environment
 
-from ..amqp import streams_of
+from ..app import streams_of
 from ..concurrency import OWN_POOLS, pool_for
 from ..exceptions import BrokerUnavailable, ConfigurationError
-from . import again
+from . import relaunch
 from .base import require_installed
 from .supervisor import Supervisor, Watcher, project_modules
 from .terminal import EXIT_CONFIG, one_line_errors
@@ -154,12 +154,12 @@ def _first_contact(streams: Any, *, patient: bool) -> None:
             if patient and not told:
                 click.echo(f"{str(exc).rstrip('.')}. Waiting for it (broker_connection_retry_on_startup).", err=True)
                 told = True
-            # A server that is away can only be asked again.
+            # A server that is away can only be asked relaunch.
             time.sleep(pause)
 
 
 def _detach(ctx: click.Context, options: dict[str, Any]) -> Any:
-    command = again.command_line(flags=("-D", "--detach"), valued=("--uid", "--gid"))
+    command = relaunch.command_line(flags=("-D", "--detach"), valued=("--uid", "--gid"))
     return detach(
         command[0],
         command[1:],
@@ -185,8 +185,8 @@ def _supervise(app: Any, options: dict[str, Any], *, processes: int, reload: boo
         _check_processes(options)
     name, host = nodesplit(options["hostname"])
     commands, later = [], []
-    command = again.command_line(flags=("--reload",), valued=("--processes", "--pidfile"))
-    without_purge = again.without(command, flags=("--purge", "--discard"))
+    command = relaunch.command_line(flags=("--reload",), valued=("--processes", "--pidfile"))
+    without_purge = relaunch.without(command, flags=("--purge", "--discard"))
     for number in range(1, processes + 1):
         node = ["-n", nodename(f"{name}-{number}", host)] if processes > 1 else []
         commands.append([*(command if number == 1 else without_purge), *node])
@@ -197,7 +197,7 @@ def _supervise(app: Any, options: dict[str, Any], *, processes: int, reload: boo
     if reload:
         app.loader.import_default_modules()
         watcher = Watcher(Path.cwd(), files=project_modules())
-    environment = again.environment("reload", "processes", "pidfile", "purge")
+    environment = relaunch.environment("reload", "processes", "pidfile", "purge")
     return Supervisor(commands, again=later, environment=environment, watcher=watcher).run()
 
 

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any
 
-from ..coroutines import runner
+from ..async_tasks import runner
 from ..worker.runner import Runner
 from . import thread
 from .contexts import keep_contexts

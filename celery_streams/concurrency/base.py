@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from celery.concurrency.base import BasePool
 from celery.worker import state as worker_state
 
-from ..amqp import Streams, streams_of
-from ..broker import Delivery, StreamRef
+from ..app import Streams, streams_of
+from ..broker import Delivery, Entry, StreamRef
 from ..exceptions import BrokerError, BrokerUnavailable
-from ..waiting import readable
-from ..worker.aftermath import Aftermath
+from ..poll import readable
 from ..worker.child import ChildOptions, consumer_name
-from ..worker.limits import Restrictable, without_effect
-from ..worker.plan import least_delivery_limit
+from ..worker.dead_children import Aftermath
+from ..worker.hand_back import Restrictable
 from ..worker.requests import build_request
 from ..worker.services import Services
-from ..worker.slots import MAX_BATCH, Held, Snapshot
+from ..worker.slots import MAX_BATCH, Snapshot
+from ..worker.task_options import least_delivery_limit
+from ..worker.time_limits import without_effect
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -82,7 +83,7 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._hub: Any = None
-        self._requests: dict[bytes, Any] = {}
+        self._requests: dict[Entry, Any] = {}
 
     # -- what subclasses do
 
@@ -237,8 +238,7 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         consumer = self.services.claimer.consumer
 
         def settle() -> None:
-            held = (delivery.stream, consumer, delivery.entry_id)
-            if self.aftermath.broker.extend([held]) or self.aftermath.claim_left(delivery):
+            if self.aftermath.broker.extend([(consumer, delivery.entry)]) or self.aftermath.claim_left(delivery):
                 return  # another worker's by now; or a part of a chord that has to wait, and is found again
             self.aftermath.crashes += 1
             self.aftermath.settle_lost(delivery, consumer, claimed=True)
@@ -257,8 +257,8 @@ class StreamsPool(BasePool):  # type: ignore[misc]
 
     def sync_state(self) -> None:
         """Make Celery's worker state say what the children are doing: active and reserved requests."""
-        active: dict[bytes, Any] = {}
-        reserved: dict[bytes, Any] = {}
+        active: dict[Entry, Any] = {}
+        reserved: dict[Entry, Any] = {}
         try:
             self._look_at_holders(active, reserved)
         except BrokerUnavailable as exc:
@@ -272,7 +272,7 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         for request in active.values():
             worker_state.active_requests.add(request)
 
-    def _look_at_holders(self, active: dict[bytes, Any], reserved: dict[bytes, Any]) -> None:
+    def _look_at_holders(self, active: dict[Entry, Any], reserved: dict[Entry, Any]) -> None:
         for holder in self.holders():
             shot = holder.snapshot()
             if shot.running is not None:
@@ -281,14 +281,14 @@ class StreamsPool(BasePool):  # type: ignore[misc]
                     request.acknowledged = shot.acked_early
                     request.worker_pid = shot.pid
                     request.time_start = time.time() - (time.monotonic() - shot.started_at)
-                    active[shot.running.entry_id] = request
+                    active[shot.running] = request
             for held in shot.waiting:
                 request = self._request_of(holder, shot, held)
                 if request is not None:
-                    reserved[held.entry_id] = request
+                    reserved[held] = request
 
-    def _request_of(self, holder: Restrictable, shot: Snapshot, held: Held) -> Any:
-        known = self._requests.get(held.entry_id)
+    def _request_of(self, holder: Restrictable, shot: Snapshot, held: Entry) -> Any:
+        known = self._requests.get(held)
         if known is not None:
             return known
         try:
@@ -297,17 +297,17 @@ class StreamsPool(BasePool):  # type: ignore[misc]
             raise
         except Exception as exc:  # noqa: BLE001
             # Decoding runs serializers and user codecs; remote control must answer all the same.
-            logger.warning("Cannot tell what entry %s is: %r", held.entry_id.decode(), exc)
+            logger.warning("Cannot tell what entry %s is: %r", held, exc)
             return None
         # With tasks in this process Celery's own Request may be at work already.
         return request if request is None else worker_state.requests.get(request.id, request)
 
-    def _build_request(self, holder: Restrictable, shot: Snapshot, held: Held) -> Any:
-        if shot.acked_early and held is shot.running:
+    def _build_request(self, holder: Restrictable, shot: Snapshot, held: Entry) -> Any:
+        if shot.acked_early and held == shot.running:
             message = self.kept_message(holder)
-            delivery = None if message is None else Delivery(held.stream, held.entry_id, message)
+            delivery = None if message is None else Delivery(held, message)
         else:
-            delivery = self.aftermath.broker.fetch(held.stream, held.entry_id)
+            delivery = self.aftermath.broker.fetch(held)
         if delivery is None:
             return None
         return build_request(
@@ -323,5 +323,5 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         """Return the message of a task that was acknowledged before it ran."""
         return None
 
-    def _acknowledge(self, consumer: str, held: Held) -> None:
-        self.aftermath.broker.ack(consumer, [(held.stream, held.entry_id)])
+    def _acknowledge(self, consumer: str, held: Entry) -> None:
+        self.aftermath.broker.ack(consumer, [held])

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 
 import greenlet
 
-from ..broker import Delivery
-from ..worker.limits import Restrictable
+from ..broker import Delivery, Entry
+from ..worker.hand_back import Restrictable
 from ..worker.runner import Runner
 from ..worker.slots import Snapshot
 from . import thread
@@ -64,7 +64,7 @@ class GreenPool(thread.TaskPool):
         self._green: dict[int, _Green] = {}
         #: Batches (of one) that were told to end: an exception in what cleans up after the first would do harm.
         self._told: dict[int, int] = {}
-        self._terminated: dict[bytes, _Terminated] = {}
+        self._terminated: dict[Entry, _Terminated] = {}
 
     @abstractmethod
     def in_hub(self, work: Callable[..., Any], *args: Any) -> None:
@@ -96,7 +96,7 @@ class GreenPool(thread.TaskPool):
         """End the task that the green thread ``pid`` runs (``revoke(terminate=True)``, cold shutdown)."""
         green = self._green.get(pid)
         shot = green.runner.record.snapshot() if green is not None else None
-        request = self._requests.get(shot.running.entry_id) if shot is not None and shot.running is not None else None
+        request = self._requests.get(shot.running) if shot is not None and shot.running is not None else None
         if request is not None:  # else that task ended, and the thread may run another one
             self.in_hub(self._end_task, shot, TaskEnded(request=request))
 
@@ -122,7 +122,7 @@ class GreenPool(thread.TaskPool):
             self.post(lambda: self.aftermath.settle_lost(delivery, consumer, hard_limit=limit, early=early))
         elif not early:
             until = time.monotonic() + self.streams.conf.visibility_timeout / 3
-            self._terminated[delivery.entry_id] = _Terminated(delivery, consumer, exc.request, until)
+            self._terminated[delivery.entry] = _Terminated(delivery, consumer, exc.request, until)
             self.post(self._settle_terminated)
 
     def chores(self) -> None:
@@ -136,12 +136,11 @@ class GreenPool(thread.TaskPool):
         The request announces it after it had the task ended, so this may come too early; what is put back although it
         is revoked is found to be so when it is read again.
         """
-        for entry_id, ended in list(self._terminated.items()):
-            entry = (ended.delivery.stream, entry_id)
+        for entry, ended in list(self._terminated.items()):
             if ended.request._already_revoked:
                 self.aftermath.broker.ack(ended.consumer, [entry])
             elif ended.request._already_cancelled or time.monotonic() >= ended.until:
                 self.aftermath.broker.release(ended.consumer, [entry])
             else:
                 continue
-            self._terminated.pop(entry_id, None)
+            self._terminated.pop(entry, None)

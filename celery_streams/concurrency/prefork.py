@@ -19,11 +19,11 @@ from celery.worker import state as worker_state
 
 from ..broker import StreamRef
 from ..message import Message
-from ..waiting import readable
-from ..worker import stamps
-from ..worker.aftermath import Casualty, Cause
+from ..poll import readable
+from ..worker import revoked_stamps
 from ..worker.child import consumer_name
-from ..worker.limits import Handback, Restrictable
+from ..worker.dead_children import Casualty, Cause
+from ..worker.hand_back import Handback, Restrictable
 from ..worker.slots import SlotTable, Snapshot
 from .base import StreamsPool, parted
 from .process import Child, child_target, send_signal
@@ -121,7 +121,7 @@ class TaskPool(StreamsPool):
             child.tell("events", True)
         for part in parted(list(worker_state.revoked)):
             child.tell("revoke", part)
-        for pairs in parted(stamps.known()):
+        for pairs in parted(revoked_stamps.known()):
             child.tell("revoke_stamps", pairs)
         for name, task_options in self._task_options.items():
             child.tell("task_option", name, task_options)
@@ -224,7 +224,7 @@ class TaskPool(StreamsPool):
         del self._children[child.index]
         self._free.append(child.index)
         child.control.close()
-        request = self._requests.get(shot.running.entry_id) if shot.running is not None else None
+        request = self._requests.get(shot.running) if shot.running is not None else None
         cause = child.cause
         if request is not None and cause == Cause():
             cause = Cause(revoked=request._already_revoked, cancelled=request._already_cancelled)
@@ -290,7 +290,7 @@ class TaskPool(StreamsPool):
         assert shot.running is not None
         if not _same(holder.snapshot(), shot):
             return
-        holder.cause = Cause(hard_limit=shot.hard, entry_id=shot.running.entry_id)
+        holder.cause = Cause(hard_limit=shot.hard, entry=shot.running)
         holder.kill()
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from billiard.connection import wait
 
-from ..waiting import writable
-from ..worker.aftermath import Cause
+from ..poll import writable
 from ..worker.child import child_main
+from ..worker.dead_children import Cause
 from ..worker.slots import Slot, Snapshot
 
 __all__ = ("Child", "child_target", "send_signal")

@@ -19,7 +19,7 @@ from celery.exceptions import ImproperlyConfigured, WorkerShutdown, WorkerTermin
 from ..broker import Delivery, StreamRef
 from ..exceptions import BrokerError
 from ..worker.child import consumer_name
-from ..worker.limits import Restrictable
+from ..worker.hand_back import Restrictable
 from ..worker.reader import Reader
 from ..worker.runner import Runner, put_back
 from .base import StreamsPool

@@ -12,13 +12,13 @@ from typing import Any
 
 from celery.worker import state as worker_state
 
-from ..broker import Delivery, StreamRef
+from ..broker import Delivery, Entry, StreamRef
 from ..worker.child import consumer_name
-from ..worker.limits import Restrictable
+from ..worker.hand_back import Restrictable
 from ..worker.reader import Reader
 from ..worker.runner import Runner, put_back
 from ..worker.settle import Settler
-from ..worker.slots import Held, Snapshot
+from ..worker.slots import Snapshot
 from .base import StreamsPool
 
 __all__ = ("TaskPool",)
@@ -32,14 +32,14 @@ class Backlog:
     def __init__(self, consumer: str) -> None:
         self.consumer = consumer
         self._items: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
-        self._waiting: dict[tuple[StreamRef, bytes], Delivery] = {}
-        self._taken_back: list[Held] = []
+        self._waiting: dict[Entry, Delivery] = {}
+        self._taken_back: list[Entry] = []
         self._lock = threading.Lock()
 
     def put(self, delivery: Delivery) -> None:
         """Give a delivery to the next free thread."""
         with self._lock:
-            self._waiting[delivery.stream, delivery.entry_id] = delivery
+            self._waiting[delivery.entry] = delivery
         self._items.put(delivery)
 
     def take(self) -> Delivery | None:
@@ -49,7 +49,7 @@ class Backlog:
             if delivery is None:
                 return None
             with self._lock:
-                if self._waiting.pop((delivery.stream, delivery.entry_id), None) is not None:
+                if self._waiting.pop(delivery.entry, None) is not None:
                     return delivery
 
     def end(self) -> None:
@@ -59,12 +59,12 @@ class Backlog:
     def snapshot(self) -> Snapshot:
         """Return what waits."""
         with self._lock:
-            return self._shot((*self._taken_back, *(Held(*key) for key in self._waiting)))
+            return self._shot((*self._taken_back, *self._waiting))
 
     def restrict(self) -> Snapshot:
         """Take back everything that waits."""
         with self._lock:
-            self._taken_back += [Held(*key) for key in self._waiting]
+            self._taken_back += self._waiting
             self._waiting.clear()
             return self._shot(tuple(self._taken_back))
 
@@ -77,7 +77,7 @@ class Backlog:
         """An entry that was not started will be found lost when it is settled."""
 
     @staticmethod
-    def _shot(waiting: tuple[Held, ...]) -> Snapshot:
+    def _shot(waiting: tuple[Entry, ...]) -> Snapshot:
         return Snapshot(
             pid=os.getpid(),
             batch=0,
@@ -163,7 +163,7 @@ class TaskPool(StreamsPool):
         with self._changed:
             self._free += len(shot.waiting) - self._not_returned
             self._not_returned = len(shot.waiting)
-        self.aftermath.broker.release(self._name, [(held.stream, held.entry_id) for held in shot.waiting])
+        self.aftermath.broker.release(self._name, shot.waiting)
         self._backlog.returned(shot.batch)
         self._not_returned = 0
 

@@ -2,7 +2,7 @@
 --
 -- KEYS     task streams
 -- ARGV     group, consumer, then pairs: index of the stream in KEYS, entry id
--- Returns  ids of the entries that were no longer ours
+-- Returns  positions (from 0) of the pairs whose entry was no longer ours; ids alone are not unique
 -- An entry that another consumer holds, or that is not pending, is left alone.
 -- On a stream without the group nothing is ours; it hides nothing of the others.
 local lost, ours = {}, {}
@@ -15,7 +15,7 @@ for i = 3, #ARGV, 2 do
         ids[#ids + 1] = id
         ours[key] = ids
     else
-        lost[#lost + 1] = id
+        lost[#lost + 1] = (i - 3) / 2
     end
 end
 -- One call for many entries costs less than one for each; Lua passes no more than some thousand arguments.

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..diagnosis import ClockSkew, Denial, ServerInfo
 from ..inspect import QueueStatus
+from ..probes import ClockSkew, Denial, ServerInfo
 
 __all__ = (
     "LEVELS",

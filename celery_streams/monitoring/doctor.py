@@ -12,14 +12,16 @@ from typing import Any
 
 from kombu.exceptions import OperationalError
 
-from .. import diagnosis, keys
-from ..amqp import Streams, is_installed
-from ..connection import RedisClient, safe_url
-from ..diagnosis import ServerInfo
-from ..exceptions import BrokerError, BrokerUnavailable, ConfigurationError
+from .. import keys, probes
+from ..app import Streams
+from ..connection import RedisClient
+from ..exceptions import BrokerError, BrokerUnavailable, ConfigurationError, NotPermitted
 from ..inspect import queue_status
-from ..lists import list_keys
+from ..installation import is_installed
+from ..kombu_lists import list_keys
 from ..migration import same_database
+from ..probes import ServerInfo
+from ..redis_url import place, safe_url
 from .checks import (
     LEVELS,
     Finding,
@@ -37,7 +39,6 @@ from .checks import (
     check_worlds,
     namesakes,
 )
-from .places import place
 
 __all__ = ("Diagnosis", "diagnose", "find_workers", "sort_workers")
 
@@ -99,14 +100,14 @@ def diagnose(
     server: list[ServerInfo] = []
 
     def look_at_server() -> Iterable[Finding]:
-        server.append(diagnosis.server_info(broker.client))
+        server.append(probes.server_info(broker.client))
         for judge in (check_version, check_role, check_eviction, check_memory, check_persistence):
             yield judge(server[0])
 
     run("server", look_at_server)
-    run("clock", lambda: [check_clock(diagnosis.clock_skew(broker.client))])
+    run("clock", lambda: [check_clock(probes.clock_skew(broker.client))])
     names = _queues(streams, queues, run)
-    run("permissions", lambda: [check_permissions(diagnosis.denied_commands(broker, [*names, "doctor"][0]))])
+    run("permissions", lambda: [check_permissions(probes.denied_commands(broker, [*names, "doctor"][0]))])
     findings += [_check_install(streams), _check_databases(streams)]
     lists, trouble = _lists(streams)
     findings += trouble
@@ -154,7 +155,7 @@ def _first_contact(client: RedisClient) -> None:
     except BrokerUnavailable:
         raise
     except BrokerError as exc:
-        if "does not permit" not in str(exc):  # that is a finding, and not the only one
+        if not isinstance(exc, NotPermitted):  # that is a finding, and not the only one
             raise
 
 
@@ -243,7 +244,7 @@ def _check_node_names(streams: Streams, queues: Sequence[str]) -> list[Finding]:
     Before Redis 7.2 a consumer that waits for work is not heard of: there, workers are told apart while they are busy.
     """
     visibility_timeout = streams.conf.visibility_timeout
-    now, before = diagnosis.heard_of(streams.broker, queues)
+    now, before = probes.heard_of(streams.broker, queues)
     suspects = namesakes(before, since=now - max(visibility_timeout, HEARD_WITHIN))
     suspected = {name: before[name] for same in suspects for name in same}
     deadline = time.monotonic() + max(HEARD_WITHIN, min(visibility_timeout * 0.4, HEARD_PATIENCE))
@@ -251,7 +252,7 @@ def _check_node_names(streams: Streams, queues: Sequence[str]) -> list[Finding]:
     while namesakes(suspected, since=0.0):
         # Redis tells nobody of a consumer's next sign of life: it is asked again.
         time.sleep(_LOOK_AGAIN)
-        _, after = diagnosis.heard_of(streams.broker, queues)
+        _, after = probes.heard_of(streams.broker, queues)
         # Whoever is gone was replaced; whoever is there may only not have been heard of again yet.
         suspected = {name: at for name, at in suspected.items() if name in after}
         found = list(check_namesakes(suspected, after))
@@ -278,7 +279,7 @@ def _look_at_queue(
     """Yield one after the other, so that a look that is refused hides only those behind it."""
     broker = streams.broker
     start = f"Start a worker (celery-streams worker -Q {name})"
-    for stream, entries in diagnosis.streams_without_group(broker, name).items():
+    for stream, entries in probes.streams_without_group(broker, name).items():
         yield Finding(
             "groups",
             "warning",
@@ -289,7 +290,7 @@ def _look_at_queue(
         )
     # Twice the time-out: what is younger is about to be claimed.
     visibility_timeout = streams.conf.visibility_timeout
-    for holder in diagnosis.silent_holders(broker, name, idle_ms=int(visibility_timeout * 2_000)):
+    for holder in probes.silent_holders(broker, name, idle_ms=int(visibility_timeout * 2_000)):
         yield Finding(
             "consumers",
             "critical",
@@ -298,7 +299,7 @@ def _look_at_queue(
             f"{start}: it puts them back within {visibility_timeout:g} s.",
             name,
         )
-    silent = diagnosis.silent_consumers(broker, name, silent=SILENT_CONSUMER)
+    silent = probes.silent_consumers(broker, name, silent=SILENT_CONSUMER)
     if silent and not (workers and workers.ours.get(name)):
         yield Finding(
             "consumers",
@@ -321,7 +322,7 @@ def _look_at_queue(
     yield from _check_transit(streams, name, lists)
     listed = 0
     if lists is not None:
-        listed = diagnosis.list_length(lists, list_keys(name, dict(streams.app.conf.broker_transport_options or {})))
+        listed = probes.list_length(lists, list_keys(name, dict(streams.app.conf.broker_transport_options or {})))
     on = is_installed(streams.app) and streams.enabled()
     share = streams.conf.queues.share(name) if on else 0.0
     yield from check_worlds(name, status, listed=listed, share=share, workers=workers)

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..amqp import Streams
+from ..app import Streams
 from ..exceptions import BrokerError, ConfigurationError
 from ..inspect import QueueStatus
 from .status import collect

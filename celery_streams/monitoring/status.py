@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal
 
-from ..amqp import Streams, is_installed
-from ..connection import safe_url
+from ..app import Streams
 from ..inspect import QueueStatus, queue_status
+from ..installation import is_installed
+from ..redis_url import safe_url
 from .alerts import Alert, judge, never_used
 
 __all__ = ("QueueReport", "Status", "Totals", "collect")

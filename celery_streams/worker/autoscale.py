@@ -8,7 +8,7 @@ from typing import Any
 from celery.worker.autoscale import Autoscaler as CeleryAutoscaler
 
 from .. import inspect
-from ..amqp import streams_of
+from ..app import streams_of
 from ..exceptions import BrokerError
 
 __all__ = ("Autoscaler",)

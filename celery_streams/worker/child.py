@@ -28,10 +28,10 @@ from billiard.pool import EX_RECYCLE, TASK, Worker
 from celery.concurrency.prefork import process_destructor, process_initializer
 from celery.worker import state as worker_state
 
-from ..amqp import Streams, streams_of
+from ..app import Streams, streams_of
 from ..broker import Delivery, StreamRef
-from ..waiting import readable, writable
-from . import stamps
+from ..poll import readable, writable
+from . import revoked_stamps
 from .events import ChildEvents
 from .executor import Executor
 from .reader import Pace, Reader
@@ -174,7 +174,7 @@ class ChildLoop:
         worker_state.revoked.update(task_ids)
 
     def _on_revoke_stamps(self, pairs: Sequence[tuple[str, Any]]) -> None:
-        stamps.add(pairs)
+        revoked_stamps.add(pairs)
 
     def _on_task_option(self, name: str, options: dict[str, Any]) -> None:
         task = self.app.tasks.get(name)
@@ -283,7 +283,7 @@ class ChildLoop:
 
     def _put_back(self, entries: Sequence[Delivery]) -> None:
         if entries:
-            pairs = [(delivery.stream, delivery.entry_id) for delivery in entries]
+            pairs = [delivery.entry for delivery in entries]
             self.settler.insist(lambda: self.settler.broker.release(self.consumer, pairs), "put back")
 
     def _count(self, name: str) -> None:

@@ -24,9 +24,9 @@ from celery.worker.consumer.heart import Heart as CeleryHeart
 from celery.worker.consumer.mingle import Mingle
 from kombu.common import QoS
 
-from ..amqp import streams_of
+from ..app import streams_of
 from ..exceptions import BrokerError
-from . import stamps
+from . import revoked_stamps
 from .control import Pidbox
 from .patterns import LOOK_EVERY, QueuePatterns
 
@@ -101,7 +101,7 @@ class StreamTasks(bootsteps.StartStopStep):  # type: ignore[misc]
         c.task_consumer = TaskConsumer(c, list(c.app.amqp.queues.consume_from.values()))
         self._load_revoked(c)
         c.pool.forward_revoked(list(state.revoked))
-        c.pool.forward_stamps(stamps.known())
+        c.pool.forward_stamps(revoked_stamps.known())
         c.tell_events()
         patterns = getattr(c.controller, "queue_patterns", None)
         if patterns:
@@ -134,7 +134,7 @@ class StreamTasks(bootsteps.StartStopStep):  # type: ignore[misc]
         broker = streams_of(c.app).new_broker()
         try:
             state.revoked.update(broker.revoked())
-            stamps.add(broker.revoked_stamps())
+            revoked_stamps.add(broker.revoked_stamps())
         except BrokerError as exc:
             logger.warning("Cannot learn which tasks were revoked before this worker started: %s", exc)
 

@@ -15,10 +15,10 @@ from celery.worker import state as worker_state
 from kombu.utils.functional import maybe_list
 
 from .. import inspect
-from ..amqp import streams_of
-from ..broker import Delivery
+from ..app import streams_of
+from ..broker import Delivery, Entry
 from ..exceptions import BrokerError
-from . import stamps
+from . import revoked_stamps
 from .requests import build_request
 
 __all__ = ("Pidbox",)
@@ -69,7 +69,7 @@ def _forward_revoke(consumer: Any, arguments: dict[str, Any]) -> None:
 
 
 def _forward_stamps(consumer: Any, arguments: dict[str, Any]) -> None:
-    pairs = stamps.pairs_of(arguments["headers"])
+    pairs = revoked_stamps.pairs_of(arguments["headers"])
     consumer.pool.forward_stamps(pairs)
     try:
         streams_of(consumer.app).broker.revoke_stamps(pairs, expires_at=time.time() + worker_state.REVOKE_EXPIRES)
@@ -122,7 +122,7 @@ def _request_of(state: Any, queue: str, delayed: inspect.DelayedMessage) -> Any:
     ref = next(iter(streams_of(state.app).broker.streams([queue])))
     return build_request(
         state.app,
-        Delivery(ref, delayed.member.encode(), delayed.message),
+        Delivery(Entry(ref, delayed.member.encode()), delayed.message),
         hostname=state.hostname,
         eventer=None,
         on_ack=lambda *_: None,

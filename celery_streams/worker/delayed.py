@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from ..broker import StreamBroker
 from ..connection import BlockingConnection
 from ..exceptions import BrokerError
-from ..waiting import readable
+from ..poll import readable
 
 __all__ = ("Promoter",)
 

@@ -28,18 +28,18 @@ from celery.worker.strategy import logger as strategy_logger
 from kombu.exceptions import ContentDisallowed, DecodeError, SerializationError
 from kombu.serialization import loads, prepare_accept_content
 
-from ..amqp import Streams
+from ..app import Streams
 from ..broker import Delivery
-from ..context import RunningTask, current
 from ..exceptions import MessageError
+from ..running_task import RunningTask, current
 from .chords import claim_left
-from .local import ETA_SLACK, PASSING_BY, Progress
+from .inline_request import ETA_SLACK, PASSING_BY, Progress
 from .outcome import Action, Circumstances, Event, decide
-from .plan import TaskPlan, flag, make_callable, plan_for
-from .raised import event_of, let_go
 from .requests import received_message
 from .settle import Death, Settler
 from .slow_path import SlowPath
+from .task_errors import event_of, let_go
+from .task_options import TaskPlan, flag, make_callable, plan_for
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -423,7 +423,7 @@ class Executor:
         def owned() -> bool:
             if self.progress.lost():
                 return False
-            held = (delivery.stream, self.settler.consumer, delivery.entry_id)
+            held = (self.settler.consumer, delivery.entry)
             return not self.settler.broker.extend([held])
 
         return owned

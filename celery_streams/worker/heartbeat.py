@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from ..broker import StreamBroker, StreamRef
+from ..broker import Entry, StreamBroker
 from .slots import Snapshot
 
 __all__ = ("Heartbeat", "Holder")
@@ -52,7 +52,7 @@ class Heartbeat:
         Raises:
             BrokerError: Redis is away, or refused.
         """
-        held: list[tuple[StreamRef, str, bytes]] = []
+        held: list[tuple[str, Entry]] = []
         owners: list[tuple[Holder, int]] = []
         for holder in self._holders():
             shot = holder.snapshot()
@@ -60,17 +60,16 @@ class Heartbeat:
             if shot.running is not None and not shot.acked_early:
                 entries.append(shot.running)
             for entry in entries:
-                held.append((entry.stream, holder.consumer, entry.entry_id))
+                held.append((holder.consumer, entry))
                 owners.append((holder, shot.batch))
         if not held:
             return 0
         for position in self._broker.extend(held):
-            (stream, consumer, entry_id), (holder, batch) = held[position], owners[position]
+            (consumer, entry), (holder, batch) = held[position], owners[position]
             shot = holder.snapshot()
             # It may be settled or handed back meanwhile: only what the child is still running was taken from it.
-            running = shot.running
-            if running is not None and (shot.batch, running.entry_id, running.stream) == (batch, entry_id, stream):
+            if (shot.batch, shot.running) == (batch, entry):
                 self.lost += 1
                 holder.mark_lost(batch)
-                logger.warning("Entry %s is no longer held by %s.", entry_id.decode(), consumer)
+                logger.warning("Entry %s is no longer held by %s.", entry, consumer)
         return len(held)

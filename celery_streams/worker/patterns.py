@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from ..amqp import streams_of
+from ..app import streams_of
 from ..exceptions import BrokerError
 
 if TYPE_CHECKING:

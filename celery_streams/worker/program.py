@@ -19,8 +19,8 @@ from celery.platforms import EX_OK
 from celery.utils.nodenames import worker_direct
 from celery.worker import state as worker_state
 
-from ..amqp import streams_of
-from ..connection import safe_url
+from ..app import streams_of
+from ..redis_url import safe_url
 from .patterns import QueuePatterns, is_pattern
 
 __all__ = ("NO_EFFECT", "Worker", "ineffective_settings")

@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 
 from ..broker import Delivery, StreamBroker, StreamRef
 from ..connection import BlockingConnection
-from ..exceptions import BrokerError, BrokerUnavailable
-from ..waiting import readable
+from ..exceptions import BrokerError, BrokerUnavailable, GroupMissing
+from ..poll import readable
 from .settle import Settler
 
 __all__ = ("Pace", "Reader")
@@ -123,7 +123,7 @@ class Reader:
         """Do what there is to do about a read that failed: pause, or make missing groups again."""
         if isinstance(exc, BrokerUnavailable):
             self._lost_connection(exc)
-        elif "NOGROUP" in str(exc):
+        elif isinstance(exc, GroupMissing):
             self._recreate()
         else:
             self._refused(exc)
@@ -166,7 +166,7 @@ class Reader:
         if acks:
             lost = replies[0]
             if isinstance(lost, BrokerError):
-                if isinstance(lost, BrokerUnavailable) or "NOGROUP" not in str(lost):
+                if not isinstance(lost, GroupMissing):
                     found = self._take_read(streams, replies, acks)
                     if not found:
                         raise lost
@@ -174,8 +174,8 @@ class Reader:
                     # acknowledgements again.
                     self.recover_from(lost)
                     return self._owned(found, sent_at)
-                lost = [entry_id for _, entry_id in acks]
-            self._settler.confirm(acks, lost, assisted=assisted)
+                lost = range(len(acks))
+            self._settler.confirm(acks, StreamBroker.parse_ack(acks, lost), assisted=assisted)
         return self._owned(self._take_read(streams, replies, acks), sent_at)
 
     def _take_read(self, streams: Sequence[StreamRef], replies: list[object], acks: Sequence[object]) -> list[Delivery]:
@@ -272,7 +272,7 @@ class Reader:
         """Return what of ``found`` is still ours; one round trip, and only after a read that took long."""
         if not found or time.monotonic() - sent_at < self._settler.trust:
             return found
-        lost = set(self.broker.extend([(one.stream, self.consumer, one.entry_id) for one in found]))
+        lost = set(self.broker.extend([(self.consumer, one.entry) for one in found]))
         if lost:
             logger.warning("%d entries were claimed from %s before it could start them.", len(lost), self.consumer)
         return [one for position, one in enumerate(found) if position not in lost]

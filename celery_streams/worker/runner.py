@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from celery.worker import state as worker_state
 
-from ..amqp import streams_of
-from ..broker import Delivery, StreamBroker
+from ..app import streams_of
+from ..broker import Delivery, Entry, StreamBroker
 from ..exceptions import BrokerError
 from ..message import Message
 from .child import ChildOptions
 from .executor import Executor
 from .settle import Settler
-from .slots import Held, Snapshot
+from .slots import Snapshot
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -42,7 +42,7 @@ class Record:
         self._lock = threading.Lock()
         self._batch = 0
         self._done = 0
-        self._running: Held | None = None
+        self._running: Entry | None = None
         self._limits: tuple[float | None, float | None] = (None, None)
         self._started_at = 0.0
         self._lost = False
@@ -52,7 +52,7 @@ class Record:
         """Say that ``delivery`` starts now."""
         with self._lock:
             self._batch += 1
-            self._running = Held(delivery.stream, delivery.entry_id)
+            self._running = delivery.entry
             self._started_at = time.monotonic()
             self._limits, self._lost, self._kept = (None, None), False, None
 
@@ -147,7 +147,7 @@ class Runner:
 def put_back(broker: StreamBroker, consumer: str, deliveries: Sequence[Delivery]) -> None:
     """Give what was read and not started to others; what Redis does not take back they claim later."""
     try:
-        broker.release(consumer, [(item.stream, item.entry_id) for item in deliveries])
+        broker.release(consumer, [item.entry for item in deliveries])
     except BrokerError as exc:
         logger.warning("Cannot put back what was read last; it is claimed by others later: %s", exc)
 

@@ -18,14 +18,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ..amqp import Streams
+from ..app import Streams
 from ..broker import Delivery
 from ..exceptions import BrokerError
 from .claimer import Claimer
 from .delayed import Promoter
+from .hand_back import Handback, Restrictable
 from .heartbeat import Heartbeat
-from .limits import Handback, Restrictable, TimeLimits
 from .slots import Snapshot
+from .time_limits import TimeLimits
 
 __all__ = ("Services",)
 

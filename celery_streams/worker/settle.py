@@ -22,11 +22,11 @@ from typing import Any, TypeVar
 
 from kombu.utils.json import JSONEncoder
 
-from ..broker import Delivery, StreamBroker, StreamRef
+from ..broker import Delivery, Entry, StreamBroker
 from ..conf import StreamsConf
-from ..context import HeldRetry
-from ..exceptions import BrokerError, BrokerFull, BrokerUnavailable
+from ..exceptions import BrokerFull, BrokerUnavailable, GroupMissing
 from ..message import Message
+from ..running_task import HeldRetry
 from ..signals import entry_lost, message_dead_lettered
 from .outcome import Action, Outcome
 
@@ -85,7 +85,7 @@ class Settler:
         self._sleep = sleep
         #: Called whenever every collected acknowledgement is known to have reached Redis.
         self.on_confirmed: Callable[[], None] = lambda: None
-        self._acks: list[tuple[StreamRef, bytes]] = []
+        self._acks: list[Entry] = []
         self._first_ack = 0.0
 
     # -- acknowledgements, collected
@@ -94,7 +94,7 @@ class Settler:
         """Note that the task of ``delivery`` ran; it is acknowledged with the next :meth:`take` or :meth:`flush`."""
         if not self._acks:
             self._first_ack = time.monotonic()
-        self._acks.append((delivery.stream, delivery.entry_id))
+        self._acks.append(delivery.entry)
 
     @property
     def waiting(self) -> int:
@@ -105,11 +105,11 @@ class Settler:
         """Return whether the oldest collected acknowledgement has waited for ``after`` seconds."""
         return bool(self._acks) and now - self._first_ack >= after
 
-    def take(self) -> list[tuple[StreamRef, bytes]]:
+    def take(self) -> list[Entry]:
         """Return the collected acknowledgements, to be sent along with a read; :meth:`confirm` tells how it went."""
         return list(self._acks)
 
-    def confirm(self, sent: Sequence[tuple[StreamRef, bytes]], lost: Sequence[bytes], *, assisted: bool) -> None:
+    def confirm(self, sent: Sequence[Entry], lost: Sequence[Entry], *, assisted: bool) -> None:
         """Note that ``sent`` reached Redis, which answered that ``lost`` were not ours.
 
         ``assisted`` says that the parent may have settled some in our place: then that is why.
@@ -120,8 +120,8 @@ class Settler:
         else:
             self.on_confirmed()
         if lost and not assisted:
-            for entry_id in lost:
-                self._report_lost(entry_id)
+            for entry in lost:
+                self._report_lost(entry)
 
     def flush(self, *, assisted: bool = False) -> None:
         """Send the collected acknowledgements; insists while Redis is away."""
@@ -135,11 +135,11 @@ class Settler:
 
     def ack_now(self, delivery: Delivery) -> bool:
         """Acknowledge before the task runs; returns whether it may run: False when another worker has it."""
-        lost, repeated = self.insist(lambda: self.broker.ack(self.consumer, [_pair(delivery)]), "acknowledge")
+        lost, repeated = self.insist(lambda: self.broker.ack(self.consumer, [delivery.entry]), "acknowledge")
         if lost is None:
             return False
         if lost and not repeated:
-            self._report_lost(delivery.entry_id)
+            self._report_lost(delivery.entry)
             return False
         return True  # lost after a repetition: the first attempt had reached Redis
 
@@ -167,7 +167,7 @@ class Settler:
         if outcome.action is Action.LEAVE:
             return True
         if outcome.action is Action.ACK or (outcome.action is Action.RETRY and held is None):
-            return self._settled("acknowledge", delivery, lambda: not self.broker.ack(self.consumer, [_pair(delivery)]))
+            return self._settled("acknowledge", delivery, lambda: not self.broker.ack(self.consumer, [delivery.entry]))
         if outcome.action is Action.RETRY:
             assert held is not None
             return self._settled(
@@ -175,8 +175,7 @@ class Settler:
                 delivery,
                 lambda: self.broker.retry(
                     self.consumer,
-                    delivery.stream,
-                    delivery.entry_id,
+                    delivery.entry,
                     held.message,
                     queue=held.queue,
                     due_ms=held.due_ms,
@@ -195,8 +194,7 @@ class Settler:
                 delivery,
                 lambda: self.broker.requeue(
                     self.consumer,
-                    delivery.stream,
-                    delivery.entry_id,
+                    delivery.entry,
                     history=past,
                     delay_ms=int(outcome.delay * 1000),
                 ),
@@ -237,8 +235,7 @@ class Settler:
             delivery,
             lambda: self.broker.reject(
                 self.consumer,
-                delivery.stream,
-                delivery.entry_id,
+                delivery.entry,
                 death=record,
                 max_length=self._conf.dead_letter_max_length,
                 ttl=self._conf.dead_letter_ttl,
@@ -270,7 +267,7 @@ class Settler:
     def _now(self, verb: str, delivery: Delivery, action: Callable[[], Any]) -> Any:
         result, repeated = self.insist(action, verb)
         if not result and not repeated:
-            self._report_lost(delivery.entry_id)
+            self._report_lost(delivery.entry)
         return result
 
     def insist(self, action: Callable[[], T], verb: str) -> tuple[T | None, bool]:
@@ -292,21 +289,15 @@ class Settler:
                 logger.warning("Cannot %s: %s. Trying again in %.1fs.", verb, exc, pause)
                 self._sleep(pause * random.uniform(0.5, 1.0))
                 pause, repeated = min(pause * 2, _PAUSES[1]), True
-            except BrokerError as exc:
-                if "NOGROUP" not in str(exc):
-                    raise
+            except GroupMissing:
                 return None, repeated
 
-    def _report_lost(self, entry_id: bytes) -> None:
+    def _report_lost(self, entry: Entry) -> None:
         self.lost += 1
         logger.warning(
             "Entry %s is no longer held by %s: it was claimed, or deleted, while its task ran here. "
             "Nothing was settled; the task may run twice.",
-            entry_id.decode(),
+            entry,
             self.consumer,
         )
-        entry_lost.send(sender=self, entry_id=entry_id.decode(), consumer=self.consumer)
-
-
-def _pair(delivery: Delivery) -> tuple[StreamRef, bytes]:
-    return delivery.stream, delivery.entry_id
+        entry_lost.send(sender=self, queue=entry.stream.queue, entry_id=entry.id.decode(), consumer=self.consumer)

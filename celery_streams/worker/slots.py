@@ -27,10 +27,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..broker import StreamRef
+from ..broker import Entry, StreamRef
 from ..message import Message, pack, unpack
 
-__all__ = ("MAX_BATCH", "Held", "Slot", "SlotTable", "Snapshot")
+__all__ = ("MAX_BATCH", "Slot", "SlotTable", "Snapshot")
 
 #: Entries that a child holds at most; DESIGN: small tasks are fetched in batches, measured best near 100.
 MAX_BATCH = 100
@@ -65,24 +65,16 @@ EXITED = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """An entry that a child holds."""
-
-    stream: StreamRef
-    entry_id: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Snapshot:
     """A slot at one moment. Times are ``time.monotonic`` seconds."""
 
     pid: int
     batch: int
     #: Ran, not acknowledged yet.
-    finished: tuple[Held, ...]
-    running: Held | None
+    finished: tuple[Entry, ...]
+    running: Entry | None
     #: Not started.
-    waiting: tuple[Held, ...]
+    waiting: tuple[Entry, ...]
     started_at: float
     soft: float | None
     hard: float | None
@@ -246,7 +238,7 @@ class Slot:
                 if longs[_BATCH] == loaded and words[_FINISHED] == finished and words[_STARTED] == started:
                     break
         held = [
-            Held(self.streams[stream], b"%d-%d" % (ms, sequence))
+            Entry(self.streams[stream], b"%d-%d" % (ms, sequence))
             for ms, sequence, stream in ids
             if stream < len(self.streams)
         ]

@@ -19,13 +19,13 @@ from celery.exceptions import InvalidTaskError, NotRegistered, TaskRevokedError
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from ..broker import Delivery
-from ..context import RunningTask, current
 from ..exceptions import MessageError
-from .local import LocalConsumer, Run
+from ..running_task import RunningTask, current
+from .inline_request import LocalConsumer, Run
 from .outcome import Action, Circumstances, Event, decide
-from .raised import event_of, let_go
 from .requests import received_message
 from .settle import Death
+from .task_errors import event_of, let_go
 
 if TYPE_CHECKING:
     from .executor import Executor

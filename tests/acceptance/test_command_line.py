@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from celery.bin.worker import worker as celery_worker
 
-from celery_streams.bin.again import without
+from celery_streams.bin.relaunch import without
 from celery_streams.bin.worker import worker as our_worker
 from celery_streams.connection import RedisClient
 from tests.eventually import eventually

@@ -39,7 +39,7 @@ def acknowledge_first() -> None:
     execute, settle = Executor.execute, Settler.settle
 
     def broken_execute(self: Any, delivery: Any) -> None:
-        self.settler.broker.ack(self.settler.consumer, [(delivery.stream, delivery.entry_id)])
+        self.settler.broker.ack(self.settler.consumer, [delivery.entry])
         execute(self, delivery)
 
     def broken_settle(self: Any, delivery: Any, outcome: Any, **options: Any) -> bool:

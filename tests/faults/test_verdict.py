@@ -160,7 +160,7 @@ def test_what_redis_holds_is_counted_apart_from_what_is_exported_of_it(
 ) -> None:
     held = delivered(broker, "q", "w", *map(message, range(6)))
     death = b'{"reason":"failed","task_id":"0"}'
-    broker.reject("w", held[0].stream, held[0].entry_id, death=death, max_length=None, ttl=None)
+    broker.reject("w", held[0].entry, death=death, max_length=None, ttl=None)
     broker.publish("q", message(7, step=3))
     for number in range(3):
         broker.delay("q", message(number), due_ms=redis_now_ms(broker.client) + 60_000, member=str(number))

@@ -10,10 +10,10 @@ from kombu.exceptions import OperationalError
 from celery_streams import scripts
 from celery_streams.broker import Delivery, StreamBroker
 from celery_streams.connection import RedisClient
+from celery_streams.database_transfer import DEPART
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.exceptions import BrokerFull, QueueFull
 from celery_streams.migration import RECALL, Migration
-from celery_streams.passage import DEPART
 from tests.redis_state import delivered, make_idle, message, number_of, redis_state
 
 STREAM = "celery-streams:{q}"
@@ -65,19 +65,15 @@ def test_publish_to_a_full_redis_raises_and_stores_nothing(small: StreamBroker, 
 
 
 SETTLING: dict[str, Callable[[StreamBroker, Delivery], object]] = {
-    "ack": lambda broker, one: broker.ack("me", [(one.stream, one.entry_id)]) == [],
-    "release": lambda broker, one: broker.release("me", [(one.stream, one.entry_id)]) == 1,
-    "requeue": lambda broker, one: broker.requeue("me", one.stream, one.entry_id, history={"crashes": 1}),
-    "requeue later": lambda broker, one: broker.requeue(
-        "me", one.stream, one.entry_id, history={"crashes": 1}, delay_ms=60_000
-    ),
-    "retry": lambda broker, one: broker.retry("me", one.stream, one.entry_id, message(2), queue="q"),
-    "retry later": lambda broker, one: broker.retry(
-        "me", one.stream, one.entry_id, message(2), queue="q", due_ms=2**45, member="m"
-    ),
-    "retry on a new queue": lambda broker, one: broker.retry("me", one.stream, one.entry_id, message(2), queue="new"),
-    "reject": lambda broker, one: broker.reject("me", one.stream, one.entry_id, death=b"{}", max_length=9, ttl=9.0),
-    "extend": lambda broker, one: broker.extend([(one.stream, "me", one.entry_id)]) == [],
+    "ack": lambda broker, one: broker.ack("me", [one.entry]) == [],
+    "release": lambda broker, one: broker.release("me", [one.entry]) == 1,
+    "requeue": lambda broker, one: broker.requeue("me", one.entry, history={"crashes": 1}),
+    "requeue later": lambda broker, one: broker.requeue("me", one.entry, history={"crashes": 1}, delay_ms=60_000),
+    "retry": lambda broker, one: broker.retry("me", one.entry, message(2), queue="q"),
+    "retry later": lambda broker, one: broker.retry("me", one.entry, message(2), queue="q", due_ms=2**45, member="m"),
+    "retry on a new queue": lambda broker, one: broker.retry("me", one.entry, message(2), queue="new"),
+    "reject": lambda broker, one: broker.reject("me", one.entry, death=b"{}", max_length=9, ttl=9.0),
+    "extend": lambda broker, one: broker.extend([("me", one.entry)]) == [],
 }
 
 #: Where the message must be found afterwards.
@@ -148,7 +144,7 @@ def test_entries_of_the_dead_are_recovered_on_a_full_redis(small: StreamBroker, 
 
 def test_consumers_are_forgotten_on_a_full_redis(small: StreamBroker) -> None:
     (held,) = delivered(small, "q", "w", message(1))
-    small.ack("w", [(held.stream, held.entry_id)])
+    small.ack("w", [held.entry])
     fill(small)
 
     assert small.forget_consumer(["q"], "w") >= 1
@@ -179,7 +175,7 @@ def test_everything_goes_back_to_the_lists_on_a_full_redis(small: StreamBroker) 
 
 def test_dead_letter_is_moved_back_on_a_full_redis(small: StreamBroker) -> None:
     (held,) = delivered(small, "q", "me", message(1))
-    dead = small.reject("me", held.stream, held.entry_id, death=b"{}", max_length=None, ttl=None)
+    dead = small.reject("me", held.entry, death=b"{}", max_length=None, ttl=None)
     fill(small)
 
     replayed = small.client.run(scripts.REPLAY, [f"{STREAM}:dead", STREAM], [dead])

@@ -42,7 +42,7 @@ def test_queue_with_an_odd_name_is_a_queue(broker: StreamBroker, queue: str) -> 
     found = delivered(broker, queue, "w", message(1))
 
     assert [number_of(one) for one in found] == [1]
-    assert broker.ack("w", [(found[0].stream, found[0].entry_id)]) == []
+    assert broker.ack("w", [found[0].entry]) == []
     assert redis_state(broker.client)["celery-streams:queues"] == {queue}
 
 

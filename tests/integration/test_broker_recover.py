@@ -84,7 +84,7 @@ def test_entry_with_a_heartbeat_is_left_alone(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "slow", message(1))
     make_idle(broker, held.stream, "slow", held.entry_id, idle_ms=HOUR_MS)
 
-    lost = broker.extend([(held.stream, "slow", held.entry_id)])
+    lost = broker.extend([("slow", held.entry)])
     recovery = recover(broker)
 
     assert lost == []
@@ -140,9 +140,7 @@ def test_message_at_the_delivery_limit_becomes_the_claimers(broker: StreamBroker
     assert exhausted.message is not None
     assert exhausted.message.decode_history() == {"first": "1-0", "crashes": 4}
     assert redis_state(broker.client)[STREAM].pending[keys.GROUP] == {entry_id.decode(): ("claimer", 1)}
-    assert broker.reject(
-        "claimer", exhausted.stream, entry_id, death=b'{"reason":"crashed"}', max_length=None, ttl=None
-    )
+    assert broker.reject("claimer", exhausted.entry, death=b'{"reason":"crashed"}', max_length=None, ttl=None)
 
 
 def test_limit_of_one_gives_up_at_the_first_crash(broker: StreamBroker) -> None:
@@ -247,7 +245,7 @@ def consumers_of(broker: StreamBroker) -> list[str]:
 
 def test_consumer_that_holds_nothing_is_forgotten_on_all_streams(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "w", message(1))
-    broker.ack("w", [(held.stream, held.entry_id)])
+    broker.ack("w", [held.entry])
 
     count = broker.forget_consumer(["q"], "w")
 
@@ -268,7 +266,7 @@ def test_consumer_that_holds_an_entry_is_never_forgotten(broker: StreamBroker) -
 def test_only_consumers_that_were_silent_for_so_long_are_forgotten(broker: StreamBroker) -> None:
     for name in ("one", "two"):
         (held,) = delivered(broker, "q", name, message(1))
-        broker.ack(name, [(held.stream, held.entry_id)])
+        broker.ack(name, [held.entry])
 
     none = broker.forget_idle_consumers(["q"], idle_ms=60_000)
     some = broker.forget_idle_consumers(["q"], idle_ms=-1)
@@ -294,7 +292,7 @@ def test_forgetting_on_a_stream_without_a_group_does_nothing(broker: StreamBroke
 def test_touched_consumer_is_no_longer_taken_for_silent(broker: StreamBroker) -> None:
     for name in ("living", "gone"):
         (held,) = delivered(broker, "q", name, message(1))
-        broker.ack(name, [(held.stream, held.entry_id)])
+        broker.ack(name, [held.entry])
     eventually(lambda: min(info.idle for info in consumers(broker, "q")) > 0.2, message="both were silent for a while")
 
     broker.touch_consumers(["q"], ["living"])

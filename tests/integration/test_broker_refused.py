@@ -10,10 +10,10 @@ import pytest
 from celery_streams import inspect, keys
 from celery_streams.broker import Delivery, StreamBroker
 from celery_streams.connection import RedisClient
+from celery_streams.database_transfer import DatabaseTransfer
 from celery_streams.exceptions import BrokerError
-from celery_streams.lists import list_keys
+from celery_streams.kombu_lists import list_keys
 from celery_streams.migration import Migration
-from celery_streams.passage import Passage
 from tests.redis_state import delivered, make_idle, message, redis_state
 
 STREAM = "celery-streams:{q}"
@@ -22,19 +22,15 @@ STREAM = "celery-streams:{q}"
 REFUSED: dict[str, tuple[str, Callable[[StreamBroker, Delivery], Any]]] = {
     "reject": (
         f"{STREAM}:dead",
-        lambda broker, one: broker.reject(
-            "me", one.stream, one.entry_id, death=b'{"reason":"failed"}', max_length=None, ttl=None
-        ),
+        lambda broker, one: broker.reject("me", one.entry, death=b'{"reason":"failed"}', max_length=None, ttl=None),
     ),
     "retry": (
         f"{STREAM}:delayed",
-        lambda broker, one: broker.retry(
-            "me", one.stream, one.entry_id, message(2), queue="q", due_ms=2**45, member="m"
-        ),
+        lambda broker, one: broker.retry("me", one.entry, message(2), queue="q", due_ms=2**45, member="m"),
     ),
     "requeue": (
         f"{STREAM}:delayed",
-        lambda broker, one: broker.requeue("me", one.stream, one.entry_id, history={"crashes": 1}, delay_ms=60_000),
+        lambda broker, one: broker.requeue("me", one.entry, history={"crashes": 1}, delay_ms=60_000),
     ),
 }
 
@@ -68,7 +64,7 @@ def an_abandoned_one(broker: StreamBroker) -> None:
 
 def a_dead_letter(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "me", message(1))
-    broker.reject("me", held.stream, held.entry_id, death=b"{}", max_length=None, ttl=None)
+    broker.reject("me", held.entry, death=b"{}", max_length=None, ttl=None)
 
 
 def on_the_list(broker: StreamBroker, *, eta: str | None = None) -> None:
@@ -140,19 +136,19 @@ def test_element_between_two_databases_is_not_lost_when_its_new_place_cannot_be_
     other = RedisClient(redis_url.rpartition("/")[0] + "/5")
     other.call("LPUSH", "q", "element")
     kept = keys.migration_keys(broker.prefix, "q")
-    passage = Passage(other, broker.client, kept, list_keys("q", {}))
-    steps = {"departure": lambda: passage.depart("q"), "arrival": passage.to_streams}
+    transfer = DatabaseTransfer(other, broker.client, kept, list_keys("q", {}))
+    steps = {"departure": lambda: transfer.depart("q"), "arrival": transfer.to_streams}
     side, key = (other, kept.outgoing) if wrong == "departure" else (broker.client, kept.incoming)
     if wrong == "arrival":
-        passage.depart("q")
+        transfer.depart("q")
     side.call("SET", key, "of another type")
     for _ in range(2):
         with pytest.raises(BrokerError):
             steps[wrong]()
     side.call("DEL", key)
 
-    passage.depart("q")
-    passage.to_streams()
+    transfer.depart("q")
+    transfer.to_streams()
 
     left = redis_state(other)
     other.close()
@@ -186,9 +182,9 @@ def test_stream_that_is_gone_does_not_hide_what_is_held_on_others(broker: Stream
     (held,) = delivered(broker, "q", "me", message(2))
     broker.client.call("DEL", "celery-streams:{gone}")
 
-    extended = broker.extend([(gone.stream, "me", gone.entry_id), (held.stream, "me", held.entry_id)])
-    lost = broker.ack("me", [(gone.stream, gone.entry_id), (held.stream, held.entry_id)])
+    extended = broker.extend([("me", gone.entry), ("me", held.entry)])
+    lost = broker.ack("me", [gone.entry, held.entry])
 
     assert extended == [0]
-    assert lost == [gone.entry_id]
+    assert lost == [gone.entry]
     assert redis_state(broker.client)[STREAM].entries == {}

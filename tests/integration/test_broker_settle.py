@@ -21,11 +21,11 @@ Verb = Callable[[StreamBroker, str, Delivery], Any]
 #: Every verb that settles, with what it returns for an entry that is no longer ours.
 VERBS: dict[str, tuple[Verb, Callable[[Delivery], Any]]] = {
     "ack": (
-        lambda broker, consumer, one: broker.ack(consumer, [(one.stream, one.entry_id)]),
-        lambda one: [one.entry_id],
+        lambda broker, consumer, one: broker.ack(consumer, [one.entry]),
+        lambda one: [one.entry],
     ),
     "release": (
-        lambda broker, consumer, one: broker.release(consumer, [(one.stream, one.entry_id)]),
+        lambda broker, consumer, one: broker.release(consumer, [one.entry]),
         lambda one: 0,
     ),
     "release_all": (
@@ -33,33 +33,29 @@ VERBS: dict[str, tuple[Verb, Callable[[Delivery], Any]]] = {
         lambda one: 0,
     ),
     "requeue": (
-        lambda broker, consumer, one: broker.requeue(consumer, one.stream, one.entry_id, history={"crashes": 1}),
+        lambda broker, consumer, one: broker.requeue(consumer, one.entry, history={"crashes": 1}),
         lambda one: False,
     ),
     "requeue later": (
-        lambda broker, consumer, one: broker.requeue(
-            consumer, one.stream, one.entry_id, history={"crashes": 1}, delay_ms=60_000
-        ),
+        lambda broker, consumer, one: broker.requeue(consumer, one.entry, history={"crashes": 1}, delay_ms=60_000),
         lambda one: False,
     ),
     "retry": (
-        lambda broker, consumer, one: broker.retry(consumer, one.stream, one.entry_id, message(7), queue="q"),
+        lambda broker, consumer, one: broker.retry(consumer, one.entry, message(7), queue="q"),
         lambda one: False,
     ),
     "retry later": (
         lambda broker, consumer, one: broker.retry(
-            consumer, one.stream, one.entry_id, message(7), queue="q", due_ms=2**45, member="m"
+            consumer, one.entry, message(7), queue="q", due_ms=2**45, member="m"
         ),
         lambda one: False,
     ),
     "reject": (
-        lambda broker, consumer, one: broker.reject(
-            consumer, one.stream, one.entry_id, death=DEATH, max_length=None, ttl=None
-        ),
+        lambda broker, consumer, one: broker.reject(consumer, one.entry, death=DEATH, max_length=None, ttl=None),
         lambda one: None,
     ),
     "extend": (
-        lambda broker, consumer, one: broker.extend([(one.stream, consumer, one.entry_id)]),
+        lambda broker, consumer, one: broker.extend([(consumer, one.entry)]),
         lambda one: [0],
     ),
 }
@@ -81,7 +77,7 @@ def test_entry_that_another_consumer_holds_is_left_alone(broker: StreamBroker, v
 def test_entry_that_is_settled_already_is_left_alone(broker: StreamBroker, verb: str) -> None:
     act, answer = VERBS[verb]
     (held,) = delivered(broker, "q", "me", message(1))
-    broker.ack("me", [(held.stream, held.entry_id)])
+    broker.ack("me", [held.entry])
     before = redis_state(broker.client)
 
     result = act(broker, "me", held)
@@ -134,7 +130,7 @@ def test_other_entries_of_the_same_consumer_stay_pending(broker: StreamBroker, v
 def test_ack_deletes_and_leaves_an_empty_stream(broker: StreamBroker) -> None:
     held = delivered(broker, "q", "me", message(1), message(2, step=1))
 
-    lost = broker.ack("me", [(one.stream, one.entry_id) for one in held])
+    lost = broker.ack("me", [one.entry for one in held])
 
     assert lost == []
     state = redis_state(broker.client)
@@ -146,9 +142,9 @@ def test_ack_of_several_names_those_that_were_not_ours(broker: StreamBroker) -> 
     ours, theirs = delivered(broker, "q", "me", message(1), message(2))
     broker.client.call("XCLAIM", theirs.stream.key, keys.GROUP, "other", 0, theirs.entry_id, "JUSTID")
 
-    lost = broker.ack("me", [(ours.stream, ours.entry_id), (theirs.stream, theirs.entry_id)])
+    lost = broker.ack("me", [ours.entry, theirs.entry])
 
-    assert lost == [theirs.entry_id]
+    assert lost == [theirs.entry]
     assert list(redis_state(broker.client)[STREAM].entries) == [theirs.entry_id.decode()]
 
 
@@ -161,10 +157,10 @@ def test_more_entries_than_a_script_can_pass_at_once_are_acknowledged(broker: St
     kept = held.pop(700)
     twice = held[5]
 
-    lost = broker.ack("me", [(one.stream, one.entry_id) for one in [*held, twice]])
+    lost = broker.ack("me", [one.entry for one in [*held, twice]])
 
     state = redis_state(broker.client)
-    assert lost == [twice.entry_id]
+    assert lost == [twice.entry]
     assert list(state["celery-streams:{a}"].entries) == [kept.entry_id.decode()]
     assert list(state["celery-streams:{a}"].pending[keys.GROUP]) == [kept.entry_id.decode()]
     assert state["celery-streams:{b}"].entries == state["celery-streams:{b}"].pending[keys.GROUP] == {}
@@ -174,7 +170,7 @@ def test_acknowledging_many_entries_is_a_few_commands(broker: StreamBroker) -> N
     held = delivered(broker, "q", "me", *[message(number) for number in range(100)])
     broker.client.call("CONFIG", "RESETSTAT")
 
-    broker.ack("me", [(one.stream, one.entry_id) for one in held])
+    broker.ack("me", [one.entry for one in held])
 
     stats = broker.client.call("INFO", "commandstats").decode()
     assert "cmdstat_xack:calls=1," in stats
@@ -196,7 +192,7 @@ def test_settling_nothing_asks_nobody(broker: StreamBroker) -> None:
 def test_released_entry_is_delivered_again_with_its_first_id_and_no_crash(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "me", message(1))
 
-    count = broker.release("me", [(held.stream, held.entry_id)])
+    count = broker.release("me", [held.entry])
 
     (again,) = broker.read(broker.streams(["q"]), "other", count=5)
     assert count == 1
@@ -208,10 +204,10 @@ def test_released_entry_is_delivered_again_with_its_first_id_and_no_crash(broker
 
 def test_entry_released_twice_keeps_the_id_it_was_published_with(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "me", message(1))
-    broker.release("me", [(held.stream, held.entry_id)])
+    broker.release("me", [held.entry])
     (again,) = broker.read(broker.streams(["q"]), "me", count=5)
 
-    broker.release("me", [(again.stream, again.entry_id)])
+    broker.release("me", [again.entry])
 
     (last,) = broker.read(broker.streams(["q"]), "me", count=5)
     assert last.message is not None
@@ -221,7 +217,7 @@ def test_entry_released_twice_keeps_the_id_it_was_published_with(broker: StreamB
 def test_released_entries_keep_their_order(broker: StreamBroker) -> None:
     held = delivered(broker, "q", "me", *[message(number) for number in range(5)])
 
-    broker.release("me", [(one.stream, one.entry_id) for one in held])
+    broker.release("me", [one.entry for one in held])
 
     assert [number_of(one) for one in broker.read(broker.streams(["q"]), "me", count=9)] == [0, 1, 2, 3, 4]
 
@@ -242,7 +238,7 @@ def test_release_wakes_a_blocked_reader(broker: StreamBroker) -> None:
     connection = broker.client.open()
     broker.send_blocking_read(connection, broker.streams(["q"]), "other", block_ms=5_000)
 
-    broker.release("me", [(held.stream, held.entry_id)])
+    broker.release("me", [held.entry])
 
     found = broker.receive_blocking_read(connection, broker.streams(["q"]), timeout=5)
     connection.close()
@@ -256,7 +252,7 @@ def test_requeued_entry_carries_the_new_history_only(broker: StreamBroker) -> No
     (held,) = delivered(broker, "q", "me", message(1, step=1, history=b'{"first":"1-0","crashes":1}'))
     history = {"first": "1-0", "unknown": 5}
 
-    ours = broker.requeue("me", held.stream, held.entry_id, history=history)
+    ours = broker.requeue("me", held.entry, history=history)
 
     (again,) = broker.read(broker.streams(["q"]), "me", count=5)
     assert ours is True
@@ -267,7 +263,7 @@ def test_requeue_with_a_delay_is_a_delayed_message_of_the_same_priority(broker: 
     (held,) = delivered(broker, "q", "me", message(1, step=2))
     before = redis_now_ms(broker.client)
 
-    ours = broker.requeue("me", held.stream, held.entry_id, history={"first": "1-0"}, delay_ms=5_000)
+    ours = broker.requeue("me", held.entry, history={"first": "1-0"}, delay_ms=5_000)
 
     state = redis_state(broker.client)
     ((member, due),) = state[STREAM + ":delayed"].items()
@@ -284,7 +280,7 @@ def test_requeue_with_a_delay_is_a_delayed_message_of_the_same_priority(broker: 
 def test_retry_takes_the_place_of_the_entry(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "me", message(1))
 
-    ours = broker.retry("me", held.stream, held.entry_id, message(2, step=3), queue="q")
+    ours = broker.retry("me", held.entry, message(2, step=3), queue="q")
 
     found = broker.read(broker.streams(["q"]), "me", count=9)
     assert ours is True
@@ -295,7 +291,7 @@ def test_retry_may_go_to_another_queue(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "me", message(1))
     broker.ensure_groups(["elsewhere"])
 
-    broker.retry("me", held.stream, held.entry_id, message(2), queue="elsewhere")
+    broker.retry("me", held.entry, message(2), queue="elsewhere")
 
     assert redis_state(broker.client)[STREAM].entries == {}
     assert [number_of(one) for one in broker.read(broker.streams(["elsewhere"]), "me", count=9)] == [2]
@@ -304,7 +300,7 @@ def test_retry_may_go_to_another_queue(broker: StreamBroker) -> None:
 def test_retry_to_a_queue_that_was_never_used_makes_it_known(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "me", message(1))
 
-    broker.retry("me", held.stream, held.entry_id, message(2), queue="new")
+    broker.retry("me", held.entry, message(2), queue="new")
 
     assert redis_state(broker.client)["celery-streams:queues"] == {"q", "new"}
 
@@ -312,7 +308,7 @@ def test_retry_to_a_queue_that_was_never_used_makes_it_known(broker: StreamBroke
 def test_retry_with_a_due_time_is_delayed(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "me", message(1))
 
-    broker.retry("me", held.stream, held.entry_id, message(2, step=1), queue="q", due_ms=2**45, member="id:1")
+    broker.retry("me", held.entry, message(2, step=1), queue="q", due_ms=2**45, member="id:1")
 
     state = redis_state(broker.client)
     assert state[STREAM].entries == {}
@@ -327,7 +323,7 @@ def test_retry_with_a_due_time_is_delayed(broker: StreamBroker) -> None:
 def test_rejected_entry_is_a_dead_letter_with_everything_it_had(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "me", message(1, step=1, history=b'{"first":"1-0"}'))
 
-    dead = broker.reject("me", held.stream, held.entry_id, death=DEATH, max_length=None, ttl=None)
+    dead = broker.reject("me", held.entry, death=DEATH, max_length=None, ttl=None)
 
     state = redis_state(broker.client)
     assert dead is not None
@@ -348,7 +344,7 @@ def test_entry_that_is_no_message_is_rejected_with_its_raw_fields(broker: Stream
     broker.client.call("XADD", STREAM, "*", "junk", "\x00", "more", "2")
     (held,) = broker.read(broker.streams(["q"]), "me", count=1)
 
-    dead = broker.reject("me", held.stream, held.entry_id, death=DEATH, max_length=None, ttl=None)
+    dead = broker.reject("me", held.entry, death=DEATH, max_length=None, ttl=None)
 
     assert dead is not None
     assert redis_state(broker.client)[STREAM + ":dead"].entries[dead.decode()] == {
@@ -360,9 +356,9 @@ def test_entry_that_is_no_message_is_rejected_with_its_raw_fields(broker: Stream
 
 def test_message_that_was_acknowledged_before_it_ran_is_rejected_whole(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "me", message(1))
-    broker.ack("me", [(held.stream, held.entry_id)])
+    broker.ack("me", [held.entry])
 
-    dead = broker.reject("me", held.stream, held.entry_id, death=DEATH, max_length=None, ttl=None, message=message(1))
+    dead = broker.reject("me", held.entry, death=DEATH, max_length=None, ttl=None, message=message(1))
 
     assert dead is not None
     assert redis_state(broker.client)[STREAM + ":dead"].entries[dead.decode()]["body"] == message(1).body
@@ -372,12 +368,10 @@ def test_message_that_was_acknowledged_before_it_ran_is_rejected_once_however_of
     broker: StreamBroker,
 ) -> None:
     (held,) = delivered(broker, "q", "me", message(1))
-    broker.ack("me", [(held.stream, held.entry_id)])
+    broker.ack("me", [held.entry])
 
     def reject(death: bytes) -> bytes | None:
-        return broker.reject(
-            "me", held.stream, held.entry_id, death=death, max_length=None, ttl=None, message=message(1)
-        )
+        return broker.reject("me", held.entry, death=death, max_length=None, ttl=None, message=message(1))
 
     first = reject(DEATH)
     of_another = reject(b'{"reason":"other"}')
@@ -391,7 +385,7 @@ def test_dead_letters_are_bounded_by_length_and_the_oldest_go(broker: StreamBrok
     held = delivered(broker, "q", "me", *[message(number) for number in range(5)])
 
     for one in held:
-        broker.reject("me", one.stream, one.entry_id, death=DEATH, max_length=3, ttl=None)
+        broker.reject("me", one.entry, death=DEATH, max_length=3, ttl=None)
 
     bodies = [entry["body"] for entry in redis_state(broker.client)[STREAM + ":dead"].entries.values()]
     assert bodies == [message(number).body for number in (2, 3, 4)]
@@ -403,9 +397,9 @@ def test_dead_letters_are_bounded_by_age_on_redis_clock(broker: StreamBroker) ->
     for age in (100, 50):
         broker.client.call("XADD", STREAM + ":dead", f"{now - age * 1000}-0", "death", "{}")
 
-    first = broker.reject("me", held[0].stream, held[0].entry_id, death=DEATH, max_length=None, ttl=75.0)
+    first = broker.reject("me", held[0].entry, death=DEATH, max_length=None, ttl=75.0)
     after_75 = list(redis_state(broker.client)[STREAM + ":dead"].entries)
-    second = broker.reject("me", held[1].stream, held[1].entry_id, death=DEATH, max_length=None, ttl=10.0)
+    second = broker.reject("me", held[1].entry, death=DEATH, max_length=None, ttl=10.0)
     after_10 = list(redis_state(broker.client)[STREAM + ":dead"].entries)
 
     assert first is not None
@@ -417,7 +411,7 @@ def test_dead_letters_are_bounded_by_age_on_redis_clock(broker: StreamBroker) ->
 def test_dead_letter_is_kept_when_its_time_is_longer_than_the_epoch(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "me", message(1))
 
-    dead = broker.reject("me", held.stream, held.entry_id, death=DEATH, max_length=None, ttl=1e10)
+    dead = broker.reject("me", held.entry, death=DEATH, max_length=None, ttl=1e10)
 
     assert dead is not None
     assert list(redis_state(broker.client)[STREAM + ":dead"].entries) == [dead.decode()]
@@ -431,7 +425,7 @@ def test_two_entries_with_one_id_are_both_kept_when_they_are_put_back_for_later(
     assert [one.entry_id for one in held] == [b"5-0", b"5-0"]
 
     for one in held:
-        broker.requeue("me", one.stream, one.entry_id, history={"first": "5-0"}, delay_ms=60_000)
+        broker.requeue("me", one.entry, history={"first": "5-0"}, delay_ms=60_000)
 
     assert len(redis_state(broker.client)[STREAM + ":delayed:messages"]) == 2
 
@@ -441,7 +435,7 @@ def test_entry_that_is_no_message_goes_back_at_once_with_its_fields(broker: Stre
     broker.client.call("XADD", STREAM, "*", "junk", "1")
     (held,) = broker.read(broker.streams(["q"]), "me", count=1)
 
-    broker.requeue("me", held.stream, held.entry_id, history={"crashes": 1}, delay_ms=60_000)
+    broker.requeue("me", held.entry, history={"crashes": 1}, delay_ms=60_000)
 
     (again,) = broker.read(broker.streams(["q"]), "me", count=1)
     assert again.fields == (b"junk", b"1", b"history", b'{"crashes":1}')
@@ -450,9 +444,9 @@ def test_entry_that_is_no_message_goes_back_at_once_with_its_fields(broker: Stre
 def test_fetch_reads_an_entry_again_and_none_when_it_is_gone(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "me", message(1))
 
-    found = broker.fetch(held.stream, held.entry_id)
-    broker.ack("me", [(held.stream, held.entry_id)])
+    found = broker.fetch(held.entry)
+    broker.ack("me", [held.entry])
 
     assert found is not None
     assert found.message == Message(message(1).headers, message(1).properties, message(1).body)
-    assert broker.fetch(held.stream, held.entry_id) is None
+    assert broker.fetch(held.entry) is None

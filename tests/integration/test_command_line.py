@@ -33,7 +33,7 @@ def test_plugin_can_be_loaded_while_celerys_program_is_being_made() -> None:
     # Celery loads its plugins in the middle of the module that defines its program.
     found = python(
         "import sys, types; sys.modules['celery.bin.celery'] = types.ModuleType('celery.bin.celery');"
-        "from celery_streams.bin.plugin import streams; print(*sorted(streams.commands))"
+        "from celery_streams.bin.commands import streams; print(*sorted(streams.commands))"
     )
 
     assert found.split() == ["dead", "demo", "doctor", "migrate", "purge", "status", "worker"]

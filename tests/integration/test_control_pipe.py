@@ -10,7 +10,7 @@ import billiard
 
 from celery_streams.concurrency.base import parted
 from celery_streams.concurrency.process import Child
-from celery_streams.waiting import readable
+from celery_streams.poll import readable
 
 
 def child_with_pipe() -> tuple[Child, Any]:

@@ -82,7 +82,7 @@ def bury(
         "entry_id": held.entry_id.decode(),
         "queue": queue,
     }
-    found = broker.reject("w", held.stream, held.entry_id, death=json.dumps(death).encode(), max_length=None, ttl=None)
+    found = broker.reject("w", held.entry, death=json.dumps(death).encode(), max_length=None, ttl=None)
     assert found is not None
     return found.decode()
 
@@ -557,7 +557,7 @@ def test_help_ends_with_examples(app: MakeApp, command: str) -> None:
 def test_commands_below_celerys_own_program_fail_in_one_line_too() -> None:
     script = (
         "from celery.bin.celery import celery\n"
-        "from celery_streams.bin.plugin import streams\n"
+        "from celery_streams.bin.commands import streams\n"
         "celery.add_command(streams)\n"
         "celery()\n"
     )

@@ -17,9 +17,9 @@ from celery_streams import BrokerUnavailable, keys, streams_of
 from celery_streams.bin.doctor import doctor
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
-from celery_streams.diagnosis import clock_skew, denied_commands, server_info
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.monitoring.doctor import diagnose, find_workers
+from celery_streams.probes import clock_skew, denied_commands, server_info
 from tests.eventually import eventually
 from tests.processes import Worker, project_environment
 from tests.redis_state import delivered, make_idle, message, redis_now_ms, redis_state

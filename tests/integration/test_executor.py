@@ -1023,7 +1023,7 @@ def test_task_that_succeeded_before_is_not_run_again_where_that_is_asked_for(
     bench.executor.prepare()
     bench.executor.execute(delivery)
     worker_state.successful_requests.clear()
-    bench.broker.requeue(ME, delivery.stream, delivery.entry_id, history={"redelivered": 1})
+    bench.broker.requeue(ME, delivery.entry, history={"redelivered": 1})
     del bench.settler._acks[:]
 
     bench.run()
@@ -1053,7 +1053,7 @@ def test_part_of_a_chord_that_ran_before_waits_while_its_body_is_claimed(
     assert delivery.message is not None
     claim = part.backend.get_key_for_group(delivery.message.decode_headers()["group"], ".c")
     part.backend.client.set(claim, "of a process that is dead", ex=60)
-    bench.broker.requeue(ME, delivery.stream, delivery.entry_id, history={"redelivered": 1})
+    bench.broker.requeue(ME, delivery.entry, history={"redelivered": 1})
 
     bench.run()
 

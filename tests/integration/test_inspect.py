@@ -29,7 +29,7 @@ def bury(broker: StreamBroker, number: int, *, reason: str = "failed", queue: st
         "entry_id": held.entry_id.decode(),
         "queue": queue,
     }
-    dead = broker.reject("w", held.stream, held.entry_id, death=json.dumps(death).encode(), max_length=None, ttl=None)
+    dead = broker.reject("w", held.entry, death=json.dumps(death).encode(), max_length=None, ttl=None)
     assert dead is not None
     return dead.decode()
 

@@ -25,7 +25,7 @@ from celery_streams.bin.migrate import migrate
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
-from celery_streams.lists import list_keys, unwrap
+from celery_streams.kombu_lists import list_keys, unwrap
 from celery_streams.message import Message, unpack
 from celery_streams.migration import Migration, Plan
 from tests.eventually import eventually
@@ -357,7 +357,7 @@ def test_entries_that_are_no_messages_stay_and_hide_no_other(app: MakeApp, broke
 
 def test_dead_letters_stay_on_the_streams(app: MakeApp, broker: StreamBroker) -> None:
     [held] = delivered(broker, "q", "w", Message(b"{}", b"{}", b""))
-    broker.reject("w", held.stream, held.entry_id, death=b"{}", max_length=None, ttl=None)
+    broker.reject("w", held.entry, death=b"{}", max_length=None, ttl=None)
     before = redis_state(broker.client)
 
     moves = migration(broker).to_lists("q")
@@ -560,7 +560,7 @@ def test_nothing_is_lost_or_doubled_while_publishers_and_workers_of_both_sides_g
         while not stop.is_set():
             found = reader.read(reader.streams(["q"]), "w", count=3)
             ran.extend(one.message.decode_headers()["id"] for one in found if one.message)
-            reader.ack("w", [(one.stream, one.entry_id) for one in found])
+            reader.ack("w", [one.entry for one in found])
             reader.promote(["q"])
             time.sleep(0.001)
         client.close()
@@ -647,7 +647,7 @@ def test_entry_whose_owner_speaks_again_is_its_own(app: MakeApp, broker: StreamB
     broker.ensure_groups(["q"])
     [held] = broker.read(broker.streams(["q"]), "w", count=1)
     make_idle(broker, held.stream, "w", held.entry_id, idle_ms=20_000)
-    overtaken = Overtaken(redis_url, lambda: broker.extend([(held.stream, "w", held.entry_id)]))
+    overtaken = Overtaken(redis_url, lambda: broker.extend([("w", held.entry)]))
 
     moves = migration(StreamBroker(overtaken), overtaken).to_lists("q")
 

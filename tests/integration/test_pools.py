@@ -16,10 +16,10 @@ import pytest
 from celery import Celery, Task
 
 from celery_streams import inspect
-from celery_streams.broker import StreamBroker, StreamRef
+from celery_streams.broker import Entry, StreamBroker, StreamRef
 from celery_streams.concurrency import solo, thread
 from celery_streams.concurrency.base import StreamsPool
-from celery_streams.worker.slots import Held, Snapshot
+from celery_streams.worker.slots import Snapshot
 from tests.eventually import eventually
 
 QUEUE = "celery"
@@ -219,7 +219,7 @@ class Holding(StreamsPool):
 
         def snapshot(self) -> Snapshot:
             stream = StreamRef(QUEUE, 0, "celery-streams:{celery}")
-            return replace(SHOT, waiting=tuple(Held(stream, b"%d-0" % number) for number in range(100)))
+            return replace(SHOT, waiting=tuple(Entry(stream, b"%d-0" % number) for number in range(100)))
 
     def holders(self) -> Any:
         return [self.Child()] * 3

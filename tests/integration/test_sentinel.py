@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from celery_streams.broker import StreamBroker
-from celery_streams.connection import ConnectionOptions, RedisClient
+from celery_streams.connection import RedisClient
 from celery_streams.exceptions import BrokerError, BrokerUnavailable
+from celery_streams.redis_url import ConnectionOptions
 from tests.eventually import eventually
 from tests.redis_state import message, number_of
 from tests.sentinel import NAME, Watched, watched

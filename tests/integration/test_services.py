@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from celery_streams import keys
-from celery_streams.broker import Delivery, StreamBroker
+from celery_streams.broker import Delivery, Entry, StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.exceptions import BrokerError
 from celery_streams.worker.claimer import Claimer
 from celery_streams.worker.delayed import Promoter
+from celery_streams.worker.hand_back import Handback
 from celery_streams.worker.heartbeat import Heartbeat
-from celery_streams.worker.limits import Handback
-from celery_streams.worker.slots import Held, Slot, SlotTable, Snapshot
+from celery_streams.worker.slots import Slot, SlotTable, Snapshot
 from tests.eventually import eventually
 from tests.redis_state import delivered, make_idle, message, number_of, read_all, redis_now_ms, redis_state
 
@@ -30,8 +30,8 @@ SHOT = Snapshot(
 )  # fmt: skip
 
 
-def held(*deliveries: Delivery) -> tuple[Held, ...]:
-    return tuple(Held(one.stream, one.entry_id) for one in deliveries)
+def held(*deliveries: Delivery) -> tuple[Entry, ...]:
+    return tuple(one.entry for one in deliveries)
 
 
 @dataclass
@@ -103,7 +103,7 @@ def test_holder_is_told_that_its_running_entry_was_claimed(broker: StreamBroker)
 
 def test_entry_that_was_settled_meanwhile_was_not_lost(broker: StreamBroker) -> None:
     (one,) = delivered(broker, "q", "child", message(1))
-    broker.ack("child", [(one.stream, one.entry_id)])
+    broker.ack("child", [one.entry])
 
     class Settles(StandIn):
         def snapshot(self) -> Snapshot:
@@ -119,7 +119,7 @@ def test_entry_that_was_settled_meanwhile_was_not_lost(broker: StreamBroker) -> 
 
 def test_message_that_was_acknowledged_before_it_ran_is_not_missed(broker: StreamBroker) -> None:
     (one,) = delivered(broker, "q", "child", message(1))
-    broker.ack("child", [(one.stream, one.entry_id)])
+    broker.ack("child", [one.entry])
     holder = StandIn(replace(SHOT, running=held(one)[0], acked_early=True))
 
     assert beat(broker, holder).run_once() == 0

@@ -51,7 +51,7 @@ def seed(broker: StreamBroker) -> None:
     for number in range(4):
         broker.publish("send_message", message(number))
     _, dying = broker.read(broker.streams(["send_message"]), "w1", count=2)
-    broker.reject("w1", dying.stream, dying.entry_id, death=b'{"reason": "failed"}', max_length=None, ttl=None)
+    broker.reject("w1", dying.entry, death=b'{"reason": "failed"}', max_length=None, ttl=None)
     due_ms = redis_now_ms(broker.client) + 60_000
     broker.delay("send_message", message(9), due_ms=due_ms, member="later")
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from celery_streams.connection import ConnectionOptions, RedisClient, safe_url
+from celery_streams.connection import RedisClient
 from celery_streams.exceptions import BrokerUnavailable, ConfigurationError
+from celery_streams.redis_url import ConnectionOptions, safe_url
 
 
 def connection_of(url: str, **options: Any) -> Any:

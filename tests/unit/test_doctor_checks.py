@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 import celery_streams
-from celery_streams import migration, passage
+from celery_streams import database_transfer, migration
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
-from celery_streams.diagnosis import ClockSkew, Denial, ServerInfo, needed_commands
 from celery_streams.inspect import QueueStatus
 from celery_streams.monitoring.checks import (
     Finding,
@@ -29,6 +28,7 @@ from celery_streams.monitoring.checks import (
     namesakes,
 )
 from celery_streams.monitoring.doctor import sort_workers
+from celery_streams.probes import ClockSkew, Denial, ServerInfo, needed_commands
 from celery_streams.scripts import Script
 
 PACKAGE = Path(celery_streams.__file__).parent
@@ -286,7 +286,10 @@ def test_workers_are_told_apart_by_their_pool() -> None:
 
 def test_every_command_that_is_sent_is_checked_for_permission() -> None:
     operators_only = {
-        one.name for module in (migration, passage) for one in vars(module).values() if isinstance(one, Script)
+        one.name
+        for module in (migration, database_transfer)
+        for one in vars(module).values()
+        if isinstance(one, Script)
     }
     sent: set[str] = set()
     for script in (PACKAGE / "lua").glob("*.lua"):

@@ -12,20 +12,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from celery_streams.broker import StreamRef
+from celery_streams.broker import Entry, StreamRef
 from celery_streams.message import Message
-from celery_streams.worker.slots import MAX_BATCH, Held, Slot, SlotTable, Snapshot
+from celery_streams.worker.slots import MAX_BATCH, Slot, SlotTable, Snapshot
 
 FIRST = StreamRef("a", 0, "celery-streams:{a}")
 SECOND = StreamRef("b", 1, "celery-streams:{b}:3")
 
 
-def ids(held: tuple[Held, ...]) -> list[str]:
-    return [one.entry_id.decode() for one in held]
+def ids(held: tuple[Entry, ...]) -> list[str]:
+    return [one.id.decode() for one in held]
 
 
 def shown(shot: Snapshot) -> tuple[list[str], str | None, list[str]]:
-    return ids(shot.finished), shot.running.entry_id.decode() if shot.running else None, ids(shot.waiting)
+    return ids(shot.finished), shot.running.id.decode() if shot.running else None, ids(shot.waiting)
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ def test_loaded_batch_waits(child: Slot, parent: Slot) -> None:
     child.load([(0, b"1700000000000-0"), (1, b"18446744073709551615-18446744073709551615")])
 
     assert parent.snapshot().waiting == (
-        Held(FIRST, b"1700000000000-0"),
-        Held(SECOND, b"18446744073709551615-18446744073709551615"),
+        Entry(FIRST, b"1700000000000-0"),
+        Entry(SECOND, b"18446744073709551615-18446744073709551615"),
     )
 
 
@@ -112,7 +112,7 @@ def test_new_batch_takes_the_place_of_the_old_one(child: Slot, parent: Slot) -> 
 
     after = parent.snapshot()
     assert after.batch != before.batch
-    assert (after.finished, after.running, after.waiting) == ((), None, (Held(SECOND, b"9-9"),))
+    assert (after.finished, after.running, after.waiting) == ((), None, (Entry(SECOND, b"9-9"),))
 
 
 def test_cleared_slot_holds_nothing(child: Slot, parent: Slot) -> None:
@@ -417,7 +417,7 @@ def test_spawned_process_writes_to_the_same_slot_and_knows_the_streams() -> None
 
     subprocess.run([sys.executable, "-c", script], input=pickle.dumps(table), check=True, timeout=30)
 
-    assert table.slot(1).snapshot().waiting == (Held(SECOND, b"5-6"),)
+    assert table.slot(1).snapshot().waiting == (Entry(SECOND, b"5-6"),)
     assert os.path.exists(table.path)  # the process that made the file removes it
 
     table.close()
@@ -454,7 +454,7 @@ def test_entry_is_never_both_started_and_taken_back(table: SlotTable, parent: Sl
     while not stop[0] and process.is_alive():
         shot = parent.restrict()
         for held in shot.waiting:
-            number, index = map(int, held.entry_id.split(b"-"))
+            number, index = map(int, held.id.split(b"-"))
             taken[number * 4 + index] = 1
     process.join(10)
 
@@ -474,7 +474,7 @@ def test_snapshot_never_mixes_two_batches(table: SlotTable, parent: Slot) -> Non
     while not stop[0] and process.is_alive():
         shot = parent.snapshot()
         looks += 1
-        batches = {one.entry_id.split(b"-")[0] for one in (*shot.finished, *shot.waiting, shot.running) if one}
+        batches = {one.id.split(b"-")[0] for one in (*shot.finished, *shot.waiting, shot.running) if one}
         if len(batches) > 1:
             mixed.append(batches)
     process.join(10)

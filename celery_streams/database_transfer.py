@@ -1,4 +1,4 @@
-"""Passage: carries the queued messages of a queue between two Redis databases, for ``migration``.
+"""DatabaseTransfer: carries the queued messages of a queue between two Redis databases, for ``migration``.
 
 Each element goes through four steps, each atomic::
 
@@ -19,9 +19,9 @@ from typing import Any
 
 from . import keys, scripts
 from .connection import RedisClient
-from .lists import ListKeys, Wrapped, priority_of
+from .kombu_lists import ListKeys, Wrapped, priority_of
 
-__all__ = ("Passage",)
+__all__ = ("DatabaseTransfer",)
 
 ARRIVE = scripts.load("arrive")
 DEPART = scripts.load("depart")
@@ -37,7 +37,7 @@ _KEEP_TAGS = 3_600
 _TAG = 32
 
 
-class Passage:
+class DatabaseTransfer:
     """The way of one queue between the lists in one database and the streams in another.
 
     Args:

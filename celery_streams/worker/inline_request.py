@@ -1,4 +1,4 @@
-"""local: stand-ins for the parts of a worker that Celery's strategies and Requests expect around them.
+"""Inline requests: stand-ins for the parts of a worker that Celery's strategies and Requests expect around them.
 
 They let Celery's own code for everything out of the ordinary (events, revokes, expiry, custom Requests) run a message
 here and now, in the process and thread that read it, and report what became of it in a :class:`Run`.
@@ -20,7 +20,7 @@ from celery.worker import state as worker_state
 
 from ..broker import Delivery
 from ..exceptions import BrokerError
-from .plan import TaskPlan
+from .task_options import TaskPlan
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -1,4 +1,4 @@
-"""stamps: the stamps whose tasks are revoked, as pairs of header and stamp: what is told to children and kept in Redis.
+"""Revoked stamps: those whose tasks are revoked, as pairs of header and stamp, told to children and kept in Redis.
 
 Celery keeps them by header (``celery.worker.state.revoked_stamps``) and asks there; nothing here decides.
 """

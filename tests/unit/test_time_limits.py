@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from celery_streams.broker import StreamRef
+from celery_streams.broker import Entry, StreamRef
 from celery_streams.exceptions import BrokerUnavailable
-from celery_streams.worker.limits import HOLD, Handback, TimeLimits, without_effect
-from celery_streams.worker.slots import Held, Snapshot
+from celery_streams.worker.hand_back import HOLD, Handback
+from celery_streams.worker.slots import Snapshot
+from celery_streams.worker.time_limits import TimeLimits, without_effect
 
 STREAM = StreamRef("q", 0, "celery-streams:{q}")
 NOTHING = Snapshot(
@@ -19,8 +20,8 @@ NOTHING = Snapshot(
 )  # fmt: skip
 
 
-def held(*numbers: int) -> tuple[Held, ...]:
-    return tuple(Held(STREAM, b"%d-0" % number) for number in numbers)
+def held(*numbers: int) -> tuple[Entry, ...]:
+    return tuple(Entry(STREAM, b"%d-0" % number) for number in numbers)
 
 
 def running(number: int = 1, *, since: float = 100.0, soft: float | None = None, hard: float | None = None) -> Snapshot:
@@ -65,7 +66,7 @@ class Told:
     def _note(self, what: str, holder: object, shot: Snapshot) -> None:
         assert isinstance(holder, StandIn)
         assert shot.running is not None
-        self.did.append((what, holder.consumer, shot.running.entry_id))
+        self.did.append((what, holder.consumer, shot.running.id))
 
     def at(self, *moments: float) -> list[str]:
         """Look at these moments; returns what was done then."""
@@ -212,13 +213,13 @@ class Store:
         self.asked: list[tuple[str, str, list[bytes]]] = []
         self.away = False
 
-    def ack(self, consumer: str, entries: list[tuple[StreamRef, bytes]]) -> list[bytes]:
+    def ack(self, consumer: str, entries: list[Entry]) -> list[bytes]:
         return self._note("ack", consumer, entries)
 
-    def release(self, consumer: str, entries: list[tuple[StreamRef, bytes]]) -> int:
+    def release(self, consumer: str, entries: list[Entry]) -> int:
         return len(self._note("release", consumer, entries))
 
-    def _note(self, what: str, consumer: str, entries: list[tuple[StreamRef, bytes]]) -> list[bytes]:
+    def _note(self, what: str, consumer: str, entries: list[Entry]) -> list[bytes]:
         if self.away:
             raise BrokerUnavailable
         ids = [entry_id for _, entry_id in entries]

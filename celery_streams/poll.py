@@ -1,4 +1,4 @@
-"""waiting: until one of some descriptors is readable.
+"""Poll: wait until one of some descriptors is readable.
 
 With poll, which unlike select has no greatest descriptor; eventlet takes poll away and leaves a select of its own.
 """

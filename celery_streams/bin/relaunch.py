@@ -1,4 +1,4 @@
-"""again: the command line of this process, with options left out, to start the same program once more.
+"""Relaunch: the command line of this process, with options left out, to start the same program once more.
 
 ``sys.orig_argv`` tells how the process was really started: as ``celery-streams``, ``python -m celery_streams``,
 ``celery streams`` or ``python manage.py celery_streams``; ``sys.argv`` does not.

@@ -1,4 +1,4 @@
-"""coroutines: ``async def`` tasks in pools that call tasks as functions; it knows neither Redis nor Celery.
+"""Async tasks: ``async def`` tasks in pools that call tasks as functions; it knows neither Redis nor Celery.
 
 A task's function is called by Celery's tracer and must return its result. :func:`as_function` makes such a function
 of an ``async def``: it hands the coroutine to the :data:`runner` of the pool (``-P asyncio``: one loop for all), or

@@ -12,11 +12,11 @@ import pytest
 from celery import Celery, Task, signals
 
 from celery_streams import inspect, streams_of
-from celery_streams.broker import Delivery, StreamBroker
+from celery_streams.broker import Delivery, Entry, StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
-from celery_streams.worker.aftermath import Aftermath, Casualty, Cause
-from celery_streams.worker.slots import Held, Snapshot
+from celery_streams.worker.dead_children import Aftermath, Casualty, Cause
+from celery_streams.worker.slots import Snapshot
 from tests.eventually import eventually
 from tests.redis_state import StreamState, read_all, redis_state
 
@@ -74,9 +74,9 @@ class Scene:
         """Let the child die; returns when everything is done about it."""
         shot = replace(
             SHOT,
-            running=None if running is None else Held(running.stream, running.entry_id),
-            finished=tuple(Held(one.stream, one.entry_id) for one in finished or ()),
-            waiting=tuple(Held(one.stream, one.entry_id) for one in waiting or ()),
+            running=None if running is None else running.entry,
+            finished=tuple(one.entry for one in finished or ()),
+            waiting=tuple(one.entry for one in waiting or ()),
             acked_early=early,
             exited=exited,
         )
@@ -142,7 +142,7 @@ def crashed_before(scene: Scene, times: int, name: str = "work") -> tuple[Any, D
     """Publish a message, and deliver it as one that killed so many processes."""
     result = publish(scene, name)
     (first,) = scene.held(1)
-    scene.broker.requeue(DEAD, first.stream, first.entry_id, history={"crashes": times, "redelivered": 1})
+    scene.broker.requeue(DEAD, first.entry, history={"crashes": times, "redelivered": 1})
     (delivery,) = scene.held(1)
     return result, delivery
 
@@ -190,7 +190,7 @@ def test_task_that_reached_the_limit_of_crashes_is_dead_and_failed_and_all_are_t
 
     result = publish(scene, "poison", link_error=errback.s())
     (first,) = scene.held(1)
-    scene.broker.requeue(DEAD, first.stream, first.entry_id, history={"crashes": 4})
+    scene.broker.requeue(DEAD, first.entry, history={"crashes": 4})
     (running,) = scene.held(1)
     signals.task_failure.connect(receiver, weak=False)
 
@@ -225,7 +225,7 @@ def test_task_that_exceeded_its_hard_limit_failed(scene: Scene) -> None:
     result = publish(scene)
     (running,) = scene.held(1)
 
-    scene.died(running=running, cause=Cause(hard_limit=3, entry_id=running.entry_id))
+    scene.died(running=running, cause=Cause(hard_limit=3, entry=running.entry))
 
     assert scene.left() == but(dead=["time-limit"])
     assert type(result.result).__name__ == "TimeLimitExceeded"
@@ -235,7 +235,7 @@ def test_hard_limit_of_another_task_is_no_reason(scene: Scene) -> None:
     publish(scene)
     (running,) = scene.held(1)
 
-    scene.died(running=running, cause=Cause(hard_limit=3, entry_id=b"1-1"))
+    scene.died(running=running, cause=Cause(hard_limit=3, entry=Entry(running.stream, b"1-1")))
 
     assert scene.left() == but(waiting=1)
 
@@ -254,7 +254,7 @@ def test_task_that_was_cancelled_by_a_cold_shutdown_waits_again_and_is_no_crash(
 def test_task_that_was_revoked_while_it_ran_is_settled_already(scene: Scene) -> None:
     publish(scene)
     (running,) = scene.held(1)
-    scene.broker.ack(DEAD, [(running.stream, running.entry_id)])
+    scene.broker.ack(DEAD, [running.entry])
 
     scene.died(running=running, cause=Cause(revoked=True))
 
@@ -293,7 +293,7 @@ def test_entry_that_another_worker_has_claimed_is_left_alone(scene: Scene) -> No
 def test_lost_task_that_was_acknowledged_early_is_dead_and_failed(scene: Scene) -> None:
     result = publish(scene)
     (running,) = scene.held(1)
-    scene.broker.ack(DEAD, [(running.stream, running.entry_id)])
+    scene.broker.ack(DEAD, [running.entry])
 
     scene.died(running=running, early=True)
 
@@ -338,7 +338,7 @@ def test_lost_task_is_settled_while_the_result_backend_is_away(scene: Scene, har
     _, running = crashed_before(scene, 4)
     scene.app.tasks["work"].backend = NoBackend()
 
-    scene.died(running=running, cause=Cause(hard_limit=hard_limit, entry_id=running.entry_id))
+    scene.died(running=running, cause=Cause(hard_limit=hard_limit, entry=running.entry))
     scene.finish()
 
     assert len(scene.deaths()) == 1

@@ -1,4 +1,4 @@
-"""Diagnosis: the raw looks at Redis that ``monitoring.doctor`` judges; each changes nothing and judges nothing.
+"""Probes: the raw looks at Redis that ``monitoring.doctor`` judges; each changes nothing and judges nothing.
 
 It knows neither Celery nor the worker.
 """
@@ -15,7 +15,7 @@ from .broker import StreamBroker
 from .connection import RedisClient, pairs
 from .exceptions import BrokerError, BrokerUnavailable
 from .inspect import own_group
-from .lists import ListKeys
+from .kombu_lists import ListKeys
 
 __all__ = (
     "ClockSkew",

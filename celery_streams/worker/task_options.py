@@ -1,4 +1,4 @@
-"""plan: what is known of a task before a message of it comes: its options, read once; it runs nothing."""
+"""Task options: what is known of a task before a message of it comes: its options, read once; it runs nothing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import rate
 
-from ..amqp import Streams
-from ..coroutines import as_function
+from ..app import Streams
+from ..async_tasks import as_function
 
 if TYPE_CHECKING:
     from celery import Celery

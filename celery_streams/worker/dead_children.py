@@ -27,16 +27,16 @@ from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
 from celery import states
 
-from ..amqp import Streams
-from ..broker import Delivery, StreamBroker, StreamRef
-from ..exceptions import BrokerError, BrokerUnavailable, MessageError
+from ..app import Streams
+from ..broker import Delivery, Entry, StreamBroker, StreamRef
+from ..exceptions import BrokerError, BrokerUnavailable, GroupMissing, MessageError
 from .chords import claim_left
 from .outcome import Action, Circumstances, Event, Outcome, decide
-from .plan import flag, plan_for
-from .raised import unwrapped
 from .requests import build_request
 from .settle import Death, Settler
-from .slots import Held, Snapshot
+from .slots import Snapshot
+from .task_errors import unwrapped
+from .task_options import flag, plan_for
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -61,7 +61,7 @@ class Cause:
 
     #: The hard time limit that was exceeded, in seconds, and by which entry.
     hard_limit: float | None = None
-    entry_id: bytes = b""
+    entry: Entry | None = None
     #: The task was revoked with terminate: it is settled already.
     revoked: bool = False
     #: The task was cancelled by a cold shutdown.
@@ -141,7 +141,7 @@ class Aftermath:
 
     def _go_on(self, casualty: Casualty, exc: BrokerError, now: float) -> None:
         """Take the next step after one that Redis refuses: what it held on other queues must not wait for it."""
-        if "NOGROUP" not in str(exc):
+        if not isinstance(exc, GroupMissing):
             logger.error("Cannot take care of what %s held: %s", casualty.consumer, exc)
         casualty.step += 1
         if casualty.step <= _STEPS:
@@ -156,7 +156,7 @@ class Aftermath:
             self._acknowledge(casualty.consumer, shot.finished)
             casualty.step = 1
         if casualty.step == 1:
-            self.broker.release(casualty.consumer, [(held.stream, held.entry_id) for held in shot.waiting])
+            self.broker.release(casualty.consumer, shot.waiting)
             casualty.step = 2
         if casualty.step == 2:
             if shot.running is not None and not casualty.cause.revoked:
@@ -183,22 +183,22 @@ class Aftermath:
         self.broker.release_all(casualty.streams, casualty.consumer)
         self.broker.forget_consumer(sorted({ref.queue for ref in casualty.streams}), casualty.consumer)
 
-    def _acknowledge(self, consumer: str, finished: Sequence[Held]) -> None:
+    def _acknowledge(self, consumer: str, finished: Sequence[Entry]) -> None:
         if finished:
-            self.broker.ack(consumer, [(held.stream, held.entry_id) for held in finished])
+            self.broker.ack(consumer, finished)
 
     # -- the task that was running
 
-    def _settle_running(self, casualty: Casualty, running: Held) -> float:
+    def _settle_running(self, casualty: Casualty, running: Entry) -> float:
         """Settle what ran; returns the seconds after which to come back, when it must not be settled yet."""
         early = casualty.snapshot.acked_early
-        if early and not self.broker.extend([(running.stream, casualty.consumer, running.entry_id)]):
+        if early and not self.broker.extend([(casualty.consumer, running)]):
             early = False  # it died before the acknowledgement reached Redis, and has not started
         if early:
-            delivery: Delivery | None = Delivery(running.stream, running.entry_id, casualty.kept)
+            delivery: Delivery | None = Delivery(running, casualty.kept)
         else:
-            delivery = self.broker.fetch(running.stream, running.entry_id)
-            if delivery is None or self.broker.extend([(running.stream, casualty.consumer, running.entry_id)]):
+            delivery = self.broker.fetch(running)
+            if delivery is None or self.broker.extend([(casualty.consumer, running)]):
                 return 0.0  # settled, or claimed by another worker
         assert delivery is not None
         if casualty.cause.cancelled:
@@ -216,7 +216,7 @@ class Aftermath:
             delivery,
             casualty.consumer,
             exitcode=casualty.exitcode,
-            hard_limit=casualty.cause.hard_limit if casualty.cause.entry_id == running.entry_id else None,
+            hard_limit=casualty.cause.hard_limit if casualty.cause.entry == running else None,
             early=early,
             exited=casualty.snapshot.exited,
         )

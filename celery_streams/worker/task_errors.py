@@ -1,4 +1,4 @@
-"""raised: what an exception that a task raised means, and how it is let go; it settles nothing."""
+"""Task errors: what an exception that a task raised means, and how it is let go; it settles nothing."""
 
 from __future__ import annotations
 

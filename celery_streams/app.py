@@ -1,0 +1,212 @@
+"""What a Celery app knows of streams: its settings, its broker, and which queues are on streams.
+
+:func:`streams_of` returns it, for any app; whether the app publishes through it is the matter of ``installation``.
+It never imports the worker: a web process pays for publishing only.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from celery.utils.time import maybe_iso8601, maybe_make_aware
+from kombu.entity import Exchange
+
+from . import running_task
+from .broker import StreamBroker
+from .conf import StreamsConf, is_enabled
+from .connection import RedisClient
+from .exceptions import ConfigurationError
+from .inspect import known_queues as used_queues
+from .message import encode
+from .redis_url import ConnectionOptions
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("Streams", "streams_of")
+
+
+class Streams:
+    """What an installed app knows of streams: its settings, its broker, and which queues are on streams."""
+
+    def __init__(self, app: Celery) -> None:
+        self.app = app
+        self._conf: StreamsConf | None = None
+        self._broker: StreamBroker | None = None
+        self._bindings: dict[tuple[str, str], tuple[str, ...]] = {}
+        #: Children per queue (``-Q name:count``), set by the worker command.
+        self.children: dict[str, int] = {}
+
+    @property
+    def conf(self) -> StreamsConf:
+        """The settings, read at first use.
+
+        Raises:
+            ConfigurationError: a setting is wrong.
+        """
+        if self._conf is None:
+            self._conf = StreamsConf.from_app_conf(self.app.conf)
+        return self._conf
+
+    @property
+    def url(self) -> str:
+        """The URL of the Redis that holds the streams, with its password."""
+        return self.conf.url or self._broker_url()
+
+    @property
+    def broker(self) -> StreamBroker:
+        """The broker that this process publishes through.
+
+        Raises:
+            ConfigurationError: the URL is not one of a Redis.
+        """
+        if self._broker is None:
+            self._broker = self.new_broker()
+        return self._broker
+
+    def new_broker(self) -> StreamBroker:
+        """Return a broker with connections of its own, for a thread that must not wait for others."""
+        client = self._client(self.conf.url)
+        return StreamBroker(client, prefix=self.conf.key_prefix, steps=self.conf.priority_steps)
+
+    def new_list_client(self) -> RedisClient:
+        """Return a client of the project's own broker, where Celery's lists are.
+
+        Raises:
+            ConfigurationError: that is no Redis.
+        """
+        return self._client(None)
+
+    def _client(self, own_url: str | None) -> RedisClient:
+        app_conf = self.app.conf
+        options = ConnectionOptions(
+            transport=dict(app_conf.broker_transport_options or {}),
+            ssl=(app_conf.broker_use_ssl or False) if not own_url else False,
+            connect_timeout=app_conf.broker_connection_timeout,
+        )
+        return RedisClient(own_url or self._broker_url(), options)
+
+    def _broker_url(self) -> str:
+        # Celery's properties, not conf.get: they honour CELERY_BROKER_URL, CELERY_BROKER_WRITE_URL and -b.
+        url = self.app.conf.broker_write_url or self.app.conf.broker_url or "amqp://"
+        first = str(url if isinstance(url, str) else next(iter(url)))
+        # Alternatives for kombu's failover; a Sentinel URL names all Sentinels in one.
+        return first if first.startswith("sentinel") else first.partition(";")[0]
+
+    def reload(self) -> None:
+        """Forget the settings and connections, so that the next use reads them again (for tests)."""
+        if self._broker is not None:
+            self._broker.client.close()
+        self._conf = self._broker = None
+        self._bindings.clear()
+
+    def enabled(self) -> bool:
+        """Return the switch as it stands now."""
+        return is_enabled(self.app.conf)
+
+    def on_streams(self, queue: str) -> bool:
+        """Return whether ``queue`` is one of the chosen queues, whatever the switch says."""
+        return self.conf.queues.matches(queue)
+
+    def named_queues(self) -> list[str]:
+        """Return the stream queues that ``task_queues`` and ``streams_queues`` name, the default queue too; sorted."""
+        # A copy: another thread that publishes to a queue which nobody named adds it.
+        queues = list(self.app.amqp.queues)
+        return sorted({*filter(self.on_streams, queues), *self.conf.queues.names})
+
+    def known_queues(self) -> list[str]:
+        """Return the project's stream queues, sorted: those that its settings name, and all that were ever used.
+
+        Raises:
+            BrokerError: Redis is away, or refuses.
+            ConfigurationError: a setting is wrong, or the URL is not one of a Redis.
+        """
+        return sorted({*used_queues(self.broker), *self.named_queues()})
+
+    def route(self, exchange: Any, routing_key: str | None) -> tuple[str, ...]:
+        """Return the stream queues of a message with this exchange and routing key; none leaves it to kombu.
+
+        Raises:
+            ConfigurationError: the message belongs to several queues, on streams and on lists.
+        """
+        if not self.enabled():
+            return ()
+        found = self._resolve(exchange.name if isinstance(exchange, Exchange) else exchange or "", routing_key or "")
+        if len(found) > 1:
+            chosen = [queue for queue in found if self.on_streams(queue)]
+            if 0 < len(chosen) < len(found):
+                raise ConfigurationError(
+                    f"A message for {', '.join(found)} (one exchange and routing key) cannot go to lists and streams "
+                    f"at once; of these streams_queues chooses {', '.join(chosen)}: choose all of them, or none"
+                )
+        return found if found and self.conf.queues.draw(found[0]) else ()
+
+    def _resolve(self, exchange: str, routing_key: str) -> tuple[str, ...]:
+        if not exchange:
+            return (routing_key,) if routing_key else ()
+        found = self._bindings.get((exchange, routing_key))
+        if not found:
+            found = self._bindings[exchange, routing_key] = tuple(
+                queue.name
+                for queue in self.app.amqp.queues.values()
+                if queue.exchange is not None
+                and (queue.exchange.name, queue.exchange.type) == (exchange, "direct")
+                and (queue.routing_key or "") == routing_key
+            )
+        return found
+
+    def send(
+        self,
+        queue: str,
+        body: str | bytes,
+        *,
+        headers: Mapping[str, Any],
+        properties: dict[str, Any],
+    ) -> None:
+        """Store one serialized message: now, at its ``eta``, or together with the entry of the task that retries.
+
+        Raises:
+            BrokerUnavailable, BrokerFull, QueueFull, BrokerError: it was not stored.
+        """
+        names = self.conf.queue_keys(queue)
+        message = encode(headers, properties, body, step=names.step_index(properties.get("priority")))
+        due_ms = self._due_ms(headers.get("eta"))
+        retries = headers.get("retries") or 0
+        running = running_task.current.get()
+        if (
+            running is not None
+            and running.held is None
+            and retries == running.retries + 1
+            and headers.get("id") == running.task_id
+        ):
+            running.held = running_task.HeldRetry(queue, message, due_ms, _member(headers))
+        elif due_ms:
+            self.broker.delay(queue, message, due_ms=due_ms, member=_member(headers), max_length=self.conf.max_length)
+        else:
+            self.broker.publish(queue, message, max_length=self.conf.max_length)
+
+    def _due_ms(self, eta: Any) -> int:
+        if not eta:
+            return 0
+        try:
+            due = maybe_make_aware(maybe_iso8601(eta), self.app.timezone)
+            due_ms = math.ceil(due.timestamp() * 1000)  # never before its eta
+        except (AttributeError, ValueError, TypeError, OverflowError):
+            return 0  # the worker says what is wrong with it, as Celery's does
+        return due_ms if due_ms > self.app.now().timestamp() * 1000 else 0
+
+
+def _member(headers: Mapping[str, Any]) -> str:
+    """Return the name of a delayed message: the same for the same retry, so that it is stored once."""
+    return f"{headers.get('id')}:{headers.get('retries') or uuid.uuid4().hex}"
+
+
+def streams_of(app: Celery) -> Streams:
+    """Return what ``app`` knows of streams (made at first use)."""
+    known = app.__dict__.get("_celery_streams")
+    if known is None or known.app is not app:
+        known = app.__dict__["_celery_streams"] = Streams(app)
+    return cast("Streams", known)

@@ -1,0 +1,84 @@
+"""Installation: how a Celery app comes to publish the messages of chosen queues to streams.
+
+:func:`install` touches ``app.amqp`` and ``app.conf``, never ``app.tasks``, and connects to nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from celery import current_app
+
+from .amqp import OUR_AMQP, STOCK_AMQP, adopt
+from .app import streams_of
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("install", "is_installed")
+
+logger = logging.getLogger(__name__)
+
+
+def is_installed(app: Celery) -> bool:
+    """Return whether :func:`install` was called for ``app`` (or for the app it was pickled from)."""
+    return bool(app.amqp_cls == OUR_AMQP)
+
+
+def install(app: Celery | None = None, *, queues: Any = None, enabled: Any = None) -> Celery:
+    """Put the chosen queues of a Celery app on Redis Streams; call it once, anywhere, again does no harm.
+
+    Args:
+        app: the app; the current one by default.
+        queues: overrides ``streams_queues``: names, shell patterns, or a mapping of name to share (0.0 to 1.0).
+        enabled: overrides ``streams_enabled``: a boolean, a callable, or its dotted path.
+
+    The environment variables ``CELERY_STREAMS_QUEUES`` and ``CELERY_STREAMS_ENABLED`` override both. Works before and
+    after the app is configured and ``app.amqp`` is built, with a user's own AMQP class, and for apps that are pickled
+    or spawned. Opens no connection; wrong settings are reported at the first publish or when a worker starts.
+
+    Returns the app.
+    """
+    if app is None:
+        app = current_app._get_current_object()
+    changes: dict[str, Any] = {}
+    if queues is not None:
+        changes["streams_queues"] = queues
+    if enabled is not None:
+        changes["streams_enabled"] = enabled
+    if not is_installed(app):
+        if app.amqp_cls != STOCK_AMQP:
+            changes["streams_amqp_cls"] = app.amqp_cls
+        app.amqp_cls = OUR_AMQP
+        built = app.__dict__.get("amqp")
+        if built is not None:
+            adopt(built)
+        _report_stock_worker(app)
+    if changes:
+        app.conf.update(changes)
+        streams_of(app).reload()
+    return app
+
+
+def _report_stock_worker(app: Celery) -> None:
+    """Warn when a stock ``celery worker`` starts on queues whose messages go to streams."""
+    from celery.signals import celeryd_after_setup
+
+    def warn(sender: Any = None, instance: Any = None, **kwargs: Any) -> None:
+        if instance is None or instance.app is not app or not streams_of(app).enabled():
+            return
+        if getattr(instance.consumer_cls, "__module__", str(instance.consumer_cls)).startswith("celery_streams"):
+            return
+        idle = [name for name in app.amqp.queues.consume_from if streams_of(app).on_streams(name)]
+        if idle:
+            logger.warning(
+                "Queue %s is on Redis Streams (pid %s): this worker reads Celery's list, which gets no new message. "
+                "Start its worker with: celery-streams worker -Q %s",
+                ", ".join(idle),
+                os.getpid(),
+                ",".join(idle),
+            )
+
+    celeryd_after_setup.connect(warn, weak=False, dispatch_uid=f"celery-streams-{id(app)}")

@@ -1,0 +1,84 @@
+"""Time limits: what the parent does about tasks that run for longer than they may, from what the slots say.
+
+A soft limit is told to the pool once, which sends SIGUSR1 to the child; a hard limit once, which has the child killed.
+Called by the services thread of the parent about ten times a second; it costs no Redis command.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+from ..broker import Entry
+from .heartbeat import Holder
+from .slots import Snapshot
+
+__all__ = ("TimeLimits", "without_effect")
+
+
+def without_effect(
+    tasks: Iterable[Any], *, soft: float | None, hard: float | None, enforced: Collection[str]
+) -> list[str]:
+    """Name the time limits of the worker and of its tasks that a pool does not enforce, for a warning at its start.
+
+    Args:
+        soft: the limits of the worker, in seconds.
+        hard: the same.
+        enforced: options of a task that the pool heeds.
+    """
+    kinds = [kind for kind in ("soft_time_limit", "time_limit") if kind not in enforced]
+    given = {"soft_time_limit": soft, "time_limit": hard}
+    found = [f"task_{kind}" for kind in kinds if given[kind]]
+    for task in sorted(tasks, key=lambda task: str(task.name)):
+        found += [f"{kind} of {task.name}" for kind in kinds if getattr(task, kind, None)]
+    return found
+
+
+class TimeLimits:
+    """Watches the running tasks of ``holders``."""
+
+    def __init__(
+        self,
+        holders: Callable[[], Iterable[Holder]],
+        *,
+        on_soft: Callable[[Holder, Snapshot], None],
+        on_hard: Callable[[Holder, Snapshot], None],
+    ) -> None:
+        self._holders = holders
+        self._on_soft = on_soft
+        self._on_hard = on_hard
+        #: By consumer, which green threads share, and pid.
+        self._told: dict[tuple[str, int], tuple[Entry | None, bool]] = {}
+
+    def run_once(self, *, now: float | None = None) -> float | None:
+        """Enforce what is due; returns seconds until the next limit, None when there is none."""
+        now = time.monotonic() if now is None else now
+        nearest: float | None = None
+        limited: set[tuple[str, int]] = set()
+        for holder in self._holders():
+            shot = holder.snapshot()
+            key = (holder.consumer, shot.pid)
+            if shot.running is None or not (shot.soft or shot.hard):
+                continue
+            limited.add(key)
+            entry, hard_told = self._told.get(key, (None, False))
+            same = entry == shot.running
+            took = now - shot.started_at
+            if shot.hard and took >= shot.hard:
+                if not (same and hard_told):
+                    self._told[key] = (shot.running, True)
+                    self._on_hard(holder, shot)
+                continue
+            if shot.soft and took >= shot.soft:
+                if not same:
+                    self._told[key] = (shot.running, False)
+                    self._on_soft(holder, shot)
+                left = None if not shot.hard else shot.hard - took
+            else:
+                left = min(limit - took for limit in (shot.soft, shot.hard) if limit)
+            if left is not None:
+                nearest = left if nearest is None else min(nearest, left)
+        # Those of children that are gone, too, which no holder stands for any more.
+        self._told = {key: told for key, told in self._told.items() if key in limited}
+        return nearest
