@@ -178,11 +178,11 @@ class Streams:
         running = running_task.current.get()
         if (
             running is not None
-            and running.held is None
+            and not running.retried
             and retries == running.retries + 1
             and headers.get("id") == running.task_id
         ):
-            running.held = running_task.HeldRetry(queue, message, due_ms, _member(headers))
+            running.retry(running_task.HeldRetry(queue, message, due_ms, _member(headers)))
         elif due_ms:
             self.broker.delay(queue, message, due_ms=due_ms, member=_member(headers), max_length=self.conf.max_length)
         else:

@@ -1,4 +1,4 @@
-"""What the code of a running task may reach of its delivery: the retry it asks for, and whether it is still the owner.
+"""What the code of a running task may reach of its delivery: how a retry is stored, and whether it is still the owner.
 
 The worker sets :data:`current` around each task; the publish seam and :func:`still_owned` read it. It lies below both,
 so that a web process which only publishes never imports the worker.
@@ -17,7 +17,7 @@ __all__ = ("HeldRetry", "RunningTask", "current", "still_owned")
 
 @dataclass(frozen=True, slots=True)
 class HeldRetry:
-    """The message of a ``self.retry()``, kept until the task's own entry is settled together with it."""
+    """The message of a ``self.retry()``, which takes the place of the task's own entry in one step."""
 
     queue: str
     message: Message
@@ -33,8 +33,16 @@ class RunningTask:
     task_id: str
     retries: int
     owned: Callable[[], bool]
-    #: Set by the publish seam; stored by the worker when the outcome is a retry, published when it is not.
-    held: HeldRetry | None = None
+    #: Stores a retry and settles the task's own entry with it, in one step. Called by the publish seam at the moment
+    #: of ``self.retry()``: what the code was told is stored must survive whatever ends its process a moment later.
+    store_retry: Callable[[HeldRetry], None]
+    #: A retry was stored: the entry is settled.
+    retried: bool = False
+
+    def retry(self, held: HeldRetry) -> None:
+        """Store ``held`` in place of the task's own entry."""
+        self.store_retry(held)
+        self.retried = True
 
 
 #: The running task, or None outside of one.

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import greenlet
 
 from ..broker import Delivery, Entry
+from ..worker.execution import Interruption
 from ..worker.hand_back import Restrictable
 from ..worker.runner import Runner
 from ..worker.slots import Snapshot
@@ -27,7 +28,7 @@ from .loops import keep_loops
 __all__ = ("GreenPool", "TaskEnded")
 
 
-class TaskEnded(greenlet.GreenletExit):  # type: ignore[misc]
+class TaskEnded(Interruption, greenlet.GreenletExit):  # type: ignore[misc]
     """The task shall end: its hard time limit is over, or ``request``, Celery's, was terminated or cancelled."""
 
     def __init__(self, *, hard_limit: float | None = None, request: Any = None) -> None:

@@ -152,7 +152,7 @@ class TaskPool(StreamsPool):
     def _run(self, batch: Sequence[Delivery], *, flush: bool = True) -> None:
         assert self._runner is not None
         # A blocking read brings an entry of each stream that has any, and the heartbeat knows only of what runs.
-        put_back(self._runner.settler.broker, self._name, batch[1:])
+        put_back(self._runner.settler, batch[1:])
         for delivery in batch[:1]:
             try:
                 self._runner.run(delivery, flush=flush)

@@ -176,10 +176,11 @@ class TaskPool(StreamsPool):
     # -- the reader thread
 
     def _read(self) -> None:
+        settler = Settler(self._broker, self._name, conf=self.streams.conf, hostname=self.hostname)
         reader = Reader(
             self.streams.new_broker(),
             self._name,
-            Settler(self._broker, self._name, conf=self.streams.conf, hostname=self.hostname),
+            settler,
             wake=self._wake_in,
             on_wake=lambda: self._heard(reader),
             stopped=lambda: self._stopping or not self._streams,
@@ -201,10 +202,10 @@ class TaskPool(StreamsPool):
                     self._changed.wait_for(lambda: self._stopping, timeout=1.0)
                 continue
             if self._stopping or not self._streams:
-                put_back(self._broker, self._name, deliveries)
+                put_back(settler, deliveries)
                 continue
             # A blocking read brings an entry of each stream that has any, whoever is free.
-            put_back(self._broker, self._name, deliveries[free:])
+            put_back(settler, deliveries[free:])
             del deliveries[free:]
             with self._changed:
                 self._free -= len(deliveries)

@@ -33,7 +33,9 @@ from ..broker import Delivery, StreamRef
 from ..poll import readable, writable
 from . import revoked_stamps
 from .events import ChildEvents
+from .execution import Interruption
 from .executor import Executor
+from .own_process import guard_forks
 from .reader import Pace, Reader
 from .settle import Settler
 from .slots import MAX_BATCH, Slot, SlotTable
@@ -253,7 +255,12 @@ class ChildLoop:
                 slot.shorten(index + 1)
                 if settler.gave_up:
                     break
-            self._run(delivery)
+            try:
+                self._run(delivery)
+            except Interruption as exc:
+                if not settler.gave_up:
+                    raise
+                logger.warning("The task of entry %s ends early: %s.", delivery.entry, exc)
             if settler.gave_up:
                 # What became of it is not stored: the parent must not take it for finished and acknowledge it.
                 break
@@ -282,9 +289,7 @@ class ChildLoop:
             self.running = False
 
     def _put_back(self, entries: Sequence[Delivery]) -> None:
-        if entries:
-            pairs = [delivery.entry for delivery in entries]
-            self.settler.insist(lambda: self.settler.broker.release(self.consumer, pairs), "put back")
+        self.settler.put_back([delivery.entry for delivery in entries])
 
     def _count(self, name: str) -> None:
         self._counts[name] += 1
@@ -327,12 +332,10 @@ class ChildLoop:
         self.slot.clear()
         known = list(self.slot.streams)
 
-        def leave() -> None:
-            broker.release_all(known, self.consumer)
-            broker.forget_consumer(sorted({ref.queue for ref in known}), self.consumer)
-
         if known:
-            self.settler.insist(leave, "leave")
+            queues = sorted({ref.queue for ref in known})
+            self.settler.insist(lambda: self.settler.put_all_back(known), "put back")
+            self.settler.insist(lambda: broker.forget_consumer(queues, self.consumer), "leave")
         self.reader.close()
         broker.client.close()
 
@@ -415,6 +418,7 @@ def child_main(
         end_now: Any = signal.getsignal(signal.SIGTERM)
         signal.signal(signal.SIGUSR1, on_soft_limit)
         signal.signal(signal.SIGTERM, on_sigterm)
+        guard_forks()
         try:
             Worker.workloop(_Workloop(run), pid=os.getpid())
         finally:

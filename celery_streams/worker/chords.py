@@ -8,9 +8,13 @@ claim; counted then, it dispatches the body.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ("claim_left",)
+__all__ = ("claim_left", "dispatch_awaited")
+
+logger = logging.getLogger(__name__)
 
 #: What stands in place of a claim once the body is dispatched (celery.backends.redis.CHORD_CLEANUP_LUA).
 _DISPATCHED = b"done"
@@ -29,3 +33,21 @@ def claim_left(backend: Any, group_id: str) -> float:
     if claim is None or claim in (_DISPATCHED, _DISPATCHED.decode()):
         return 0.0
     return float(max(backend.client.pttl(key), 0)) / 1000
+
+
+def dispatch_awaited(task: Any, headers: Mapping[str, Any]) -> float:
+    """Return the seconds for which a part of a chord that ran before has to wait, and say so; 0.0 is not at all."""
+    left = 0.0
+    try:
+        left = claim_left(task.backend, headers.get("group") or "")
+    except Exception:
+        # Any result backend's own errors; to run it now is what Celery would do.
+        logger.exception("Cannot ask whether the chord of task %s is being dispatched.", headers.get("id"))
+    if left:
+        logger.warning(
+            "Task %s[%s] runs again in %.1f s: a process that may be dead has claimed the body of its chord.",
+            task.name,
+            headers.get("id"),
+            left,
+        )
+    return left

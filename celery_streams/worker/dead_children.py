@@ -19,7 +19,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from billiard.common import human_status
@@ -36,7 +36,7 @@ from .requests import build_request
 from .settle import Death, Settler
 from .slots import Snapshot
 from .task_errors import unwrapped
-from .task_options import flag, plan_for
+from .task_options import options_of
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -159,7 +159,7 @@ class Aftermath:
             self.broker.release(casualty.consumer, shot.waiting)
             casualty.step = 2
         if casualty.step == 2:
-            if shot.running is not None and not casualty.cause.revoked:
+            if shot.running is not None and not casualty.cause.revoked and not shot.retried:
                 left = self._settle_running(casualty, shot.running)
                 if left:
                     if not casualty.due:
@@ -278,16 +278,13 @@ class Aftermath:
             outcome = decide(Event.LOST, Circumstances(crashes=_crashes(history), delivery_limit=limit))
             settler.settle(delivery, outcome, death=Death(exception=_status(exitcode)), history=history)
             return
-        plan = plan_for(request.task, self.streams)
+        plan = options_of(request.task, self.streams)
         event = Event.TIMED_OUT if hard_limit is not None else Event.EXITED if exited else Event.LOST
-        given = Circumstances(
+        given = replace(
+            plan.given,
             acks_late=not early,
-            acks_on_failure=flag(request.task, "acks_on_failure"),
-            acks_on_timeout=flag(request.task, "acks_on_timeout"),
             reject_on_worker_lost=None if claimed else request.task.reject_on_worker_lost,
-            dead_letter_failures=plan.dead_letter_failures,
             crashes=_crashes(history),
-            delivery_limit=plan.delivery_limit,
         )
         outcome = decide(event, given)
         death = Death(request.task.name, request.id)
@@ -309,7 +306,7 @@ class Aftermath:
                     request.id,
                     _status(exitcode),
                     _crashes(history) + 1,
-                    plan.delivery_limit,
+                    plan.given.delivery_limit,
                 )
         else:
             try:

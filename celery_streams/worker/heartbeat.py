@@ -57,7 +57,7 @@ class Heartbeat:
         for holder in self._holders():
             shot = holder.snapshot()
             entries = [*shot.finished, *shot.waiting]
-            if shot.running is not None and not shot.acked_early:
+            if shot.running is not None and not (shot.acked_early or shot.retried):
                 entries.append(shot.running)
             for entry in entries:
                 held.append((holder.consumer, entry))
@@ -68,7 +68,7 @@ class Heartbeat:
             (consumer, entry), (holder, batch) = held[position], owners[position]
             shot = holder.snapshot()
             # It may be settled or handed back meanwhile: only what the child is still running was taken from it.
-            if (shot.batch, shot.running) == (batch, entry):
+            if (shot.batch, shot.running) == (batch, entry) and not shot.retried:
                 self.lost += 1
                 holder.mark_lost(batch)
                 logger.warning("Entry %s is no longer held by %s.", entry, consumer)

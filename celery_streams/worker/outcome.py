@@ -15,7 +15,7 @@ requeued         requeue at once, marked redelivered
 expired          ack
 revoked          ack, also when terminated while it ran
 unknown          requeue after 1 to 30 s until ``streams_unknown_task_ttl``, then dead letter
-malformed        dead letter; likewise ``not_accepted`` (content type) and ``invalid``
+malformed        dead letter; likewise ``nameless``, ``not_accepted`` (content type) and ``invalid``
 early            requeue until its eta: the message came before its time
 limited          requeue until its token of the rate limit, no delivery counted
 timed_out        as failed; requeue with the crash counted when ``acks_on_timeout`` is off
@@ -58,6 +58,7 @@ class Event(Enum):
     REVOKED = "revoked"
     UNKNOWN = "unknown"
     MALFORMED = "malformed"
+    NAMELESS = "nameless"
     NOT_ACCEPTED = "not_accepted"
     INVALID = "invalid"
     EARLY = "early"
@@ -133,6 +134,7 @@ _LEAVE = Outcome(Action.LEAVE)
 _ALWAYS_DEAD = {
     Event.REJECTED: Reason.REJECTED,
     Event.MALFORMED: Reason.MALFORMED,
+    Event.NAMELESS: Reason.MALFORMED,
     Event.NOT_ACCEPTED: Reason.NOT_ACCEPTED,
     Event.INVALID: Reason.INVALID,
 }

@@ -155,8 +155,8 @@ class Reader:
 
     def _exchange(self, count: int, *, assisted: bool) -> list[Delivery]:
         streams = self._in_turn()
-        acks = self._settler.take()
-        commands = [StreamBroker.ack_command(self.consumer, acks)] if acks else []
+        acks = self._settler.command()
+        commands = [acks] if acks else []
         if streams and count:
             commands.append(StreamBroker.read_command(streams, self.consumer, count=count))
         if not commands:
@@ -164,22 +164,20 @@ class Reader:
         sent_at = time.monotonic()
         replies = self.broker.client.pipeline(commands)
         if acks:
-            lost = replies[0]
-            if isinstance(lost, BrokerError):
-                if not isinstance(lost, GroupMissing):
-                    found = self._take_read(streams, replies, acks)
-                    if not found:
-                        raise lost
-                    # They are pending for this consumer, and nobody else would run them. The next round trip sends the
-                    # acknowledgements again.
-                    self.recover_from(lost)
-                    return self._owned(found, sent_at)
-                lost = range(len(acks))
-            self._settler.confirm(acks, StreamBroker.parse_ack(acks, lost), assisted=assisted)
-        return self._owned(self._take_read(streams, replies, acks), sent_at)
+            try:
+                self._settler.take_reply(replies.pop(0), assisted=assisted)
+            except BrokerError as exc:
+                found = self._take_read(streams, replies)
+                if not found:
+                    raise
+                # They are pending for this consumer, and nobody else would run them. The next round trip sends the
+                # acknowledgements again.
+                self.recover_from(exc)
+                return self._owned(found, sent_at)
+        return self._owned(self._take_read(streams, replies), sent_at)
 
-    def _take_read(self, streams: Sequence[StreamRef], replies: list[object], acks: Sequence[object]) -> list[Delivery]:
-        if len(replies) == (1 if acks else 0):
+    def _take_read(self, streams: Sequence[StreamRef], replies: list[object]) -> list[Delivery]:
+        if not replies:
             return []
         if isinstance(replies[-1], BrokerError):
             raise replies[-1]
@@ -289,7 +287,7 @@ class Reader:
     def _put_strays_back(self) -> None:
         self._settler.flush()
         if not self._settler.waiting:
-            count = self.broker.release_all(self.streams, self.consumer)
+            count = self._settler.put_all_back(self.streams)
             self._strays_due.pop(0)
             if count:
                 logger.info("Put back %d entries that came with a lost connection to %s.", count, self.consumer)

@@ -21,6 +21,7 @@ from ..exceptions import BrokerError
 from ..message import Message
 from .child import ChildOptions
 from .executor import Executor
+from .own_process import guard_forks
 from .settle import Settler
 from .slots import Snapshot
 
@@ -47,6 +48,7 @@ class Record:
         self._started_at = 0.0
         self._lost = False
         self._kept: Message | None = None
+        self._retried = False
 
     def start(self, delivery: Delivery) -> None:
         """Say that ``delivery`` starts now."""
@@ -54,7 +56,7 @@ class Record:
             self._batch += 1
             self._running = delivery.entry
             self._started_at = time.monotonic()
-            self._limits, self._lost, self._kept = (None, None), False, None
+            self._limits, self._lost, self._kept, self._retried = (None, None), False, None, False
 
     def finish(self) -> None:
         """Say that it ran and is settled."""
@@ -73,6 +75,10 @@ class Record:
     def kept_message(self) -> Message | None:
         """Return the message of a task that was acknowledged before it ran."""
         return self._kept
+
+    def retried(self) -> None:
+        """Note that the message was settled as retried, though its task goes on."""
+        self._retried = True
 
     def lost(self) -> bool:
         """Return whether the entry is known to be no longer ours."""
@@ -105,6 +111,7 @@ class Record:
                 acked_early=self._kept is not None,
                 exited=False,
                 done=self._done,
+                retried=self._retried and self._running is not None,
             )
 
 
@@ -129,6 +136,7 @@ class Runner:
             in_parent=True,
         )
         self.executor.use_events(eventer)
+        guard_forks()
 
     def run(self, delivery: Delivery, *, flush: bool = True) -> None:
         """Run and settle ``delivery``; without ``flush`` its acknowledgement is left to the settler's next user.
@@ -144,10 +152,10 @@ class Runner:
             self.record.finish()
 
 
-def put_back(broker: StreamBroker, consumer: str, deliveries: Sequence[Delivery]) -> None:
+def put_back(settler: Settler, deliveries: Sequence[Delivery]) -> None:
     """Give what was read and not started to others; what Redis does not take back they claim later."""
     try:
-        broker.release(consumer, [item.entry for item in deliveries])
+        settler.put_back([item.entry for item in deliveries], insist=False)
     except BrokerError as exc:
         logger.warning("Cannot put back what was read last; it is claimed by others later: %s", exc)
 

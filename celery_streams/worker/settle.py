@@ -2,7 +2,7 @@
 
 Its duties:
 
-1. Collect acknowledgements of tasks that ran, so that many go to Redis in one command (:meth:`Settler.take`); every
+1. Collect acknowledgements of tasks that ran, so that many go to Redis in one command (:meth:`Settler.flush`); every
    other action is carried out at once, in one atomic script.
 2. Insist: while Redis is away the entry stays pending for us and the call is repeated with growing pauses, because a
    task that ran must not run again.
@@ -22,9 +22,9 @@ from typing import Any, TypeVar
 
 from kombu.utils.json import JSONEncoder
 
-from ..broker import Delivery, Entry, StreamBroker
+from ..broker import Delivery, Entry, StreamBroker, StreamRef
 from ..conf import StreamsConf
-from ..exceptions import BrokerFull, BrokerUnavailable, GroupMissing
+from ..exceptions import BrokerError, BrokerFull, BrokerUnavailable, GroupMissing
 from ..message import Message
 from ..running_task import HeldRetry
 from ..signals import entry_lost, message_dead_lettered
@@ -55,8 +55,8 @@ class Death:
 class Settler:
     """Settles the entries of one consumer.
 
-    ``insist`` off lets BrokerUnavailable pass (the parent comes back later); ``give_up`` is asked before each new
-    attempt, and says yes when the process is told to end at once.
+    ``insist`` off lets BrokerUnavailable pass (the parent comes back later), and collects nothing; ``give_up`` is asked
+    before each new attempt, and says yes when the process is told to end at once.
     """
 
     def __init__(
@@ -86,15 +86,15 @@ class Settler:
         #: Called whenever every collected acknowledgement is known to have reached Redis.
         self.on_confirmed: Callable[[], None] = lambda: None
         self._acks: list[Entry] = []
+        self._sent: list[Entry] = []
         self._first_ack = 0.0
 
     # -- acknowledgements, collected
 
-    def ack(self, delivery: Delivery) -> None:
-        """Note that the task of ``delivery`` ran; it is acknowledged with the next :meth:`take` or :meth:`flush`."""
+    def _collect(self, entry: Entry) -> None:
         if not self._acks:
             self._first_ack = time.monotonic()
-        self._acks.append(delivery.entry)
+        self._acks.append(entry)
 
     @property
     def waiting(self) -> int:
@@ -105,15 +105,29 @@ class Settler:
         """Return whether the oldest collected acknowledgement has waited for ``after`` seconds."""
         return bool(self._acks) and now - self._first_ack >= after
 
-    def take(self) -> list[Entry]:
-        """Return the collected acknowledgements, to be sent along with a read; :meth:`confirm` tells how it went."""
-        return list(self._acks)
+    def command(self) -> tuple[Any, ...] | None:
+        """Return the command that sends the collected acknowledgements along with a read; None when there are none.
 
-    def confirm(self, sent: Sequence[Entry], lost: Sequence[Entry], *, assisted: bool) -> None:
-        """Note that ``sent`` reached Redis, which answered that ``lost`` were not ours.
-
-        ``assisted`` says that the parent may have settled some in our place: then that is why.
+        Its reply goes to :meth:`take_reply`; until then they stay collected.
         """
+        self._sent = list(self._acks)
+        return StreamBroker.ack_command(self.consumer, self._sent) if self._sent else None
+
+    def take_reply(self, reply: Any, *, assisted: bool) -> None:
+        """Take the reply to :meth:`command`; without a group nothing was ours any more.
+
+        Raises:
+            BrokerError: it is an error; the acknowledgements stay collected.
+        """
+        if isinstance(reply, GroupMissing):
+            self._confirm(self._sent, self._sent, assisted=assisted)
+            return
+        if isinstance(reply, BrokerError):
+            raise reply
+        self._confirm(self._sent, StreamBroker.parse_ack(self._sent, reply), assisted=assisted)
+
+    def _confirm(self, sent: Sequence[Entry], lost: Sequence[Entry], *, assisted: bool) -> None:
+        # ``assisted`` says that the parent may have settled some in our place: then that is why.
         del self._acks[: len(sent)]
         if self._acks:
             self._first_ack = time.monotonic()
@@ -125,13 +139,38 @@ class Settler:
 
     def flush(self, *, assisted: bool = False) -> None:
         """Send the collected acknowledgements; insists while Redis is away."""
-        sent = self.take()
+        sent = list(self._acks)
         if not sent:
             return
         lost, repeated = self.insist(lambda: self.broker.ack(self.consumer, sent), "acknowledge")
         if self.gave_up:
             return
-        self.confirm(sent, lost or (), assisted=assisted or repeated)
+        self._confirm(sent, lost or (), assisted=assisted or repeated)
+
+    # -- what was not started
+
+    def put_back(self, entries: Sequence[Entry], *, insist: bool = True) -> int:
+        """Put entries that were not started back for others, with no delivery counted; returns how many.
+
+        Args:
+            insist: off lets a BrokerError pass.
+        """
+        if not entries:
+            return 0
+        if not insist:
+            return self.broker.release(self.consumer, entries)
+        count, _ = self.insist(lambda: self.broker.release(self.consumer, entries), "put back")
+        return count or 0
+
+    def put_all_back(self, streams: Sequence[StreamRef]) -> int:
+        """Put back whatever is pending for this consumer on ``streams``, without insisting; returns how many.
+
+        Raises:
+            BrokerError: Redis is away, or refused.
+        """
+        return self.broker.release_all(streams, self.consumer)
+
+    # -- at once
 
     def ack_now(self, delivery: Delivery) -> bool:
         """Acknowledge before the task runs; returns whether it may run: False when another worker has it."""
@@ -142,8 +181,6 @@ class Settler:
             self._report_lost(delivery.entry)
             return False
         return True  # lost after a repetition: the first attempt had reached Redis
-
-    # -- everything else, at once
 
     def settle(
         self,
@@ -167,6 +204,9 @@ class Settler:
         if outcome.action is Action.LEAVE:
             return True
         if outcome.action is Action.ACK or (outcome.action is Action.RETRY and held is None):
+            if self._insists:
+                self._collect(delivery.entry)
+                return True
             return self._settled("acknowledge", delivery, lambda: not self.broker.ack(self.consumer, [delivery.entry]))
         if outcome.action is Action.RETRY:
             assert held is not None

@@ -64,6 +64,10 @@ ACKED_EARLY = 1
 EXITED = 2
 
 
+#: Flag: the running task's message was settled as retried; its body goes on.
+RETRIED = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A slot at one moment. Times are ``time.monotonic`` seconds."""
@@ -83,6 +87,8 @@ class Snapshot:
     exited: bool
     #: Tasks that this child finished.
     done: int
+    #: Its message was settled as retried, and its body goes on: nothing is left to do for it.
+    retried: bool = False
 
 
 class Slot:
@@ -181,6 +187,10 @@ class Slot:
         """Say that the body of the running task raised SystemExit or KeyboardInterrupt."""
         self._words[_FLAGS] |= EXITED
 
+    def retried(self) -> None:
+        """Say that the message of the running task was settled as retried, though its body goes on."""
+        self._words[_FLAGS] |= RETRIED
+
     def lost(self) -> bool:
         """Return whether the parent found that the running entry is no longer ours."""
         return self._longs[_LOST] == self._batch << 32 | self._words[_STARTED]
@@ -261,6 +271,7 @@ class Slot:
             acked_early=bool(flags & ACKED_EARLY) and running is not None,
             exited=bool(flags & EXITED) and running is not None,
             done=longs[_DONE],
+            retried=bool(flags & RETRIED) and running is not None,
         )
 
     def kept_message(self) -> Message | None:

@@ -10,32 +10,33 @@ from celery.utils.time import rate
 
 from ..app import Streams
 from ..async_tasks import as_function
+from .outcome import Circumstances
 
 if TYPE_CHECKING:
     from celery import Celery
     from celery.app.task import Task
 
-__all__ = ("TaskPlan", "flag", "least_delivery_limit", "make_callable", "plan_for")
+__all__ = ("TaskOptions", "least_delivery_limit", "make_callable", "options_of")
 
 _STOCK_REQUEST = "celery.worker.request:Request"
 _STOCK_STRATEGY = "celery.worker.strategy:default"
 
 
 @dataclass(slots=True)
-class TaskPlan:
+class TaskOptions:
     """What is known of a task before a message of it comes."""
 
     task: Task
     #: The fast path is open to it.
     plain: bool
     acks_late: bool
-    delivery_limit: int
-    dead_letter_failures: bool
+    #: What ``outcome.decide`` has to know of the task.
+    given: Circumstances
     #: Milliseconds between two starts by its rate limit; 0.0 is no limit.
     interval_ms: float = 0.0
 
 
-def plan_for(task: Any, streams: Streams, *, rate_limits: bool = True) -> TaskPlan:
+def options_of(task: Any, streams: Streams, *, rate_limits: bool = True) -> TaskOptions:
     """Read the options of a task; ``rate_limits`` off ignores its rate limit (``worker_disable_rate_limits``)."""
     conf = streams.conf
     own = getattr(task, "streams_acks_late", None)
@@ -44,19 +45,25 @@ def plan_for(task: Any, streams: Streams, *, rate_limits: bool = True) -> TaskPl
     plain = acks_late and task.Request == _STOCK_REQUEST and task.Strategy == _STOCK_STRATEGY
     limit = getattr(task, "streams_delivery_limit", None)
     keep = getattr(task, "streams_dead_letter_failures", None)
-    return TaskPlan(
+    return TaskOptions(
         task,
         plain=plain,
         acks_late=acks_late,
-        delivery_limit=int(limit or conf.delivery_limit),
-        dead_letter_failures=conf.dead_letter_failures if keep is None else bool(keep),
+        given=Circumstances(
+            acks_on_failure=_flag(task, "acks_on_failure"),
+            acks_on_timeout=_flag(task, "acks_on_timeout"),
+            reject_on_worker_lost=task.reject_on_worker_lost,
+            dead_letter_failures=conf.dead_letter_failures if keep is None else bool(keep),
+            delivery_limit=int(limit or conf.delivery_limit),
+        ),
         interval_ms=1000.0 / per_second if per_second else 0.0,
     )
 
 
 def least_delivery_limit(app: Celery, streams: Streams) -> int:
     """Return the smallest delivery limit of any task: before it no message of a dead worker needs a second look."""
-    return min([streams.conf.delivery_limit, *(plan_for(task, streams).delivery_limit for task in app.tasks.values())])
+    limits = (options_of(task, streams).given.delivery_limit for task in list(app.tasks.values()))
+    return min([streams.conf.delivery_limit, *limits])
 
 
 def make_callable(task: Any) -> None:
@@ -67,7 +74,7 @@ def make_callable(task: Any) -> None:
         task.run = as_function(task.run)
 
 
-def flag(task: Any, name: str) -> bool:
+def _flag(task: Any, name: str) -> bool:
     """Read ``acks_on_failure`` / ``acks_on_timeout`` (Celery 5.7), or the older flag for both."""
     value = getattr(task, name, None)
     if value is None:

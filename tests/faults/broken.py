@@ -39,7 +39,8 @@ def acknowledge_first() -> None:
     execute, settle = Executor.execute, Settler.settle
 
     def broken_execute(self: Any, delivery: Any) -> None:
-        self.settler.broker.ack(self.settler.consumer, [delivery.entry])
+        settler = self.around.settler
+        settler.broker.ack(settler.consumer, [delivery.entry])
         execute(self, delivery)
 
     def broken_settle(self: Any, delivery: Any, outcome: Any, **options: Any) -> bool:

@@ -76,9 +76,9 @@ def _after(owner: type, name: str, *, when: Callable[[Any], bool] = lambda resul
 POINTS: dict[str, Callable[[], None]] = {
     "read": lambda: _after(Reader, "next", when=bool),
     "begin": lambda: _before(Slot, "begin"),
-    "body": lambda: _before(Settler, "ack"),
-    "ack": lambda: _after(Settler, "ack"),
-    "acked": lambda: _before(Settler, "confirm"),
+    "body": lambda: _before(Settler, "_collect"),
+    "ack": lambda: _after(Settler, "_collect"),
+    "acked": lambda: _before(Settler, "_confirm"),
     "retry": lambda: _before(StreamBroker, "retry"),
     "retried": lambda: _after(StreamBroker, "retry"),
     "promote": lambda: _before(StreamBroker, "promote"),

@@ -17,6 +17,7 @@ from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.message import Message, encode, encode_history
 from celery_streams.worker.child import ChildLoop, ChildOptions
+from celery_streams.worker.outcome import Circumstances, Event, decide
 from celery_streams.worker.settle import Settler
 from celery_streams.worker.slots import SlotTable
 from tests.redis_state import delivered
@@ -136,7 +137,7 @@ def test_acknowledgements_that_were_given_up_are_kept_for_the_parent(app: Callab
         settler = Settler(broker, ME, conf=StreamsConf(), hostname="w@h", give_up=lambda: True)
         confirmed: list[bool] = []
         settler.on_confirmed = lambda: confirmed.append(True)
-        settler.ack(held)
+        settler.settle(held, decide(Event.SUCCEEDED, Circumstances()))
         server.kill()
 
         settler.flush()

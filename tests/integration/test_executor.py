@@ -27,6 +27,7 @@ from celery_streams.broker import Delivery, StreamBroker
 from celery_streams.exceptions import BrokerUnavailable
 from celery_streams.message import Message, encode
 from celery_streams.signals import entry_lost
+from celery_streams.worker.execution import Interruption
 from celery_streams.worker.executor import Executor
 from celery_streams.worker.settle import Settler
 from tests.redis_state import redis_state
@@ -51,12 +52,16 @@ class Notes:
     limits: list[tuple[float | None, float | None]] = field(default_factory=list)
     kept: list[Message] = field(default_factory=list)
     taken_away: bool = False
+    was_retried: bool = False
 
     def limit(self, *, soft: float | None, hard: float | None) -> None:
         self.limits.append((soft, hard))
 
     def keep(self, message: Any) -> None:
         self.kept.append(message)
+
+    def retried(self) -> None:
+        self.was_retried = True
 
     def lost(self) -> bool:
         return self.taken_away
@@ -328,7 +333,7 @@ def test_retry_takes_the_place_of_its_entry_in_one_step(both: Bench) -> None:
 
     both.run()
 
-    assert seen == [but(pending=1)]
+    assert seen == [but(delayed=1)]
     assert both.left() == but(delayed=1)
     ((due, message),) = both.delayed()
     assert 58_000 < due - time.time() * 1000 < 61_000
@@ -362,11 +367,11 @@ def test_process_that_dies_between_deciding_a_retry_and_storing_it_leaves_one_me
 
     again.delay()
     refusing = RefusesRetries(bench.broker.client)
-    bench.settler = bench.executor.settler = Settler(
-        refusing, ME, conf=streams_of(bench.app).conf, hostname="w@h", insist=False
+    bench.executor.around.settler = Settler(
+        refusing, ME, conf=streams_of(bench.app).conf, hostname="w@h", give_up=lambda: True
     )
 
-    with pytest.raises(BrokerUnavailable):
+    with pytest.raises(Interruption):
         bench.run()
 
     assert bench.left() == but(pending=1)
@@ -580,7 +585,7 @@ def test_task_runs_when_only_the_reply_to_its_early_acknowledgement_was_lost(
         bench.ran.append("ran")
 
     note.delay()
-    bench.executor.settler = Settler(
+    bench.executor.around.settler = Settler(
         LosesReplies(bench.broker.client), ME, conf=streams_of(bench.app).conf, hostname="w@h", sleep=lambda _: None
     )
 
@@ -1115,7 +1120,7 @@ def test_time_limits_are_known_while_the_body_runs_and_over_when_its_message_is_
 
 
 def test_limits_of_the_message_come_before_those_of_the_task_and_the_worker(both: Bench) -> None:
-    both.executor.soft_limit, both.executor.hard_limit = 100, 200
+    both.executor.around.soft_limit, both.executor.around.hard_limit = 100, 200
 
     @both.task(soft_time_limit=20)
     def note() -> None:

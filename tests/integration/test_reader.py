@@ -14,10 +14,13 @@ from celery_streams.broker import Delivery, StreamBroker
 from celery_streams.conf import StreamsConf
 from celery_streams.connection import RedisClient
 from celery_streams.exceptions import BrokerUnavailable
+from celery_streams.worker.outcome import Circumstances, Event, decide
 from celery_streams.worker.reader import Reader
 from celery_streams.worker.settle import Settler
 from tests.eventually import eventually
 from tests.redis_state import message, number_of, redis_state
+
+SUCCEEDED = decide(Event.SUCCEEDED, Circumstances())
 
 STREAM = "celery-streams:{q}"
 
@@ -109,7 +112,7 @@ def test_acknowledgements_go_along_with_the_next_read(broker: StreamBroker, read
     publish(broker, 1, 2)
     mine = reading()
     (first,) = mine.reader.next(1, block=False)
-    mine.settler.ack(first)
+    mine.settler.settle(first, SUCCEEDED)
 
     second = mine.next(1)
 
@@ -249,7 +252,7 @@ def test_what_was_read_is_handed_out_when_the_acknowledgements_are_refused(
     broker.ensure_groups(["q"])
     publish(broker, 1, 2)
     (first,) = mine.reader.next(1, block=False)
-    mine.settler.ack(first)
+    mine.settler.settle(first, SUCCEEDED)
     broker.client.call("ACL", "SETUSER", "limited", "-xack")
 
     second = mine.reader.next(1, block=False)
@@ -299,7 +302,7 @@ def test_entries_of_a_reply_that_was_lost_are_put_back_with_no_delivery_counted(
     publish(broker, 1, 2, 3)
     mine = reading()
     (first,) = mine.reader.next(1, block=False)
-    mine.settler.ack(first)
+    mine.settler.settle(first, SUCCEEDED)
     # What a read leaves behind whose reply never came.
     assert len(broker.read(broker.streams(["q"]), "me", count=1)) == 1
     mine.reader.recover_from(BrokerUnavailable("the connection was lost"))
@@ -317,7 +320,7 @@ def test_acknowledgements_outlive_a_lost_connection(broker: StreamBroker, readin
     publish(broker, 1)
     mine = reading()
     (first,) = mine.reader.next(1, block=False)
-    mine.settler.ack(first)
+    mine.settler.settle(first, SUCCEEDED)
     broker.client.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
     eventually(lambda: mine.next() == [] and not mine.settler.waiting)

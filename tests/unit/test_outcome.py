@@ -58,6 +58,7 @@ requeued      no     -         -         -        -      -         LEAVE
 unknown       yes    -         -         -        -      -         SOON
 unknown       no     -         -         -        -      -         LEAVE
 malformed     -      -         -         -        -      -         MALFORMED
+nameless      -      -         -         -        -      -         MALFORMED
 not_accepted  -      -         -         -        -      -         NOT_ACCEPTED
 invalid       -      -         -         -        -      -         INVALID
 early         yes    -         -         -        -      -         LATER

@@ -1,0 +1,169 @@
+"""Execution: one message on its way through this process, as values: what it is, and what happened to it.
+
+``executor`` makes an :class:`Execution` of a delivery and hands it to the fast or the slow path; each of them *returns*
+a :class:`Report`, and settles nothing. What both need of the process around them is a :class:`Surroundings`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from celery.exceptions import SoftTimeLimitExceeded
+from celery.worker import state as worker_state
+
+from ..app import Streams
+from ..broker import Delivery
+from ..exceptions import BrokerError
+from ..running_task import HeldRetry, RunningTask
+from .outcome import Circumstances, Event, decide
+from .settle import Death, Settler
+from .task_options import TaskOptions
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("ETA_SLACK", "PASSING_BY", "Execution", "Interruption", "Progress", "Report", "Surroundings")
+
+logger = logging.getLogger(__name__)
+
+#: Seconds by which the clocks of publisher, Redis and worker may disagree before an eta is taken for not reached.
+ETA_SLACK = 0.05
+
+
+class Interruption(BaseException):
+    """Raised in a running task by this worker: the task shall end, and its message is settled elsewhere, or later."""
+
+
+#: Raised outside of a task's body, these end the process, or the settling goes on later: the message stays pending.
+PASSING_BY = (SystemExit, KeyboardInterrupt, Interruption, SoftTimeLimitExceeded, MemoryError, BrokerError)
+
+
+class Progress(Protocol):
+    """Who is told how a task goes: a slot in shared memory, or a thread's record."""
+
+    def limit(self, *, soft: float | None, hard: float | None) -> None:
+        """The task has these time limits, in seconds from its start."""
+
+    def keep(self, message: Any) -> None:
+        """The message is about to be acknowledged before the task runs."""
+
+    def retried(self) -> None:
+        """The message was settled as retried while its task runs on: nothing is left to do for it."""
+
+    def lost(self) -> bool:
+        """Return whether the entry is known to be no longer ours."""
+
+
+@dataclass(slots=True)
+class Execution:
+    """One message: decoded headers and properties, the history of its deliveries, and its task's options."""
+
+    delivery: Delivery
+    #: None when no task of this name is registered, or the name stands in the body (protocol 1).
+    options: TaskOptions | None
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+    history: dict[str, Any]
+
+    @property
+    def task_id(self) -> Any:
+        """The id that the headers say."""
+        return self.headers.get("id")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What happened to a message; ``outcome.decide`` makes a decision of it."""
+
+    event: Event
+    #: What a dead letter would say.
+    death: Death | None = None
+    #: Seconds until it may run, with EARLY and LIMITED.
+    early_by: float = 0.0
+    #: The entry was settled before its task ended: acknowledged early, or retried.
+    settled: bool = False
+    #: What the task's options are, where only the body said which task it is.
+    options: TaskOptions | None = None
+    #: How long the task has been unknown, in seconds, with UNKNOWN.
+    unknown_for: float = 0.0
+    #: The exception that the task raised, to be let go when all is settled.
+    error: BaseException | None = None
+    #: Told once the message is settled.
+    announce: Callable[[], object] | None = None
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What runs around the tasks of one consumer, in the process that runs them."""
+
+    app: Celery
+    hostname: str
+    streams: Streams
+    settler: Settler
+    progress: Progress
+    #: Time limits of the worker (``--time-limit``, ``--soft-time-limit``), in seconds.
+    soft_limit: float | None = None
+    hard_limit: float | None = None
+    #: Called with the task's name when a task starts.
+    count: Callable[[str], None] = lambda name: None
+    #: Tasks run in the worker's own process: there Celery's Request counts what it runs by itself.
+    in_parent: bool = False
+    #: Content types that may be decoded, as kombu wants them.
+    accept: Any = None
+    #: Celery's EventDispatcher, or None.
+    dispatcher: Any = None
+    #: By the task's name.
+    options: dict[str, TaskOptions] = field(default_factory=dict)
+
+    def sends_events(self) -> bool:
+        """Return whether task events are wanted."""
+        dispatcher = self.dispatcher
+        return dispatcher is not None and dispatcher.enabled and (not dispatcher.groups or "task" in dispatcher.groups)
+
+    def running(
+        self, delivery: Delivery, *, task_id: Any, retries: Any, early: Callable[[], bool] = lambda: False
+    ) -> RunningTask:
+        """Return what the code of the task may reach of ``delivery`` while it runs.
+
+        Args:
+            early: asked whether the message was acknowledged before the task ran, and so is nobody else's.
+        """
+
+        def owned() -> bool:
+            if running.retried or early():
+                return True
+            if self.progress.lost():
+                return False
+            return not self.settler.broker.extend([(self.settler.consumer, delivery.entry)])
+
+        pid = os.getpid()
+
+        def store_retry(held: HeldRetry) -> None:
+            if os.getpid() != pid:
+                raise Interruption("this process was forked by the task, whose message is not its own")
+            if early():
+                self.settler.publish(held)
+                return
+            self.settler.settle(delivery, decide(Event.RETRIED, Circumstances()), held=held)
+            if self.settler.gave_up:
+                raise Interruption("the retry could not be stored before this process had to end")
+            self.progress.retried()
+
+        running = RunningTask(task_id or "", int(retries or 0), owned, store_retry)
+        return running
+
+    def tell(self, report: Callable[[], object]) -> None:
+        """Tell the result backend and the like; whatever that raises, the message must be settled all the same."""
+        try:
+            report()
+        except Exception:
+            logger.exception("Reporting the outcome of a task failed; its message is settled all the same.")
+
+    def ran_before(self, task_id: Any) -> None:
+        """Remember a task that succeeded (``worker_deduplicate_successful_tasks``)."""
+        if self.app.conf.worker_deduplicate_successful_tasks:
+            worker_state.successful_requests.add(task_id)

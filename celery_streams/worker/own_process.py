@@ -1,0 +1,87 @@
+"""Own process: what keeps our code out of processes that a task forks.
+
+A task may fork: ``os.fork``, ``multiprocessing``, ``concurrent.futures``. Such a process inherits our signal handlers,
+under which ``terminate()`` would not end it, and when it leaves the task it would go on in our loop and settle the
+message of the task, which is still at work in its parent.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from types import TracebackType
+from typing import Any
+
+from celery.app.trace import TraceInfo
+
+__all__ = ("guard_forks", "leave_foreign_process")
+
+#: Signals whose handlers are ours, or Celery's, and mean nothing in a process that a task forked.
+_SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+
+_guarded = threading.Event()
+
+
+def guard_forks() -> None:
+    """Give processes that tasks fork from here on the signal handlers that they would have without a worker.
+
+    Called by each process that runs tasks, once it has set its own handlers. Signals that are ignored stay ignored, as
+    in Celery's pools.
+    """
+    if not _guarded.is_set():
+        _guarded.set()
+        os.register_at_fork(after_in_child=_disown)
+
+
+def _disown() -> None:
+    _restore_signals()
+    handle = TraceInfo.handle_error_state
+
+    def end_instead(self: Any, task: Any, req: Any, eager: bool = False, **options: Any) -> Any:
+        # Else the tracer would store that the task failed, which is at work in the parent.
+        if not eager:
+            _end(sys.exc_info()[1])
+        return handle(self, task, req, eager=eager, **options)
+
+    TraceInfo.handle_error_state = end_instead
+
+
+def _restore_signals() -> None:
+    for name in _SIGNALS:
+        signum = getattr(signal, name, None)
+        if signum is not None and callable(signal.getsignal(signum)):
+            signal.signal(signum, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
+
+
+class leave_foreign_process:  # noqa: N801  (a context manager that reads like a statement)
+    """Around the code of a task: a process that the task forked ends where it leaves that code.
+
+    It ends as Python would end it: with the code of SystemExit, with 1 and a traceback for any other exception, else
+    with 0; no ``finally`` and no ``atexit`` handler of its parent runs.
+    """
+
+    __slots__ = ("_pid",)
+
+    def __enter__(self) -> None:
+        self._pid = os.getpid()
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        if os.getpid() != self._pid:
+            _end(exc)
+
+
+def _end(exc: BaseException | None) -> None:
+    code = 0
+    try:
+        if isinstance(exc, SystemExit):
+            code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+        elif exc is not None:
+            traceback.print_exception(exc)
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code & 0xFF)
