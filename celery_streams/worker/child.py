@@ -39,6 +39,7 @@ from .own_process import guard_forks
 from .reader import Pace, Reader
 from .settle import Settler
 from .slots import MAX_BATCH, Slot, SlotTable
+from .task_errors import log_raised
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -409,10 +410,10 @@ def child_main(
         def run() -> int:
             try:
                 return loop.run()
-            except Exception:
+            except Exception:  # noqa: BLE001
                 # billiard would take it for the failure of a job, and nobody would hear of it.
-                logger.critical("Child process %s failed", consumer, exc_info=True)
                 loop.exitcode = 1
+                log_raised(logger.critical, "Child process %s failed", consumer)
                 return 1
 
         end_now: Any = signal.getsignal(signal.SIGTERM)

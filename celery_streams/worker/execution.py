@@ -21,6 +21,7 @@ from ..exceptions import BrokerError
 from ..running_task import HeldRetry, RunningTask
 from .outcome import Circumstances, Event, decide
 from .settle import Death, Settler
+from .task_errors import log_raised
 from .task_options import TaskOptions
 
 if TYPE_CHECKING:
@@ -160,8 +161,8 @@ class Surroundings:
         """Tell the result backend and the like; whatever that raises, the message must be settled all the same."""
         try:
             report()
-        except Exception:
-            logger.exception("Reporting the outcome of a task failed; its message is settled all the same.")
+        except Exception:  # noqa: BLE001
+            log_raised(logger.error, "Reporting the outcome of a task failed; its message is settled all the same.")
 
     def ran_before(self, task_id: Any) -> None:
         """Remember a task that succeeded (``worker_deduplicate_successful_tasks``)."""

@@ -33,7 +33,7 @@ from .rate_limits import over_rate_limit
 from .requests import received_message
 from .settle import Death, Settler
 from .slow_path import SlowPath
-from .task_errors import let_go, shown
+from .task_errors import let_go, log_raised, shown
 from .task_options import make_callable, options_of
 
 if TYPE_CHECKING:
@@ -104,9 +104,9 @@ class Executor:
             report = self._decode(execution) or over_rate_limit(execution, self.around) or self._run(execution)
         except PASSING_BY:
             raise
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001
             # Raised outside of the body, by headers and callbacks of odd types or by user code around the task.
-            logger.error("Entry %s could not be executed.", delivery.entry, exc_info=True)
+            log_raised(logger.error, "Entry %s could not be executed.", delivery.entry)
             report = Report(Event.INVALID, error=exc)
         self._settle(execution, report)
 

@@ -30,7 +30,7 @@ from .outcome import Event
 from .own_process import leave_foreign_process
 from .requests import build_request
 from .settle import Death
-from .task_errors import event_of, shown
+from .task_errors import einfo_of, event_of, log_raised, shown
 
 __all__ = ("is_plain", "run_plain")
 
@@ -119,12 +119,12 @@ def run_plain(execution: Execution, around: Surroundings, *, logs_receipt: bool)
             retval, info, _, _ = task.__trace__(task_id, args, kwargs, request)
     except PASSING_BY:
         raise
-    except BaseException as exc:
+    except BaseException as exc:  # noqa: BLE001
         # What Celery's pool reports as a failure: a body that raised what is no Exception, a callback that raised
         # Reject or is of an odd type, a result backend that gave up.
         if isinstance(exc, Exception) and not isinstance(exc, Reject):
-            logger.error("Task %s[%s] failed outside of its body.", task.name, task_id, exc_info=True)
-        retval, info = ExceptionInfo(), trace.TraceInfo(states.FAILURE, exc)
+            log_raised(logger.error, "Task %s[%s] failed outside of its body.", task.name, task_id)
+        retval, info = einfo_of(exc), trace.TraceInfo(states.FAILURE, exc)
         _report_failure(execution, around, retval)
     finally:
         current.reset(token)

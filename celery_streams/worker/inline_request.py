@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from billiard.einfo import ExceptionInfo
 from celery.exceptions import Reject
 from celery.utils.collections import AttributeDict
 from celery.worker import state as worker_state
@@ -21,6 +20,7 @@ from celery.worker import state as worker_state
 from ..broker import Delivery
 from .execution import ETA_SLACK, PASSING_BY, Surroundings
 from .own_process import leave_foreign_process
+from .task_errors import einfo_of, log_raised
 from .task_options import TaskOptions
 
 __all__ = ("InlineConsumer", "Run")
@@ -73,11 +73,11 @@ class _InlinePool:
                 run.traced = target(*args)
         except PASSING_BY:
             raise
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001
             # As in Celery's pools: what passed the tracer, a callback's Reject or what is no Exception, is a failure.
             if isinstance(exc, Exception) and not isinstance(exc, Reject):
-                logger.error("A task failed outside of its body.", exc_info=True)
-            einfo = ExceptionInfo()
+                log_raised(logger.error, "A task failed outside of its body.")
+            einfo = einfo_of(exc)
             run.traced = (1, einfo, 0.0)
             around.tell(lambda: error_callback(einfo))
         else:

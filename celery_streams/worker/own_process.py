@@ -15,7 +15,11 @@ import traceback
 from types import TracebackType
 from typing import Any
 
+from celery._state import get_current_task
 from celery.app.trace import TraceInfo
+from celery.states import READY_STATES
+
+from ..running_task import current
 
 __all__ = ("guard_forks", "leave_foreign_process")
 
@@ -38,15 +42,30 @@ def guard_forks() -> None:
 
 def _disown() -> None:
     _restore_signals()
+    running = current.get()
+    if running is None:
+        return
+    # The tracer would store what became of the task, which is at work in the parent.
     handle = TraceInfo.handle_error_state
 
     def end_instead(self: Any, task: Any, req: Any, eager: bool = False, **options: Any) -> Any:
-        # Else the tracer would store that the task failed, which is at work in the parent.
         if not eager:
             _end(sys.exc_info()[1])
         return handle(self, task, req, eager=eager, **options)
 
     TraceInfo.handle_error_state = end_instead
+    TraceInfo.handle_ignore = TraceInfo.handle_reject = lambda *args, **options: _end(sys.exc_info()[1])
+    task = get_current_task()
+    if task is None:
+        return
+    backend, store = task.backend, task.backend.store_result
+
+    def store_other(task_id: str, result: Any, state: str, *args: Any, **options: Any) -> Any:
+        if task_id == running.task_id and state in READY_STATES:
+            _end(sys.exc_info()[1])
+        return store(task_id, result, state, *args, **options)
+
+    backend.store_result = store_other
 
 
 def _restore_signals() -> None:

@@ -6,15 +6,16 @@ Tasks raise anything: classes whose ``repr`` fails, whose attributes cannot be s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from billiard.einfo import ExceptionWithTraceback
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.exceptions import Ignore, Reject, Retry
 from kombu.utils.encoding import safe_repr
 
 from .outcome import Event
 
-__all__ = ("event_of", "let_go", "shown", "unwrapped")
+__all__ = ("einfo_of", "event_of", "let_go", "log_raised", "shown", "unwrapped")
 
 # Read and written past what a class makes of its attributes.
 _TRACEBACK = BaseException.__dict__["__traceback__"]
@@ -29,7 +30,31 @@ def unwrapped(exc: BaseException) -> BaseException:
 
 def shown(exc: BaseException) -> str:
     """Return ``repr(exc)``, or what can be said of an exception whose ``repr`` fails."""
-    return str(safe_repr(exc))
+    try:
+        return str(safe_repr(exc))
+    except Exception:  # noqa: BLE001
+        return f"{type(exc).__name__}(...)"
+
+
+def einfo_of(exc: BaseException) -> ExceptionInfo:
+    """Return billiard's ExceptionInfo for ``exc``, which is being handled; of a stand-in where ``exc`` prevents it."""
+    try:
+        return ExceptionInfo()
+    except Exception:  # noqa: BLE001
+        # Its traceback cannot be formatted: an attribute of it raised, whatever.
+        try:
+            raise RuntimeError(f"{shown(exc)} (its traceback cannot be shown)") from None
+        except RuntimeError:
+            return ExceptionInfo()
+
+
+def log_raised(log: Callable[..., None], message: str, *args: Any) -> None:
+    """Log ``message`` with the traceback of what is being handled, or without it where that cannot be shown."""
+    try:
+        log(message, *args, exc_info=True)
+    except Exception:  # noqa: BLE001
+        # logging formats a traceback where it handles errors of its own, too.
+        log(f"{message} (its traceback cannot be shown)", *args)
 
 
 def let_go(exc: BaseException | None) -> None:

@@ -134,3 +134,26 @@ def test_threads_run_as_many_tasks_at_once_as_asked(project, act, worker):
     worker(pool="threads", concurrency=20)
 
     assert [result.get(timeout=15) for result in results] == list(range(20))
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_body_that_raises_what_is_no_exception_fails_once_in_every_pool(project, waiting, worker, pool):
+    act = waiting("wait_for").app.tasks["tests.proj.actions.act"]
+    worker(pool=pool, concurrency=a_few(pool), options=WAITING)
+    kinds = {"cancelled": "CancelledError", "generator": "GeneratorExit", "own": "OddError", "cause": "RuntimeError"}
+
+    results = {(kind, way): make(kind) for kind in kinds for way, make in {
+        "def": lambda kind: act.delay("raise", "odd", kind=kind),
+        "with expires": lambda kind: act.apply_async(("raise", "odd"), {"kind": kind}, expires=60),
+        "async def": lambda kind: waiting("wait_and_raise").delay(kind),
+    }.items()}  # fmt: skip
+    errors = {key: result.get(timeout=20, propagate=False) for key, result in results.items()}
+    after = act.delay("ok", "after").get(timeout=10)
+
+    assert {result.state for result in results.values()} == {"FAILURE"}
+    assert {key: type(error).__name__ for key, error in errors.items() if key[0] != "cause"} == {
+        key: kinds[key[0]] for key in results if key[0] != "cause"
+    }
+    assert after == "after"
+    assert set(project.counted().values()) == {1}
+    assert eventually(lambda: project.status().length == 0)

@@ -257,7 +257,7 @@ def test_what_was_read_is_handed_out_when_the_acknowledgements_are_refused(
 
     second = mine.reader.next(1, block=False)
     broker.client.call("ACL", "SETUSER", "limited", "+xack")
-    mine.settler.ack(second[0])
+    mine.settler.settle(second[0], SUCCEEDED)
     mine.next()
 
     broker.client.call("ACL", "DELUSER", "limited")

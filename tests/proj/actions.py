@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -10,7 +13,7 @@ import threading
 import time
 
 from celery import Task, shared_task
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
 from . import ledger
@@ -47,6 +50,42 @@ class Recorded(Task):
 
     def after_return(self, status, retval, task_id, args, kwargs, einfo):
         ledger.write("hook", task_id, hook="after_return", status=status)
+
+
+class OddError(BaseException):
+    """What a task raises that is no Exception."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenError(Exception):
+    """An exception whose attributes cannot be set, as several libraries have it."""
+
+    text: str
+
+
+class ReprError(Exception):
+    """An exception that cannot be shown."""
+
+    def __repr__(self):
+        raise RuntimeError("no repr")
+
+
+class CauseError(Exception):
+    """An exception that lies about what caused it."""
+
+    @property
+    def __cause__(self):
+        raise RuntimeError("no cause")
+
+
+ODD = {
+    "cancelled": asyncio.CancelledError,
+    "generator": GeneratorExit,
+    "own": OddError,
+    "frozen": FrozenError,
+    "repr": ReprError,
+    "cause": CauseError,
+}
 
 
 def run_action(task, action, value=None, **options):
@@ -124,6 +163,89 @@ def _retry_quietly(task, value):
         task.retry(throw=False, countdown=0)
         return "went on"
     return value
+
+
+def _raise(task, value, kind):
+    raise ODD[kind](value)
+
+
+def _retry_odd(task, value, kind, countdown=0):
+    """Retry once because of an exception of an odd class."""
+    if task.request.retries == 0:
+        raise task.retry(exc=ODD[kind](value), countdown=countdown)
+    return value
+
+
+def _retry_then(task, value, then, **options):
+    """Ask for a retry that does not leave the task, then end in another way."""
+    if task.request.retries == 0:
+        task.retry(throw=False, countdown=0.6)
+        return _ACTIONS[then](task, value, **options)
+    return value
+
+
+def _retry_caught_then(task, value, then, **options):
+    """Ask for a retry, catch what that raises, then end in another way."""
+    if task.request.retries == 0:
+        try:
+            task.retry(countdown=0.6)
+        except Retry:
+            return _ACTIONS[then](task, value, **options)
+    return value
+
+
+def _terminate_process(task, value):
+    """Terminate a process of multiprocessing, and return its exit code."""
+    multiprocessing.current_process()._config["daemon"] = False  # else it refuses, as under a stock worker
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=False)
+    process.start()
+    time.sleep(0.1)
+    process.terminate()
+    process.join(10)
+    return process.exitcode
+
+
+def _fork_terminated(task, value, signum=signal.SIGTERM):
+    """Fork a process that sleeps, send it a signal, and return the signal that ended it."""
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(60)
+        os._exit(7)
+    time.sleep(0.1)
+    os.kill(pid, signum)
+    return os.WTERMSIG(os.waitpid(pid, 0)[1])
+
+
+def _fork_leaves(task, value, how, seconds=0.5):
+    """Fork a process that leaves the task, and return its exit code when the task ends a while later."""
+    pid = os.fork()
+    if pid == 0:
+        if how == "exit":
+            sys.exit(3)
+        if how == "error":
+            raise ActionError("of the fork")
+        if how == "odd":
+            raise OddError("of the fork")
+        if how == "retry":
+            raise task.retry(countdown=0)
+        if how == "reject":
+            raise Reject("of the fork", requeue=False)
+        return "from the fork"
+    code = os.WEXITSTATUS(os.waitpid(pid, 0)[1])
+    time.sleep(seconds)
+    return code
+
+
+def _fork_outlives(task, value, seconds=30):
+    """Leave a process behind, then end this one by force, the first time."""
+    if ledger.count("run", task.request.id) > 1:
+        return value
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(seconds)
+        os._exit(0)
+    ledger.write("forked", task.request.id, child=pid)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _reject(task, value):

@@ -12,6 +12,7 @@ from celery import shared_task as celery_shared_task
 from celery_streams import shared_task
 
 from . import ledger
+from .actions import ODD
 
 _running = [0]
 _met: dict[int, asyncio.Event] = {}
@@ -105,3 +106,11 @@ def is_in_a_loop():
     except RuntimeError:
         return False
     return True
+
+
+@shared_task(bind=True)
+async def wait_and_raise(self, kind):
+    """Wait, then raise an exception of an odd class."""
+    ledger.write("run", self.request.id, task=self.name)
+    await asyncio.sleep(0.01)
+    raise ODD[kind]("odd")

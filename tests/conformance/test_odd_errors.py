@@ -1,0 +1,70 @@
+"""What a task may raise besides ordinary exceptions: both sides settle the message once, by what happened."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.mark.parametrize("kind", ["cancelled", "generator", "own"])
+@pytest.mark.parametrize("task", ["act", "act_early", "act_tracked", "act_autoretry"])
+def test_body_that_raises_what_is_no_exception_fails_once(side, task, kind):
+    result = side.task(task).delay("raise", "odd", kind=kind)
+
+    error = result.get(timeout=15, interval=0.02, propagate=False)
+
+    assert (result.state, type(error).__name__) == (
+        "FAILURE",
+        {"cancelled": "CancelledError", "generator": "GeneratorExit", "own": "OddError"}[kind],
+    )
+    side.settled()
+    assert len(side.ledger.runs(result.id)) == 1
+
+
+@pytest.mark.parametrize("kind", ["frozen", "repr", "cause"])
+def test_exception_of_an_odd_class_fails_once(side, kind):
+    result = side.act.delay("raise", "odd", kind=kind)
+
+    side.state(result, "FAILURE")
+
+    side.settled()
+    assert len(side.ledger.runs(result.id)) == 1
+
+
+@pytest.mark.parametrize("expires", [None, 60])
+@pytest.mark.parametrize("kind", ["frozen", "repr", "cause"])
+def test_retry_for_an_exception_of_an_odd_class_runs_again(side, kind, expires):
+    result = side.act.apply_async(("retry_odd", "done"), {"kind": kind}, expires=expires)
+
+    assert side.value(result) == "done"
+    assert [run["retries"] for run in side.ledger.runs(result.id)] == [0, 1]
+
+
+@pytest.mark.parametrize("asked", ["retry_then", "retry_caught_then"])
+@pytest.mark.parametrize("then", ["error", "ok", "reject"])
+def test_retry_that_was_asked_for_runs_whatever_the_task_does_afterwards(side, asked, then):
+    result = side.act.delay(asked, "done", then=then)
+
+    runs = side.ran(result.id, times=2)
+
+    assert 1 in [run["retries"] for run in runs]
+    side.state(result, "SUCCESS")
+
+
+@pytest.mark.parametrize("asked", ["retry_then", "retry_caught_then"])
+@pytest.mark.parametrize("then", ["exit", "os_exit", "kill"])
+def test_retry_that_was_asked_for_runs_though_the_process_ends(streams, asked, then):
+    side = streams
+    result = side.act.delay(asked, "done", then=then)
+
+    runs = side.ran(result.id, times=2)
+
+    assert 1 in [run["retries"] for run in runs]
+    side.state(result, "SUCCESS")
+
+
+@pytest.mark.parametrize("asked", ["retry_then", "retry_caught_then"])
+def test_retry_that_was_asked_for_runs_after_a_hard_time_limit(side, asked):
+    result = side.act.apply_async((asked, "done"), {"then": "sleep", "seconds": 30}, time_limit=1)
+
+    side.ran(result.id, times=2)
+    side.state(result, "SUCCESS")
