@@ -6,7 +6,7 @@ so that a web process which only publishes never imports the worker.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -26,21 +26,31 @@ class HeldRetry:
     member: str
 
 
-@dataclass(slots=True)
-class RunningTask:
+class RunningTask(ABC):
     """The delivery that runs in this thread, greenlet or coroutine."""
 
-    task_id: str
-    retries: int
-    owned: Callable[[], bool]
-    #: Stores a retry and settles the task's own entry with it, in one step. Called by the publish seam at the moment
-    #: of ``self.retry()``: what the code was told is stored must survive whatever ends its process a moment later.
-    store_retry: Callable[[HeldRetry], None]
-    #: A retry was stored: the entry is settled.
-    retried: bool = False
+    __slots__ = ("retried", "retries", "task_id")
+
+    def __init__(self, task_id: str, retries: int) -> None:
+        self.task_id = task_id
+        self.retries = retries
+        #: A retry was stored: the entry is settled.
+        self.retried = False
+
+    @abstractmethod
+    def owned(self) -> bool:
+        """Return whether the message is still this worker's."""
+
+    @abstractmethod
+    def store_retry(self, held: HeldRetry) -> None:
+        """Store a retry and settle the task's own entry with it, in one step."""
 
     def retry(self, held: HeldRetry) -> None:
-        """Store ``held`` in place of the task's own entry."""
+        """Store ``held`` in place of the task's own entry.
+
+        Called by the publish seam at the moment of ``self.retry()``: what the code was told is stored must survive
+        whatever ends its process a moment later.
+        """
         self.store_retry(held)
         self.retried = True
 

@@ -27,7 +27,7 @@ from .task_options import TaskOptions
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("ETA_SLACK", "PASSING_BY", "Execution", "Interruption", "Progress", "Report", "Surroundings")
+__all__ = ("ETA_SLACK", "PASSING_BY", "Execution", "Interruption", "OwnedTask", "Progress", "Report", "Surroundings")
 
 logger = logging.getLogger(__name__)
 
@@ -119,43 +119,14 @@ class Surroundings:
     dispatcher: Any = None
     #: By the task's name.
     options: dict[str, TaskOptions] = field(default_factory=dict)
+    #: ``worker_deduplicate_successful_tasks``
+    deduplicates: bool = False
+    pid: int = field(default_factory=os.getpid)
 
     def sends_events(self) -> bool:
         """Return whether task events are wanted."""
         dispatcher = self.dispatcher
         return dispatcher is not None and dispatcher.enabled and (not dispatcher.groups or "task" in dispatcher.groups)
-
-    def running(
-        self, delivery: Delivery, *, task_id: Any, retries: Any, early: Callable[[], bool] = lambda: False
-    ) -> RunningTask:
-        """Return what the code of the task may reach of ``delivery`` while it runs.
-
-        Args:
-            early: asked whether the message was acknowledged before the task ran, and so is nobody else's.
-        """
-
-        def owned() -> bool:
-            if running.retried or early():
-                return True
-            if self.progress.lost():
-                return False
-            return not self.settler.broker.extend([(self.settler.consumer, delivery.entry)])
-
-        pid = os.getpid()
-
-        def store_retry(held: HeldRetry) -> None:
-            if os.getpid() != pid:
-                raise Interruption("this process was forked by the task, whose message is not its own")
-            if early():
-                self.settler.publish(held)
-                return
-            self.settler.settle(delivery, decide(Event.RETRIED, Circumstances()), held=held)
-            if self.settler.gave_up:
-                raise Interruption("the retry could not be stored before this process had to end")
-            self.progress.retried()
-
-        running = RunningTask(task_id or "", int(retries or 0), owned, store_retry)
-        return running
 
     def tell(self, report: Callable[[], object]) -> None:
         """Tell the result backend and the like; whatever that raises, the message must be settled all the same."""
@@ -165,6 +136,41 @@ class Surroundings:
             log_raised(logger.error, "Reporting the outcome of a task failed; its message is settled all the same.")
 
     def ran_before(self, task_id: Any) -> None:
-        """Remember a task that succeeded (``worker_deduplicate_successful_tasks``)."""
-        if self.app.conf.worker_deduplicate_successful_tasks:
+        """Remember a task that succeeded, where ``worker_deduplicate_successful_tasks`` asks for it."""
+        if self.deduplicates:
             worker_state.successful_requests.add(task_id)
+
+
+class OwnedTask(RunningTask):
+    """What the code of a task may reach of its delivery while it runs."""
+
+    __slots__ = ("_around", "_delivery", "early")
+
+    def __init__(self, delivery: Delivery, around: Surroundings, task_id: Any, retries: Any) -> None:
+        super().__init__(task_id or "", int(retries or 0))
+        #: The message was acknowledged before the task ran, and so is nobody else's.
+        self.early = False
+        self._delivery = delivery
+        self._around = around
+
+    def owned(self) -> bool:
+        """Ask the slot, then Redis; that is a heartbeat, too."""
+        if self.retried or self.early:
+            return True
+        around = self._around
+        if around.progress.lost():
+            return False
+        return not around.settler.broker.extend([(around.settler.consumer, self._delivery.entry)])
+
+    def store_retry(self, held: HeldRetry) -> None:
+        """Store ``held``; unless the entry was acknowledged early, in one step with settling it."""
+        around = self._around
+        if os.getpid() != around.pid:
+            raise Interruption("this process was forked by the task, whose message is not its own")
+        if self.early:
+            around.settler.publish(held)
+            return
+        around.settler.settle(self._delivery, decide(Event.RETRIED, Circumstances()), held=held)
+        if around.settler.gave_up:
+            raise Interruption("the retry could not be stored before this process had to end")
+        around.progress.retried()

@@ -82,6 +82,7 @@ class Executor:
         around = self.around
         app = around.app
         around.accept = prepare_accept_content(app.conf.accept_content)
+        around.deduplicates = app.conf.worker_deduplicate_successful_tasks
         self._logs_receipt = strategy_logger.isEnabledFor(logging.INFO)
         for name, task in list(app.tasks.items()):
             options = options_of(task, around.streams, rate_limits=not app.conf.worker_disable_rate_limits)
@@ -147,7 +148,8 @@ class Executor:
         outcome = decide(report.event, self._circumstances(execution, report))
         if outcome.action is Action.ACK:
             around.settler.settle(delivery, outcome)
-            let_go(report.error)
+            if report.error is not None:
+                let_go(report.error)
             return
         death = report.death
         if report.event in _UNFIT and report.error is not None:

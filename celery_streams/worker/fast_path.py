@@ -9,6 +9,7 @@ others replace it.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from typing import Any
 
@@ -25,9 +26,9 @@ from kombu.serialization import loads
 from ..exceptions import MessageError
 from ..running_task import current
 from .chords import dispatch_awaited
-from .execution import ETA_SLACK, PASSING_BY, Execution, Report, Surroundings
+from .execution import ETA_SLACK, PASSING_BY, Execution, OwnedTask, Report, Surroundings
 from .outcome import Event
-from .own_process import leave_foreign_process
+from .own_process import end_foreign_process
 from .requests import build_request
 from .settle import Death
 from .task_errors import einfo_of, event_of, log_raised, shown
@@ -110,13 +111,16 @@ def run_plain(execution: Execution, around: Surroundings, *, logs_receipt: bool)
         },
         **embed or {},
     )
-    running = around.running(delivery, task_id=task_id, retries=request.get("retries"))
+    running = OwnedTask(delivery, around, task_id, request.get("retries"))
     if hard or soft:
         around.progress.limit(soft=soft, hard=hard)
     token = current.set(running)
     try:
-        with leave_foreign_process():
+        try:
             retval, info, _, _ = task.__trace__(task_id, args, kwargs, request)
+        finally:
+            if os.getpid() != around.pid:
+                end_foreign_process()
     except PASSING_BY:
         raise
     except BaseException as exc:  # noqa: BLE001

@@ -18,8 +18,8 @@ from celery.utils.collections import AttributeDict
 from celery.worker import state as worker_state
 
 from ..broker import Delivery
-from .execution import ETA_SLACK, PASSING_BY, Surroundings
-from .own_process import leave_foreign_process
+from .execution import ETA_SLACK, PASSING_BY, OwnedTask, Surroundings
+from .own_process import end_foreign_process
 from .task_errors import einfo_of, log_raised
 from .task_options import TaskOptions
 
@@ -38,6 +38,7 @@ class Run:
     verdict: str = ""
     started: bool = False
     early: bool = False
+    task: OwnedTask | None = None
     #: (failed, return value as text or ExceptionInfo, runtime), as the tracer's wrapper gives it.
     traced: tuple[int, Any, float] | None = None
     #: Seconds since the epoch at which the message is due, when it came before its time.
@@ -69,8 +70,11 @@ class _InlinePool:
         run.started = True
         accept_callback(os.getpid(), time.monotonic())
         try:
-            with leave_foreign_process():
+            try:
                 run.traced = target(*args)
+            finally:
+                if os.getpid() != around.pid:
+                    end_foreign_process()
         except PASSING_BY:
             raise
         except BaseException as exc:  # noqa: BLE001

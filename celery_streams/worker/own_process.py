@@ -12,8 +12,7 @@ import signal
 import sys
 import threading
 import traceback
-from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from celery._state import get_current_task
 from celery.app.trace import TraceInfo
@@ -21,7 +20,7 @@ from celery.states import READY_STATES
 
 from ..running_task import current
 
-__all__ = ("guard_forks", "leave_foreign_process")
+__all__ = ("end_foreign_process", "guard_forks")
 
 #: Signals whose handlers are ours, or Celery's, and mean nothing in a process that a task forked.
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -50,11 +49,11 @@ def _disown() -> None:
 
     def end_instead(self: Any, task: Any, req: Any, eager: bool = False, **options: Any) -> Any:
         if not eager:
-            _end(sys.exc_info()[1])
+            end_foreign_process()
         return handle(self, task, req, eager=eager, **options)
 
     TraceInfo.handle_error_state = end_instead
-    TraceInfo.handle_ignore = TraceInfo.handle_reject = lambda *args, **options: _end(sys.exc_info()[1])
+    TraceInfo.handle_ignore = TraceInfo.handle_reject = lambda *args, **options: end_foreign_process()
     task = get_current_task()
     if task is None:
         return
@@ -62,7 +61,7 @@ def _disown() -> None:
 
     def store_other(task_id: str, result: Any, state: str, *args: Any, **options: Any) -> Any:
         if task_id == running.task_id and state in READY_STATES:
-            _end(sys.exc_info()[1])
+            end_foreign_process()
         return store(task_id, result, state, *args, **options)
 
     backend.store_result = store_other
@@ -75,24 +74,13 @@ def _restore_signals() -> None:
             signal.signal(signum, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 
-class leave_foreign_process:  # noqa: N801  (a context manager that reads like a statement)
-    """Around the code of a task: a process that the task forked ends where it leaves that code.
+def end_foreign_process() -> NoReturn:
+    """End this process, which a task forked, where it leaves the code of the task; called in a ``finally``.
 
     It ends as Python would end it: with the code of SystemExit, with 1 and a traceback for any other exception, else
-    with 0; no ``finally`` and no ``atexit`` handler of its parent runs.
+    with 0; no ``finally`` further out and no ``atexit`` handler of its parent runs.
     """
-
-    __slots__ = ("_pid",)
-
-    def __enter__(self) -> None:
-        self._pid = os.getpid()
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        if os.getpid() != self._pid:
-            _end(exc)
-
-
-def _end(exc: BaseException | None) -> None:
+    exc = sys.exc_info()[1]
     code = 0
     try:
         if isinstance(exc, SystemExit):

@@ -200,15 +200,16 @@ class Settler:
             history: what the message's history says so far.
             acked_early: the entry is gone; a dead letter is written from the delivery itself.
         """
-        past = dict(history or {})
-        if outcome.action is Action.LEAVE:
-            return True
-        if outcome.action is Action.ACK or (outcome.action is Action.RETRY and held is None):
+        action = outcome.action
+        if action is Action.ACK or (action is Action.RETRY and held is None):
             if self._insists:
                 self._collect(delivery.entry)
                 return True
             return self._settled("acknowledge", delivery, lambda: not self.broker.ack(self.consumer, [delivery.entry]))
-        if outcome.action is Action.RETRY:
+        if action is Action.LEAVE:
+            return True
+        past = dict(history or {})
+        if action is Action.RETRY:
             assert held is not None
             return self._settled(
                 "retry",
@@ -222,7 +223,7 @@ class Settler:
                     member=held.member,
                 ),
             )
-        if outcome.action is Action.REQUEUE:
+        if action is Action.REQUEUE:
             past.setdefault("first", delivery.entry_id.decode())
             past["worker"] = self._hostname
             if outcome.crash:

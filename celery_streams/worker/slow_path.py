@@ -22,7 +22,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from ..exceptions import MessageError
 from ..running_task import current
 from .chords import dispatch_awaited
-from .execution import Execution, Report, Surroundings
+from .execution import Execution, OwnedTask, Report, Surroundings
 from .inline_request import InlineConsumer, Run
 from .outcome import Event
 from .requests import received_message
@@ -75,7 +75,7 @@ class SlowPath:
                 return Report(Event.EARLY, early_by=left, options=options)
         run = self.consumer.run = Run(delivery, options)
         retries = (payload or headers).get("retries")
-        running = self._around.running(delivery, task_id=task_id, retries=retries, early=lambda: run.early)
+        running = run.task = OwnedTask(delivery, self._around, task_id, retries)
         token = current.set(running)
         try:
             self._strategy(name)(message, payload, partial(self._on_ack, run), partial(self._on_reject, run), [])
@@ -149,6 +149,8 @@ class SlowPath:
             if not self._around.settler.ack_now(run.delivery):
                 raise _Disowned
             run.early = True
+            if run.task is not None:
+                run.task.early = True
 
     def _on_reject(self, run: Run, logger: Any = None, errors: Any = None, requeue: bool = False) -> None:
         run.verdict = "requeue" if requeue else "reject"
