@@ -27,7 +27,7 @@ help:
 	@echo 'make demo          nothing is lost: a Redis, workers, thousands of tasks, a kill -9, and the account'
 	@echo 'make test          the test suite                          ARGS="-k retry" narrows it'
 	@echo 'make check         what CI runs: lint, format, types, layers, then the test suite'
-	@echo 'make lint          ruff, mypy and import-linter only'
+	@echo 'make lint          ruff, mypy, import-linter and luacheck only'
 	@echo 'make format        rewrite the code in the house style'
 	@echo 'make bench         throughput beside a stock worker and a bare Redis loop'
 	@echo 'make faults        load while processes and servers are killed, and the verdict   ARGS="--profile long"'
@@ -66,6 +66,8 @@ lint: $(call stamp,test) $(call stamp,lint)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@if command -v luacheck >/dev/null; then luacheck --quiet celery_streams/lua; \
+	else echo 'No luacheck found (Debian: apt install lua-check): the Lua scripts were not checked.'; fi
 
 .PHONY: format
 format: $(call stamp,lint)

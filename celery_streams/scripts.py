@@ -1,11 +1,16 @@
 """The Lua scripts: loaded from ``lua/``, addressed by their SHA1; running them is the business of ``connection``.
 
+What several verbs share stands in ``lua/prelude/``, one function a file. A script names what it uses in a line
+``-- Needs    owned, settle``, and only that is put in front of it when it is loaded. What runs for each message
+(``ack``, ``read``, ``extend``) needs nothing: Redis makes a script's functions anew at each call.
+
 Scripts are sent as EVALSHA by hand: redis-py's registered scripts add a SCRIPT EXISTS round trip to each pipeline.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from importlib import resources
 
@@ -21,10 +26,24 @@ class Script:
     sha: str
 
 
+_NEEDS = re.compile(r"^-- Needs +(.+)$", re.MULTILINE)
+
+
 def load(name: str) -> Script:
-    """Load ``lua/NAME.lua``."""
-    text = resources.files(__package__).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+    """Load ``lua/NAME.lua``, with what it needs of the prelude in front."""
+    text = "\n".join(_parts(f"{name}.lua", {}).values())
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+def _parts(name: str, known: dict[str, str]) -> dict[str, str]:
+    """Add the file ``name`` to ``known`` behind all that it needs; each file stands there once."""
+    text = resources.files(__package__).joinpath("lua", *name.split("/")).read_text(encoding="utf-8")
+    for line in _NEEDS.findall(text):
+        for needed in line.split(", "):
+            if f"prelude/{needed}.lua" not in known:
+                _parts(f"prelude/{needed}.lua", known)
+    known[name] = text
+    return known
 
 
 ACK = load("ack")

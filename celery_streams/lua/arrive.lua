@@ -5,12 +5,14 @@
 -- Returns  number of elements stored
 -- A tag stays until `forget_tags` is told that the other side has deleted its element.
 -- The tag comes after the element: with the tag alone, a push that is refused would look like one that was carried out.
+local tags = KEYS[1]
 local count = 0
 for i = 1, #ARGV, 3 do
-    if not redis.call('ZSCORE', KEYS[1], ARGV[i]) then
-        redis.call('LPUSH', KEYS[1 + tonumber(ARGV[i + 1])], ARGV[i + 2])
-        redis.call('ZADD', KEYS[1], '+inf', ARGV[i])
-        if count == 0 then redis.call('PERSIST', KEYS[1]) end
+    local tag, list, element = ARGV[i], KEYS[1 + tonumber(ARGV[i + 1])], ARGV[i + 2]
+    if not redis.call('ZSCORE', tags, tag) then
+        redis.call('LPUSH', list, element)
+        redis.call('ZADD', tags, '+inf', tag)
+        if count == 0 then redis.call('PERSIST', tags) end
         count = count + 1
     end
 end

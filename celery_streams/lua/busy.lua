@@ -3,11 +3,13 @@
 -- KEYS     the task streams of all queues, queue after queue
 -- ARGV     group, number of task streams of a queue
 -- Returns  indices (from 0) of the queues
-local steps, found = tonumber(ARGV[2]), {}
+-- Needs    pending
+local group, steps = ARGV[1], tonumber(ARGV[2])
+local found = {}
 for base = 1, #KEYS, steps do
     for i = base, base + steps - 1 do
-        local reply = redis.pcall('XPENDING', KEYS[i], ARGV[1])
-        if type(reply) == 'table' and not reply['err'] and reply[1] > 0 then
+        local summary = pending(KEYS[i], group)
+        if summary and summary[1] > 0 then
             found[#found + 1] = (base - 1) / steps
             break
         end

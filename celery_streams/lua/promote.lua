@@ -4,13 +4,12 @@
 -- ARGV     number of task streams of a queue, greatest number of messages to move in all
 -- Returns  {messages moved, members without a message, milliseconds until the next is due (-1 = nothing is delayed),
 --          what Redis said about the first queue that it refused, or ''}
+-- Needs    clock, open_full, unpacked
 -- A value that is no packed message becomes an entry with the one field `packed`: a worker will dead-letter it.
 -- Stored first, removed then: a store that is refused (a key of another type, a missing permission) loses nothing. The
 -- rest of that queue stays where it is, and counts as nothing that is due; the other queues go on.
--- The ZREM of nothing makes a full Redis accept what follows, for the script frees what it stores.
 local steps, left = tonumber(ARGV[1]), tonumber(ARGV[2])
-local clock = redis.call('TIME')
-local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
+local now = clock()
 local moved, missing, nearest, refusal = 0, 0, -1, ''
 
 -- Returns the message of a refusal, or nothing.
@@ -18,33 +17,19 @@ local function refused(reply)
     return type(reply) == 'table' and reply['err']
 end
 
--- Returns the reply of the XADD, which may be a refusal.
-local function store(base, packed)
-    local whole, step, h, p, b, y, at = pcall(struct.unpack, '>I4I4I4I4I4', packed)
-    whole = whole and #packed == at - 1 + h + p + b + y
-    local key = KEYS[base + 2 + (whole and math.min(step, steps - 1) or 0)]
-    if not whole then return redis.pcall('XADD', key, '*', 'packed', packed) end
-    local headers = string.sub(packed, at, at + h - 1)
-    local properties = string.sub(packed, at + h, at + h + p - 1)
-    local body = string.sub(packed, at + h + p, at + h + p + b - 1)
-    if y > 0 then
-        return redis.pcall('XADD', key, '*', 'headers', headers, 'properties', properties, 'body', body,
-            'history', string.sub(packed, at + h + p + b))
-    end
-    return redis.pcall('XADD', key, '*', 'headers', headers, 'properties', properties, 'body', body)
-end
-
 -- Returns the message of a refusal, or nothing.
 local function promote(base)
     local delayed, messages = KEYS[base], KEYS[base + 1]
     local due = redis.pcall('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, left)
     if refused(due) then return refused(due) end
-    if #due > 0 then redis.call('ZREM', delayed, '') end
+    if #due > 0 then open_full(delayed) end
     for _, member in ipairs(due) do
         local packed = redis.pcall('HGET', messages, member)
         if refused(packed) then return refused(packed) end
         if packed then
-            local stored = store(base, packed)
+            local fields, step = unpacked(packed)
+            local key = KEYS[base + 2 + math.min(step or 0, steps - 1)]
+            local stored = redis.pcall('XADD', key, '*', unpack(fields or {'packed', packed}))
             if refused(stored) then return refused(stored) end
             moved = moved + 1
         else

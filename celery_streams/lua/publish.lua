@@ -3,7 +3,9 @@
 -- KEYS     task stream of the message, delayed, then all task streams of the queue
 -- ARGV     greatest number of messages of the queue, headers, properties, body
 -- Returns  the entry id, or false when the queue is full: then nothing was stored
-local held = redis.call('ZCARD', KEYS[2])
+local stream, delayed = KEYS[1], KEYS[2]
+local bound, headers, properties, body = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
+local held = redis.call('ZCARD', delayed)
 for i = 3, #KEYS do held = held + redis.call('XLEN', KEYS[i]) end
-if held >= tonumber(ARGV[1]) then return false end
-return redis.call('XADD', KEYS[1], '*', 'headers', ARGV[2], 'properties', ARGV[3], 'body', ARGV[4])
+if held >= bound then return false end
+return redis.call('XADD', stream, '*', 'headers', headers, 'properties', properties, 'body', body)

@@ -7,12 +7,12 @@
 --          when something was found, which is pending now and would be forgotten: a later read raises
 -- Nothing is settled here; what is returned is pending for the consumer. A missing group ends the read, so that it is
 -- made again as soon as its queue comes first; a key of another type stays, and hides no other stream.
-local left, width = tonumber(ARGV[3]), tonumber(ARGV[4])
+local group, consumer, left, width = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local found, refusal = {}, nil
 for index, key in ipairs(KEYS) do
     -- Fetched along, a lower priority would wait here behind a higher one, and others would overtake it.
     if #found > 0 and (index - 1) % width == 0 then break end
-    local reply = redis.pcall('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', left, 'STREAMS', key, '>')
+    local reply = redis.pcall('XREADGROUP', 'GROUP', group, consumer, 'COUNT', left, 'STREAMS', key, '>')
     if reply and reply['err'] then
         refusal = refusal or reply
         if string.find(reply['err'], 'NOGROUP', 1, true) then

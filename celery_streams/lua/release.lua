@@ -4,31 +4,28 @@
 -- ARGV     group, consumer, then pairs: index of the stream in KEYS, entry id;
 --          no pair at all means everything that is pending for the consumer on these streams
 -- Returns  number of entries put back
+-- Needs    open_full, owned, pending, settle, split
 -- An entry that another consumer holds, or that is not pending, is left alone. The copy gets a new entry id at the
 -- end of its stream, which also wakes a blocked reader; `first` in its history keeps the id it was published with.
 -- Stored first, acknowledged then: a store that is refused (a key of another type, a missing permission) loses nothing.
--- The XDEL of no entry makes a full Redis accept what follows, for the script frees what it stores.
--- A stream without the group holds nothing.
+local group, consumer = ARGV[1], ARGV[2]
+
 local function put_back(key, id)
-    local held = redis.pcall('XPENDING', key, ARGV[1], id, id, 1, ARGV[2])
-    if held['err'] or #held == 0 then return 0 end
+    if not owned(key, group, consumer, id) then return 0 end
     local entry = redis.call('XRANGE', key, id, id)[1]
     if not entry then
-        redis.call('XACK', key, ARGV[1], id)
+        redis.call('XACK', key, group, id)
         return 0
     end
-    redis.call('XDEL', key, '0-0')
-    local fields, has_history = entry[2], false
-    for i = 1, #fields, 2 do
-        if fields[i] == 'history' then has_history = true end
-    end
-    if not has_history then
+    open_full(key)
+    local fields = entry[2]
+    local _, named = split(fields)
+    if not named.history then
         fields[#fields + 1] = 'history'
         fields[#fields + 1] = cjson.encode({first = id})
     end
     redis.call('XADD', key, '*', unpack(fields))
-    redis.call('XACK', key, ARGV[1], id)
-    redis.call('XDEL', key, id)
+    settle(key, group, id)
     return 1
 end
 
@@ -39,9 +36,8 @@ if #ARGV > 2 then
     end
 else
     for _, key in ipairs(KEYS) do
-        local all = redis.pcall('XPENDING', key, ARGV[1], '-', '+', 10000, ARGV[2])
-        if not all['err'] then
-            for _, held in ipairs(all) do count = count + put_back(key, held[1]) end
+        for _, held in ipairs(pending(key, group, '-', '+', 10000, consumer) or {}) do
+            count = count + put_back(key, held[1])
         end
     end
 end

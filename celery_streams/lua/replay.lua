@@ -3,18 +3,20 @@
 -- KEYS     dead letters, task stream
 -- ARGV     id of the dead letter
 -- Returns  the new entry id, or false when there is no such dead letter
+-- Needs    open_full
 -- Stored first, removed then: a store that is refused (a key of another type, a missing permission) loses nothing.
--- The XDEL of nothing makes a full Redis accept what follows, for the script frees what it stores.
-local entry = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])[1]
+local dead, stream, letter = KEYS[1], KEYS[2], ARGV[1]
+local entry = redis.call('XRANGE', dead, letter, letter)[1]
 if not entry then return false end
 local fields = {}
 for i = 1, #entry[2], 2 do
-    if entry[2][i] ~= 'death' and entry[2][i] ~= 'history' then
-        fields[#fields + 1] = entry[2][i]
+    local name = entry[2][i]
+    if name ~= 'death' and name ~= 'history' then
+        fields[#fields + 1] = name
         fields[#fields + 1] = entry[2][i + 1]
     end
 end
-redis.call('XDEL', KEYS[1], '0-0')
-local id = redis.call('XADD', KEYS[2], '*', unpack(fields))
-redis.call('XDEL', KEYS[1], ARGV[1])
+open_full(dead)
+local id = redis.call('XADD', stream, '*', unpack(fields))
+redis.call('XDEL', dead, letter)
 return id

@@ -3,44 +3,30 @@
 -- KEYS     task stream, delayed, delayed messages, wake
 -- ARGV     group, consumer, entry id, history (JSON), delay in ms (0 = now), member for the delayed set, priority step
 -- Returns  1, or 0 when the entry was no longer ours
+-- Needs    clock, open_full, owned, pack, postpone, settle, split, wake
 -- An entry that another consumer holds, or that is not pending, is left alone. An entry that is not a message goes back
 -- at once: the delayed set keeps messages only.
 -- Stored first, acknowledged then: a store that is refused (a key of another type, a missing permission) loses nothing.
--- The XDEL of no entry makes a full Redis accept what follows, for the script frees what it stores.
-if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2]) == 0 then return 0 end
-local entry = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])[1]
+local stream, delayed, messages, woken = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local group, consumer, id, history, delay, member = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6]
+local step = tonumber(ARGV[7])
+if not owned(stream, group, consumer, id) then return 0 end
+local entry = redis.call('XRANGE', stream, id, id)[1]
 if not entry then
-    redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+    redis.call('XACK', stream, group, id)
     return 0
 end
-redis.call('XDEL', KEYS[1], '0-0')
-local kept, named = {}, {}
-for i = 1, #entry[2], 2 do
-    if entry[2][i] ~= 'history' then
-        kept[#kept + 1] = entry[2][i]
-        kept[#kept + 1] = entry[2][i + 1]
-        named[entry[2][i]] = entry[2][i + 1]
-    end
-end
-local delay = tonumber(ARGV[5])
-local plain = #kept == 6 and named['headers'] and named['properties'] and named['body']
+open_full(stream)
+local kept, named, plain = split(entry[2])
 if delay <= 0 or not plain then
     kept[#kept + 1] = 'history'
-    kept[#kept + 1] = ARGV[4]
-    redis.call('XADD', KEYS[1], '*', unpack(kept))
-    redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
-    redis.call('XDEL', KEYS[1], ARGV[3])
+    kept[#kept + 1] = history
+    redis.call('XADD', stream, '*', unpack(kept))
+    settle(stream, group, id)
     return 1
 end
-local headers, properties, body = named['headers'], named['properties'], named['body']
-local now = redis.call('TIME')
-local due = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000) + delay
-redis.call('HSET', KEYS[3], ARGV[6], struct.pack('>I4I4I4I4I4', tonumber(ARGV[7]), #headers, #properties, #body,
-    #ARGV[4]) .. headers .. properties .. body .. ARGV[4])
-redis.call('ZADD', KEYS[2], due, ARGV[6])
-redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
-redis.call('XDEL', KEYS[1], ARGV[3])
-if redis.call('ZRANGE', KEYS[2], 0, 0)[1] == ARGV[6] then
-    redis.call('XADD', KEYS[4], 'MAXLEN', 1, '*', 'due', string.format('%.0f', due))
-end
+local due = clock() + delay
+postpone(delayed, messages, member, due, pack(step, named, history))
+settle(stream, group, id)
+wake(delayed, woken, member, due)
 return 1

@@ -4,20 +4,19 @@
 -- ARGV     group, consumer, entry id, due time in ms since the epoch (0 = now), member for the delayed set,
 --          headers, properties, body, packed message (only read when there is a due time)
 -- Returns  1, or 0 when the entry was no longer ours: then nothing was stored either
+-- Needs    open_full, owned, postpone, settle, wake
 -- Stored first, acknowledged then: a store that is refused (a key of another type, a missing permission) loses nothing.
--- The XDEL of no entry makes a full Redis accept what follows, for the script frees what it stores.
-if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2]) == 0 then return 0 end
-redis.call('XDEL', KEYS[1], '0-0')
-local due = tonumber(ARGV[4])
+local stream, target, delayed, messages, woken = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local group, consumer, id, due, member = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
+local headers, properties, body, packed = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+if not owned(stream, group, consumer, id) then return 0 end
+open_full(stream)
 if due <= 0 then
-    redis.call('XADD', KEYS[2], '*', 'headers', ARGV[6], 'properties', ARGV[7], 'body', ARGV[8])
-else
-    redis.call('HSET', KEYS[4], ARGV[5], ARGV[9])
-    redis.call('ZADD', KEYS[3], due, ARGV[5])
+    redis.call('XADD', target, '*', 'headers', headers, 'properties', properties, 'body', body)
+    settle(stream, group, id)
+    return 1
 end
-redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
-redis.call('XDEL', KEYS[1], ARGV[3])
-if due > 0 and redis.call('ZRANGE', KEYS[3], 0, 0)[1] == ARGV[5] then
-    redis.call('XADD', KEYS[5], 'MAXLEN', 1, '*', 'due', ARGV[4])
-end
+postpone(delayed, messages, member, due, packed)
+settle(stream, group, id)
+wake(delayed, woken, member, due)
 return 1

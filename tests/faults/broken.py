@@ -21,7 +21,7 @@ from celery_streams.worker.settle import Settler
 BROKEN = "FAULTS_BROKEN"
 
 #: The first thing that settling scripts do: leave when the entry is not pending for the consumer.
-_OWNERSHIP = re.compile(r"^if #redis\.call\('XPENDING'.*== 0 then return (?:0|false) end$", re.MULTILINE)
+_OWNERSHIP = re.compile(r"^if not owned\(.*\) then return (?:0|false) end$", re.MULTILINE)
 
 
 def forget_ownership() -> None:

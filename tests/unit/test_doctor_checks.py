@@ -292,7 +292,7 @@ def test_every_command_that_is_sent_is_checked_for_permission() -> None:
         if isinstance(one, Script)
     }
     sent: set[str] = set()
-    for script in (PACKAGE / "lua").glob("*.lua"):
+    for script in (PACKAGE / "lua").rglob("*.lua"):
         if script.stem not in operators_only:
             sent |= set(re.findall(r"redis\.p?call\('([A-Z]+)'", script.read_text()))
     for module in ("broker", "inspect", "worker/delayed", "worker/claimer", "worker/reader"):
