@@ -205,7 +205,7 @@ class StreamsConf:
         options = conf.get("broker_transport_options") or {}
         steps = options.get("priority_steps")
         if steps:
-            values["priority_steps"] = tuple(sorted(int(step) for step in steps))
+            values["priority_steps"] = _steps("priority_steps of broker_transport_options", steps)
         prefix = options.get("global_keyprefix")
         if prefix:
             values["key_prefix"] = f"{prefix}{values.get('key_prefix', keys.DEFAULT_PREFIX)}"
@@ -311,6 +311,13 @@ def _count(name: str, raw: Any) -> Any:
 
 def _optional_count(name: str, raw: Any) -> Any:
     return None if raw in (None, "") else _count(name, raw)
+
+
+def _steps(name: str, raw: Any) -> tuple[int, ...]:
+    try:
+        return tuple(sorted(int(step) for step in raw))
+    except (TypeError, ValueError) as exc:
+        raise ConfigurationError(f"{name} must be a list of numbers such as [0, 3, 6, 9], got {raw!r}") from exc
 
 
 def _scope(name: str, raw: Any) -> str:

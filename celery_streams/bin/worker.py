@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ("worker",)
 
-_STOCK_AUTOSCALER = "celery.worker.autoscale:Autoscaler"
-
 #: Attempts and pause in seconds for the first contact with Redis, unless broker_connection_retry_on_startup is True.
 _FIRST_CONTACT = (3, 0.5)
 
@@ -73,11 +71,8 @@ def _run(**options: Any) -> Any:
     if supervised:
         ctx.exit(_supervise(app, options, processes=processes, reload=reload))
     _first_contact(streams, patient=bool(app.conf.broker_connection_retry_on_startup))
-    app.conf.worker_consumer = "celery_streams.worker.consumer:Consumer"
     # Celery leaves the option on its worker object (--disable-prefetch it does put here); pools and banner read this.
     app.conf.worker_prefetch_multiplier = options["prefetch_multiplier"]
-    if app.conf.worker_autoscaler == _STOCK_AUTOSCALER:
-        app.conf.worker_autoscaler = "celery_streams.worker.autoscale:Autoscaler"
     app.__dict__["Worker"] = app.subclass_with_self("celery_streams.worker.program:Worker", name="Worker")
     assert celery_worker.callback is not None
     try:

@@ -26,6 +26,7 @@ from ..poll import readable
 from ..worker.child import ChildOptions, consumer_name
 from ..worker.dead_children import Aftermath
 from ..worker.hand_back import Restrictable
+from ..worker.option_values import count, seconds
 from ..worker.requests import build_request
 from ..worker.services import Services
 from ..worker.slots import MAX_BATCH, Snapshot
@@ -133,12 +134,12 @@ class StreamsPool(BasePool):  # type: ignore[misc]
     def child_options(self) -> ChildOptions:
         """Return what the command line means for whoever runs the tasks."""
         options, conf = self.options, self.app.conf
-        one_at_a_time = conf.worker_prefetch_multiplier == 1 or conf.get("worker_disable_prefetch")
+        one_at_a_time = count(conf.worker_prefetch_multiplier) == 1 or conf.get("worker_disable_prefetch")
         return ChildOptions(
-            soft_limit=options.get("soft_timeout"),
-            hard_limit=options.get("timeout"),
-            max_tasks=options.get("maxtasksperchild"),
-            max_memory=options.get("max_memory_per_child"),
+            soft_limit=seconds(options.get("soft_timeout")),
+            hard_limit=seconds(options.get("timeout")),
+            max_tasks=count(options.get("maxtasksperchild")),
+            max_memory=count(options.get("max_memory_per_child")),
             max_batch=1 if one_at_a_time else MAX_BATCH,
         )
 

@@ -16,7 +16,7 @@ from typing import Any
 from billiard.einfo import ExceptionInfo
 from celery import signals, states
 from celery.app import trace
-from celery.exceptions import Reject
+from celery.exceptions import InvalidTaskError, Reject
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker import state as worker_state
 from celery.worker.strategy import logger as strategy_logger
@@ -27,6 +27,7 @@ from ..exceptions import MessageError
 from ..running_task import current
 from .chords import dispatch_awaited
 from .execution import ETA_SLACK, PASSING_BY, Execution, OwnedTask, Report, Surroundings
+from .option_values import first_limit
 from .outcome import Event
 from .own_process import end_foreign_process
 from .requests import build_request
@@ -89,11 +90,14 @@ def run_plain(execution: Execution, around: Surroundings, *, logs_receipt: bool)
         left = dispatch_awaited(task, request)
         if left:
             return Report(Event.EARLY, early_by=left)
+    try:
+        hard, soft = request.get("timelimit") or (None, None)
+        hard = first_limit(hard, task.time_limit, around.hard_limit)
+        soft = first_limit(soft, task.soft_time_limit, around.soft_limit)
+    except (TypeError, ValueError) as exc:
+        return Report(Event.INVALID, error=InvalidTaskError(f"invalid time limits {request['timelimit']!r}: {exc}"))
     if logs_receipt:
         _log_receipt(task, request, eta, around)
-    hard, soft = request.get("timelimit") or (None, None)
-    hard = hard or task.time_limit or around.hard_limit
-    soft = soft or task.soft_time_limit or around.soft_limit
     around.count(task.name)
     request.update(
         args=args,

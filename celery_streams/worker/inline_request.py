@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from celery.exceptions import Reject
+from celery.exceptions import InvalidTaskError, Reject
 from celery.utils.collections import AttributeDict
 from celery.worker import state as worker_state
 
 from ..broker import Delivery
 from .execution import ETA_SLACK, PASSING_BY, OwnedTask, Surroundings
+from .option_values import first_limit
 from .own_process import end_foreign_process
 from .task_errors import einfo_of, log_raised
 from .task_options import TaskOptions
@@ -61,12 +62,16 @@ class _InlinePool:
         accept_callback: Callable[[int, float], None],
         callback: Callable[[Any], None],
         error_callback: Callable[[Any], None],
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
+        soft_timeout: Any = None,
+        timeout: Any = None,
         **_: Any,
     ) -> None:
         around, run = self._consumer.around, self._consumer.run
-        around.progress.limit(soft=soft_timeout or around.soft_limit, hard=timeout or around.hard_limit)
+        try:
+            soft, hard = first_limit(soft_timeout, around.soft_limit), first_limit(timeout, around.hard_limit)
+        except ValueError as exc:
+            raise InvalidTaskError(f"invalid time limit: {exc}") from exc
+        around.progress.limit(soft=soft, hard=hard)
         run.started = True
         accept_callback(os.getpid(), time.monotonic())
         try:

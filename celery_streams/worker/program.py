@@ -1,4 +1,8 @@
-"""program: Celery's worker program with what a person must know of streams in its banner and checks at its start."""
+"""program: Celery's worker on streams: which queues it reads, what it checks at its start, and what its banner says.
+
+``celery-streams worker`` runs :class:`Worker`. Workers that code starts (``app.Worker``, ``app.worker_main()``,
+Celery's ``start_worker`` for tests) are put on streams by :func:`put_on_streams`, which ``installation`` calls.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from celery import platforms
@@ -17,15 +21,24 @@ from celery.apps.worker import safe_say
 from celery.exceptions import ImproperlyConfigured
 from celery.platforms import EX_OK
 from celery.utils.nodenames import worker_direct
+from celery.worker import WorkController
 from celery.worker import state as worker_state
+from kombu.utils.imports import symbol_by_name
 
 from ..app import streams_of
 from ..redis_url import safe_url
+from .option_values import count, misunderstood, seconds
 from .patterns import QueuePatterns, is_pattern
 
-__all__ = ("NO_EFFECT", "Worker", "ineffective_settings")
+__all__ = ("NO_EFFECT", "Worker", "ineffective_settings", "put_on_streams")
 
 logger = logging.getLogger(__name__)
+
+#: What takes the place of Celery's Consumer and Autoscaler.
+CONSUMER = "celery_streams.worker.consumer:Consumer"
+AUTOSCALER = "celery_streams.worker.autoscale:Autoscaler"
+
+_STOCK_AUTOSCALER = "celery.worker.autoscale:Autoscaler"
 
 #: Celery settings that mean nothing where children read streams themselves, and why; MIGRATION.md names the same.
 NO_EFFECT: dict[str, str] = {
@@ -58,13 +71,69 @@ _FAIR = "each child takes its own next message, which is what fair means"
 def ineffective_settings(conf: Any) -> dict[str, str]:
     """Return the settings that the project sets and that do nothing, and why."""
     found = {name: why for name, why in NO_EFFECT.items() if conf.get(name) != DEFAULTS.get(name)}
-    if conf.get("worker_prefetch_multiplier") not in (1, DEFAULTS["worker_prefetch_multiplier"]):
+    if count(conf.get("worker_prefetch_multiplier")) not in (1, DEFAULTS["worker_prefetch_multiplier"]):
         found["worker_prefetch_multiplier"] = _MULTIPLIER
     return found
 
 
-class Worker(CeleryWorker):  # type: ignore[misc]
-    """Celery's worker program for streams."""
+class StreamsWork(WorkController):  # type: ignore[misc]
+    """What a worker on streams does other than Celery's, in front of Celery's own class."""
+
+    pool_cls: Any
+    autoscaler_cls: Any
+
+    def on_before_init(self, **kwargs: Any) -> None:
+        """Check what Celery makes a number of without a word of its own.
+
+        Raises:
+            ImproperlyConfigured: it is none.
+        """
+        multiplier = kwargs.get("prefetch_multiplier") or self.app.conf.worker_prefetch_multiplier
+        self._refuse(misunderstood({"worker_prefetch_multiplier": (multiplier, "amount")}, ()))
+        super().on_before_init(**kwargs)
+
+    def on_init_blueprint(self) -> None:
+        """Check time limits and counts, and take the place of Celery's consumer and pool.
+
+        Raises:
+            ImproperlyConfigured: a setting, an option or a task's option cannot be understood.
+        """
+        super().on_init_blueprint()
+        if not hasattr(self, "queue_patterns"):
+            self._select_streams()
+        conf = self.app.conf
+        values = {
+            "task_time_limit": (self.time_limit, "seconds"),
+            "task_soft_time_limit": (self.soft_time_limit, "seconds"),
+            "worker_max_tasks_per_child": (self.max_tasks_per_child, "count"),
+            "worker_max_memory_per_child": (self.max_memory_per_child, "amount"),
+            "worker_soft_shutdown_timeout": (conf.get("worker_soft_shutdown_timeout"), "seconds"),
+            "worker_concurrency": (self.concurrency, "count"),
+        }
+        self._refuse(misunderstood(values, list(self.app.tasks.values())))
+        # By name, for pools stand above the worker: they are made of its parts.
+        self.pool_cls = symbol_by_name("celery_streams.concurrency:pool_for")(self.pool_cls)
+        self.consumer_cls = CONSUMER
+        if self.autoscaler_cls == _STOCK_AUTOSCALER:
+            self.autoscaler_cls = AUTOSCALER
+
+    def _select_streams(self) -> None:
+        """Select again what Celery selected, which was a worker's of lists until now."""
+        streams, queues = streams_of(self.app), self.app.amqp.queues
+        selected = list(queues.consume_from)
+        elsewhere = [name for name in selected if not streams.on_streams(name)]
+        if elsewhere:
+            raise ImproperlyConfigured(
+                f"A worker reads streams or lists, and of its queues {', '.join(selected)} these are on lists "
+                f"(streams_queues): {', '.join(elsewhere)}. Name its queues (queues=[...]), or choose all of them"
+            )
+        self.setup_queues(None if queues._consume_from is None else selected)
+
+    @staticmethod
+    def _refuse(wrong: Iterable[str]) -> None:
+        found = "; ".join(wrong)
+        if found:
+            raise ImproperlyConfigured(found)
 
     def setup_queues(self, include: Any, exclude: Any = None) -> None:
         """Select the queues to read; of a shell pattern, the known queues that match it.
@@ -117,6 +186,32 @@ class Worker(CeleryWorker):  # type: ignore[misc]
                 "the streams."
             )
 
+    def wait_for_soft_shutdown(self) -> None:
+        """Wait for running tasks as Celery does, by what the children say they are doing."""
+        timeout = seconds(self.app.conf.worker_soft_shutdown_timeout)
+        if not timeout or timeout <= 0:
+            return
+        if not self._running() and not self.app.conf.worker_enable_soft_shutdown_on_idle:
+            return
+        logger.warning("Initiating Soft Shutdown, terminating in %s seconds", timeout)
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline and (self._running() or self.app.conf.worker_enable_soft_shutdown_on_idle):
+            # What children run stands in shared memory, which wakes nobody. (Celery sleeps through the whole time.)
+            time.sleep(0.05)
+
+    def _running(self) -> Sequence[Any]:
+        return [holder for holder in self.pool.holders() if holder.snapshot().running is not None]
+
+    def info(self) -> dict[str, Any]:
+        """Return what ``inspect stats`` shows of the process."""
+        info = super().info()
+        info["total"] = dict(worker_state.total_count)
+        return dict(info)
+
+
+class Worker(StreamsWork, CeleryWorker):  # type: ignore[misc]
+    """Celery's worker program for streams."""
+
     def startup_info(self, artlines: bool = True) -> str:
         """Return the banner."""
         streams = streams_of(self.app)
@@ -142,27 +237,13 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         if not self._isatty and not self.app.IS_macOS:
             platforms.signals["SIGHUP"] = _restart
 
-    def wait_for_soft_shutdown(self) -> None:
-        """Wait for running tasks as Celery does, by what the children say they are doing."""
-        timeout = self.app.conf.worker_soft_shutdown_timeout
-        if not timeout or timeout <= 0:
-            return
-        if not self._running() and not self.app.conf.worker_enable_soft_shutdown_on_idle:
-            return
-        logger.warning("Initiating Soft Shutdown, terminating in %s seconds", timeout)
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline and (self._running() or self.app.conf.worker_enable_soft_shutdown_on_idle):
-            # What children run stands in shared memory, which wakes nobody. (Celery sleeps through the whole time.)
-            time.sleep(0.05)
 
-    def _running(self) -> Sequence[Any]:
-        return [holder for holder in self.pool.holders() if holder.snapshot().running is not None]
+def put_on_streams(worker: WorkController) -> None:
+    """Let a worker that code started read the streams of its queues; called before it makes its parts.
 
-    def info(self) -> dict[str, Any]:
-        """Return what ``inspect stats`` shows of the process."""
-        info = super().info()
-        info["total"] = dict(worker_state.total_count)
-        return dict(info)
+    It keeps its class, which may be Celery's ``TestWorkController`` or a user's own, behind ours.
+    """
+    worker.__class__ = type(type(worker).__name__, (StreamsWork, type(worker)), {"__module__": type(worker).__module__})
 
 
 def _restart(*args: Any) -> None:

@@ -117,6 +117,30 @@ def test_wrong_value_names_its_setting(project, name, value):
     assert name in refusal(run(environment, *WORKER))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("task_time_limit", "soon", "task_time_limit"),
+        ("task_soft_time_limit", -5, "task_soft_time_limit"),
+        ("worker_max_tasks_per_child", "many", "worker_max_tasks_per_child"),
+        ("worker_max_memory_per_child", "200MB", "worker_max_memory_per_child"),
+        ("worker_concurrency", -3, "worker_concurrency"),
+        ("worker_prefetch_multiplier", "lots", "worker_prefetch_multiplier"),
+        ("worker_soft_shutdown_timeout", "later", "worker_soft_shutdown_timeout"),
+        ("task_annotations", {"*": {"time_limit": "soon"}}, "time_limit of task"),
+        ("task_annotations", {"tests.proj.actions.act": {"rate_limit": "often"}}, "tests.proj.actions.act"),
+        ("broker_transport_options", {"priority_steps": "low,high"}, "priority_steps"),
+        ("broker_transport_options", {"priority_steps": ["low"]}, "priority_steps"),
+    ],
+)
+def test_limit_or_count_that_means_nothing_ends_the_worker_at_its_start(project, name, value, said):
+    done = run(project.environment(enabled=True, **{name: value}), "worker", "-A", "tests.proj", "-l", "INFO")
+
+    assert said in refusal(done)
+    assert done.returncode == 78
+    assert "ready." not in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("command", [("worker",), ("purge", "-f")])
 @pytest.mark.parametrize(
     ("settings", "code"),

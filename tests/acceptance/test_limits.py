@@ -30,6 +30,75 @@ def test_limits_of_the_command_line_end_tasks_and_those_of_the_message_come_firs
     assert project.counted() == Counter([cleaned.id, ended.id, longer.id])
 
 
+#: Ways to say 0.4 seconds as text, as environment variables give it: settings of the worker, options of the call.
+WORDS = {
+    "setting": ({"task_time_limit": "0.4"}, {}),
+    "setting, soft too": ({"task_time_limit": "0.4", "task_soft_time_limit": "60"}, {}),
+    "annotation": ({"task_annotations": {"*": {"time_limit": "0.4", "soft_time_limit": ""}}}, {}),
+    "message": ({}, {"time_limit": "0.4"}),
+    "message, soft too": ({"task_time_limit": "60"}, {"time_limit": " 0.4", "soft_time_limit": "60"}),
+}
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["fast", "slow"])
+@pytest.mark.parametrize("how", WORDS)
+def test_time_limits_that_are_text_are_enforced_and_kill_no_message(project, act, worker, how, watched):
+    settings, options = WORDS[how]
+    worker(concurrency=1, watched=watched, **settings)
+
+    quick = act.apply_async(("ok", "quick"), **options)
+    ended = act.apply_async(("sleep",), {"seconds": 60}, **options)
+
+    assert quick.get(timeout=10) == "quick"
+    assert "TimeLimitExceeded(0.4)" in repr(ended.get(timeout=10, propagate=False))
+    assert eventually(lambda: [letter.reason for letter in project.dead_letters()]) == ["time-limit"]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "asyncio"])
+def test_counts_and_limits_that_are_text_start_every_pool(project, act, worker, pool):
+    words = {
+        "task_time_limit": "30",
+        "task_soft_time_limit": "20",
+        "worker_max_tasks_per_child": "2",
+        "worker_max_memory_per_child": "4000000",
+        "worker_prefetch_multiplier": "1",
+        "worker_soft_shutdown_timeout": "5",
+        "streams_delivery_limit": "3",
+        "task_annotations": {act.name: {"rate_limit": "1000/s", "time_limit": "25"}},
+    }
+    running = worker(pool=pool, concurrency=1, **words)
+
+    assert [act.delay("ok", n).get(timeout=10) for n in range(5)] == list(range(5))
+    assert "no effect:   worker_prefetch" not in running.log
+    if pool == "prefork":
+        assert max(Counter(run["pid"] for run in project.ledger.runs()).values()) == 2
+    running.signal(signal.SIGQUIT)
+    assert running.wait() == 0
+
+
+def test_time_limit_that_remote_control_gives_as_text_is_enforced(project, act, worker):
+    running = worker(concurrency=1)
+    assert act.delay("ok", 1).get(timeout=10) == 1
+
+    act.app.control.time_limit(act.name, hard="0.4", destination=[running.hostname], reply=True, timeout=5, limit=1)
+
+    ended = act.delay("sleep", seconds=60)
+    assert "TimeLimitExceeded(0.4)" in repr(ended.get(timeout=10, propagate=False))
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["fast", "slow"])
+def test_message_whose_time_limit_means_nothing_is_a_dead_letter_that_says_so(project, act, worker, watched):
+    worker(concurrency=1, watched=watched)
+
+    odd = act.apply_async(("ok", 1), time_limit="soon")
+
+    (letter,) = eventually(project.dead_letters)
+    assert (letter.reason, letter.task_id) == ("invalid", odd.id)
+    assert "'soon' is not a number of seconds" in letter.exception
+    assert project.ledger.runs(odd.id) == []
+    assert act.delay("ok", 2).get(timeout=10) == 2
+
+
 @pytest.mark.parametrize(("acks_on_timeout", "starts"), [(True, 1), (False, 2)])
 def test_task_over_its_hard_limit_runs_again_only_if_it_is_not_acknowledged(
     project, act, worker, acks_on_timeout, starts
