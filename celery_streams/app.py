@@ -39,6 +39,8 @@ class Streams:
         self._bindings: dict[tuple[str, str], tuple[str, ...]] = {}
         #: Children per queue (``-Q name:count``), set by the worker command.
         self.children: dict[str, int] = {}
+        #: Celery's command line runs because code called ``app.start`` or ``app.worker_main``.
+        self.started_by_code = False
 
     @property
     def conf(self) -> StreamsConf:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from celery import current_app
+from kombu.utils.imports import symbol_by_name
 
 from .amqp import OUR_AMQP, STOCK_AMQP, adopt
 from .app import streams_of
@@ -55,21 +57,33 @@ def install(app: Celery | None = None, *, queues: Any = None, enabled: Any = Non
         built = app.__dict__.get("amqp")
         if built is not None:
             adopt(built)
-        _report_stock_worker(app)
+        _receive_workers(app)
     if changes:
         app.conf.update(changes)
         streams_of(app).reload()
     return app
 
 
-def _report_stock_worker(app: Celery) -> None:
-    """Warn when a stock ``celery worker`` starts on queues whose messages go to streams."""
-    from celery.signals import celeryd_after_setup
+def _receive_workers(app: Celery) -> None:
+    """Put workers that code starts for ``app`` on streams, and warn of those of ``celery worker``, which stay stock.
+
+    ``celery worker`` is how a queue's list is emptied while the queue moves, so it goes on reading lists.
+    """
+    from celery.signals import celeryd_after_setup, worker_init
+
+    def receive(sender: Any = None, **kwargs: Any) -> None:
+        streams = streams_of(app)
+        if sender is None or sender.app is not app or not streams.enabled():
+            return
+        if _is_ours(sender) or (_is_command() and not streams.started_by_code):
+            return
+        chosen = [streams.on_streams(name) for name in app.amqp.queues.consume_from]
+        # A program that also reads lists goes on doing so, with the warning below; an embedded one says what to do.
+        if all(chosen) if hasattr(sender, "startup_info") else any(chosen):
+            symbol_by_name("celery_streams.worker.program:put_on_streams")(sender)
 
     def warn(sender: Any = None, instance: Any = None, **kwargs: Any) -> None:
-        if instance is None or instance.app is not app or not streams_of(app).enabled():
-            return
-        if getattr(instance.consumer_cls, "__module__", str(instance.consumer_cls)).startswith("celery_streams"):
+        if instance is None or instance.app is not app or not streams_of(app).enabled() or _is_ours(instance):
             return
         idle = [name for name in app.amqp.queues.consume_from if streams_of(app).on_streams(name)]
         if idle:
@@ -81,4 +95,33 @@ def _report_stock_worker(app: Celery) -> None:
                 ",".join(idle),
             )
 
+    worker_init.connect(receive, weak=False, dispatch_uid=f"celery-streams-init-{id(app)}")
     celeryd_after_setup.connect(warn, weak=False, dispatch_uid=f"celery-streams-{id(app)}")
+
+    start = app.start
+
+    def start_by_code(argv: Any = None) -> Any:
+        """Run Celery's command line, as ``app.start`` and ``app.worker_main`` do; a worker of it reads streams."""
+        streams = streams_of(app)
+        streams.started_by_code = True
+        try:
+            return start(argv)
+        finally:
+            streams.started_by_code = False
+
+    app.start = start_by_code
+
+
+def _is_ours(worker: Any) -> bool:
+    return any(cls.__module__.startswith("celery_streams.") for cls in type(worker).__mro__)
+
+
+def _is_command() -> bool:
+    """Return whether this is the ``worker`` command of Celery's command line at work."""
+    if "celery.bin.worker" not in sys.modules:
+        return False
+    import click
+    from celery.bin.worker import worker
+
+    context = click.get_current_context(silent=True)
+    return context is not None and context.command is worker

@@ -1,0 +1,220 @@
+"""Workers that code starts: Celery's start_worker and fixtures, app.Worker, app.worker_main()."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from celery import _state
+from celery.contrib.testing.worker import start_worker
+from celery.exceptions import ImproperlyConfigured
+
+import celery_streams
+from celery_streams import inspect as streams_inspect
+from tests.eventually import eventually
+from tests.processes import ROOT
+
+# -- Celery's module for tests
+
+#: A test suite of a user: Celery's own fixtures and start_worker, on an app that is on streams.
+SUITE = """
+    import pytest
+    from celery.contrib.testing.worker import start_worker
+    from celery.contrib.testing import tasks
+
+    import celery_streams
+    from celery_streams import inspect as streams_inspect
+
+    @pytest.fixture(scope="session")
+    def celery_config():
+        return {settings!r}
+
+    @pytest.fixture(scope="session")
+    def celery_worker_parameters():
+        return {{"queues": ["celery", "other"]}}
+
+    @pytest.fixture(scope="session", params=["solo", "threads", "prefork"])
+    def celery_worker_pool(request):
+        return request.param
+
+    @pytest.fixture
+    def celery_app(celery_app):
+        return celery_streams.install(celery_app)
+
+    @pytest.fixture(autouse=True)
+    def add(celery_app):
+        @celery_app.task(name="add")
+        def add(x, y):
+            return x + y
+        return add
+
+    def lengths(app):
+        broker = celery_streams.streams_of(app).broker
+        names = streams_inspect.known_queues(broker)
+        return {{name: streams_inspect.queue_status(broker, name).length for name in names}}
+
+    def test_fixture(celery_app, celery_worker, add):
+        assert [add.apply_async((n, 1), queue=q).get(timeout=10) for n, q in enumerate(["celery", "other"])] == [1, 2]
+        assert sorted(lengths(celery_app)) == {known!r}
+
+    @pytest.mark.parametrize("pool", ["solo", "threads"])
+    def test_start_worker(celery_app, add, pool):
+        with start_worker(celery_app, pool=pool):
+            assert add.delay(1, 2).get(timeout=10) == 3
+        assert set(lengths(celery_app).values()) <= {{0}}
+
+    def test_two_workers_one_after_the_other(celery_app, add):
+        for n in range(2):
+            with start_worker(celery_app, perform_ping_check=False):
+                assert add.delay(n, 2).get(timeout=10) == n + 2
+"""
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["streams", "lists"])
+def test_suite_that_uses_celerys_fixtures_passes_on_streams_and_on_lists(redis_url, tmp_path, enabled):
+    settings = {
+        "broker_url": redis_url,
+        "result_backend": redis_url.rpartition("/")[0] + "/1",
+        "streams_enabled": enabled,
+    }
+    suite = SUITE.format(settings=settings, known=["celery", "other"] if enabled else [])
+    (tmp_path / "test_suite.py").write_text(textwrap.dedent(suite))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "celery.contrib.pytest", "-p", "no:randomly", "test_suite.py"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 passed" in done.stdout
+
+
+def environment():
+    """Return the environment of a program that knows this repository and no setting."""
+    known = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "PYTEST_"))}
+    return {**known, "C_FORCE_ROOT": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def embedded(app):
+    """Make an app whose worker shall run inside the test; what Celery makes of the process is undone."""
+    before = _state.default_app, _state._task_join_will_block
+    yield app
+    _state.default_app, _state._task_join_will_block = before
+
+
+def test_embedded_worker_of_streams_and_lists_says_at_once_what_to_do(embedded):
+    app = embedded(streams_queues=["chat"])
+
+    with (
+        pytest.raises(ImproperlyConfigured, match=r"on lists \(streams_queues\): celery\. Name its queues"),
+        start_worker(app, queues=["chat", "celery"], loglevel="CRITICAL", perform_ping_check=False),
+    ):
+        pass
+
+
+def test_embedded_worker_whose_time_limit_means_nothing_says_so_at_once(embedded):
+    app = embedded(task_time_limit="soon")
+
+    with (
+        pytest.raises(ImproperlyConfigured, match="task_time_limit: 'soon' is not a number of seconds"),
+        start_worker(app, loglevel="CRITICAL", perform_ping_check=False),
+    ):
+        pass
+
+
+# -- programs
+
+PROJECT = """
+    import sys
+    from celery import Celery
+    import celery_streams
+
+    app = Celery("own", broker={broker!r}, backend={results!r})
+    celery_streams.install(app, queues={queues!r}, enabled=True)
+
+    @app.task(name="whose")
+    def whose():
+        return whose.request.delivery_info["routing_key"]
+
+    if __name__ == "__main__":
+        {start}
+"""
+
+
+STARTS = {
+    "worker_main": "app.worker_main(['worker', '-l', 'INFO', '-P', {pool!r}, '-c', '1', '-Q', {queue!r}])",
+    "start": "app.start(['worker', '-l', 'INFO', '-P', {pool!r}, '-c', '1', '-Q', {queue!r}])",
+    "Worker": "app.Worker(loglevel='INFO', pool={pool!r}, concurrency=1, queues=[{queue!r}]).start()",
+    "subclass": "type('Mine', (app.Worker,), {{}})(loglevel='INFO', pool={pool!r}, queues={queue!r}).start()",
+}
+
+
+@pytest.fixture
+def program(redis_url, tmp_path):
+    """Run a project that starts its worker itself, and wait until it is ready."""
+    running = []
+
+    def run(start, *, queue="celery", pool="solo", queues="*"):
+        urls = {"broker": redis_url, "results": redis_url.rpartition("/")[0] + "/1"}
+        code = PROJECT.format(**urls, queues=queues, start=STARTS[start].format(pool=pool, queue=queue))
+        path = tmp_path / "own.py"
+        path.write_text(textwrap.dedent(code))
+        log = tmp_path / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, str(path)],
+                env=environment(),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        running.append(process)
+
+        def ready():
+            assert process.poll() is None, log.read_text()
+            return " ready." in log.read_text()
+
+        eventually(ready, timeout=30)
+        return process, log
+
+    yield run
+    for process in running:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("pool", ["solo", "prefork"])
+def test_worker_that_code_starts_reads_the_streams_of_its_queues(app, program, start, pool):
+    process, log = program(start, pool=pool, queue="chat")
+    publisher = app()
+
+    result = publisher.send_task("whose", queue="chat")
+
+    assert result.get(timeout=10) == "chat", log.read_text()
+    process.terminate()
+    assert process.wait(15) == 0
+    assert streams_inspect.queue_status(celery_streams.streams_of(publisher).broker, "chat").consumers == 0
+    assert "this worker reads Celery's list" not in log.read_text()
+
+
+@pytest.mark.parametrize("start", ["worker_main", "Worker"])
+def test_worker_that_code_starts_reads_the_lists_of_queues_that_are_on_lists(app, program, start):
+    process, log = program(start, queue="mail", queues=["chat"])
+    publisher = app(streams_queues=["chat"])
+
+    assert publisher.send_task("whose", queue="mail").get(timeout=10) == "mail", log.read_text()
+
+    process.terminate()
+    assert process.wait(15) == 0
