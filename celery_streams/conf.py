@@ -65,9 +65,12 @@ class Alerts:
     #: Messages that are being run or held by consumers, per queue.
     pending_warning: int | None = 1_000
     pending_critical: int | None = 10_000
-    #: Messages that wait in a queue which no worker consumes.
+    #: Messages that wait, or that a dead worker holds, in a queue which no living worker consumes.
     no_consumer_warning: int | None = None
     no_consumer_critical: int | None = 1
+    #: Workers of a queue that were killed or cannot reach Redis, while no living one consumes it.
+    dead_worker_warning: int | None = 1
+    dead_worker_critical: int | None = None
     #: Seconds by which the earliest delayed message is late: nobody promotes.
     overdue_warning: float | None = 5.0
     overdue_critical: float | None = 60.0

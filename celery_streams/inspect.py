@@ -6,9 +6,10 @@ are exact at the moment of the call. It knows neither Celery nor the worker.
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -16,11 +17,12 @@ from typing import Any
 from kombu.message import Message as KombuMessage
 from kombu.serialization import prepare_accept_content
 
-from . import keys, scripts
+from . import keys, presence, scripts
 from .broker import StreamBroker
 from .connection import pairs
 from .exceptions import MessageError
 from .message import Message, decode_json, unpack
+from .presence import WorkerPresence
 
 __all__ = (
     "Arguments",
@@ -44,6 +46,9 @@ __all__ = (
 #: Entries that one purge step discards, so that Redis is never held up for long.
 _PURGE_STEP = 1_000
 
+#: Seconds after which a consumer of a worker that does not beat counts as dead.
+_UNHEARD = 75.0
+
 _ENTRY_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 
 
@@ -60,12 +65,16 @@ class QueueStatus:
     delayed: int
     #: Dead letters.
     dead: int
-    #: Consumers (children or threads of workers) in the group.
+    #: Consumers (children, or the reader of threads) of living workers.
     consumers: int
     #: Age of the oldest message that waits; None when none waits.
     oldest_waiting: float | None
     #: Seconds by which the earliest delayed message is late; 0.0 when none is.
     overdue: float
+    #: Workers that live and read it.
+    workers: int = 0
+    #: Node names of workers that read it and were killed, or cannot reach Redis: their heart does not beat.
+    dead_workers: tuple[str, ...] = ()
 
     @property
     def length(self) -> int:
@@ -147,8 +156,13 @@ def known_queues(broker: StreamBroker) -> list[str]:
     return sorted(name.decode() for name in broker.client.call("SMEMBERS", keys.queues(broker.prefix)))
 
 
-def queue_status(broker: StreamBroker, queue: str) -> QueueStatus:
-    """Return the state of ``queue``; a queue that was never used is all zeros. Two round trips."""
+def queue_status(broker: StreamBroker, queue: str, *, workers: Sequence[WorkerPresence] | None = None) -> QueueStatus:
+    """Return the state of ``queue``; a queue that was never used is all zeros. Three round trips.
+
+    ``workers`` are those of :func:`presence.workers`, for whoever asks for many queues, or does not need to know of
+    consumers; by default they are asked for.
+    """
+    said = presence.workers(broker) if workers is None else workers
     names = broker.queue_keys(queue)
     commands: list[tuple[Any, ...]] = [("TIME",), ("ZCARD", names.delayed), ("XLEN", names.dead)]
     commands += [("ZRANGE", names.delayed, 0, 0, "WITHSCORES")]
@@ -157,14 +171,16 @@ def queue_status(broker: StreamBroker, queue: str) -> QueueStatus:
     clock, delayed, dead, head, *rest = broker.client.call_all(commands, missing_is_none=True)
     now_ms = int(clock[0]) * 1000 + int(clock[1]) // 1000
     length = pending = 0
-    members: set[bytes] = set()
+    heard: dict[str, float] = {}
     looks: list[tuple[Any, ...]] = []
     for index, stream in enumerate(names.streams):
         entries, groups, held = rest[3 * index : 3 * index + 3]
         group = own_group(groups)
         length += entries or 0
         pending += int(group[b"pending"]) if group else 0
-        members |= {c[b"name"] for c in map(pairs, held or ())}
+        for consumer in map(pairs, held or ()):
+            name = consumer[b"name"].decode(errors="replace")
+            heard[name] = min(consumer[b"idle"] / 1000, heard.get(name, math.inf))
         if entries:
             start = b"(" + group[b"last-delivered-id"] if group else "-"
             looks.append(("XRANGE", stream, start, "+", "COUNT", 1))
@@ -180,10 +196,24 @@ def queue_status(broker: StreamBroker, queue: str) -> QueueStatus:
         pending=pending,
         delayed=delayed or 0,
         dead=dead or 0,
-        consumers=len(members),
+        consumers=len(_living(queue, said, heard)),
         oldest_waiting=oldest,
         overdue=overdue,
+        workers=sum(one.is_alive for one in said if queue in one.queues),
+        dead_workers=tuple(sorted({one.node for one in said if queue in one.queues and not one.is_alive})),
     )
+
+
+def _living(queue: str, workers: Sequence[WorkerPresence], heard: Mapping[str, float]) -> set[str]:
+    """Return the consumers of ``queue`` that live.
+
+    Args:
+        heard: the consumers in the group, and for how many seconds Redis has not heard of each.
+    """
+    found = {one.name for worker in workers if worker.is_alive for one in worker.consumers_of(queue)}
+    nodes = {worker.node for worker in workers}
+    # Workers of versions that did not beat: Redis hears of them each minute.
+    return found | {name for name, idle in heard.items() if name.rpartition("/")[0] not in nodes and idle < _UNHEARD}
 
 
 def own_group(groups: Sequence[Any] | None) -> dict[bytes, Any] | None:

@@ -18,6 +18,7 @@ key                                            type    holds
 ``celery-streams:{Q}:migrating:in``            list    arrived from another database, before they become entries
 ``celery-streams:{Q}:migrating:tags``          zset    tag -> when its element was known to be gone from the other side
 ``celery-streams:queues``                      set     names of all queues that were ever used
+``celery-streams:workers``                     hash    worker -> its last beat (ms) and what it reads; see ``presence``
 ``celery-streams:revoked``                     zset    revoked task id -> time (s) at which it is forgotten
 ``celery-streams:revoked:stamps``              zset    ``[header, stamp]`` in JSON whose tasks are revoked -> likewise
 =============================================  ======  ===========================================================
@@ -42,6 +43,7 @@ __all__ = (
     "rate",
     "revoked",
     "revoked_stamps",
+    "workers",
 )
 
 #: Name of the one consumer group of every task stream.
@@ -123,3 +125,8 @@ def revoked(prefix: str) -> str:
 def revoked_stamps(prefix: str) -> str:
     """Return the key of the stamps whose tasks are revoked."""
     return f"{prefix}:revoked:stamps"
+
+
+def workers(prefix: str) -> str:
+    """Return the key of what the workers say of themselves."""
+    return f"{prefix}:workers"

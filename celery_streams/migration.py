@@ -131,7 +131,7 @@ class Migration:
     def plan(self, queue: str, to: Direction) -> Plan:
         """Return what would be moved now; changes nothing."""
         names, ours = list_keys(queue, self._options), self.broker.queue_keys(queue)
-        status = queue_status(self.broker, queue)
+        status = queue_status(self.broker, queue, workers=())
         abandoned = sum(1 for stream in ours.streams for _ in self._abandoned(stream))
         keep = keys.migration_keys(self.broker.prefix, queue)
         sides = [self.lists] if self._one_database else [self.lists, self.broker.client]

@@ -184,6 +184,7 @@ def needed_commands(broker: StreamBroker, queue: str) -> list[tuple[Any, ...]]:
         ("HGET", names.delayed_messages, "member"),
         ("HMGET", names.delayed_messages, "member"),
         ("HDEL", names.delayed_messages, "member"),
+        ("HGETALL", keys.workers(broker.prefix)),
         ("UNLINK", names.delayed),
     ]
 

@@ -47,6 +47,7 @@ def _parts(name: str, known: dict[str, str]) -> dict[str, str]:
 
 
 ACK = load("ack")
+BEAT = load("beat")
 BUSY = load("busy")
 DELAY = load("delay")
 EXTEND = load("extend")

@@ -23,6 +23,7 @@ from ..app import Streams, streams_of
 from ..broker import Delivery, Entry, StreamRef
 from ..exceptions import BrokerError, BrokerUnavailable
 from ..poll import readable
+from ..presence import ConsumerPresence
 from ..worker.child import ChildOptions, consumer_name
 from ..worker.dead_children import Aftermath
 from ..worker.hand_back import Restrictable
@@ -85,6 +86,7 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         os.set_blocking(self._wake_write, False)
         self._hub: Any = None
         self._requests: dict[Entry, Any] = {}
+        self._read_at = time.monotonic()
 
     # -- what subclasses do
 
@@ -95,6 +97,19 @@ class StreamsPool(BasePool):  # type: ignore[misc]
     def handed_back(self) -> Sequence[Restrictable]:
         """Return the holders in which entries may wait behind a task that runs."""
         return self.holders()
+
+    def consumer_names(self) -> Sequence[str]:
+        """Return the names under which this process reads itself."""
+        return ()
+
+    def readers(self) -> Sequence[ConsumerPresence]:
+        """Return whoever reads now, for the services thread to tell Redis."""
+        since = None if self.running() >= (self.limit or 1) else round(time.monotonic() - self._read_at, 1)
+        return [ConsumerPresence(name, None, since) for name in self.consumer_names()]
+
+    def note_read(self) -> None:
+        """Note that a read of this process has succeeded."""
+        self._read_at = time.monotonic()
 
     @abstractmethod
     def announce(self, streams: Sequence[StreamRef]) -> None:
@@ -168,6 +183,8 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         self.services = Services(
             self.streams,
             consumer_name(self.hostname, 0),
+            node=self.hostname,
+            readers=self.readers,
             holders=self.holders,
             handed_back=self.handed_back,
             queues=lambda: self.queues,

@@ -20,6 +20,7 @@ from celery.worker import state as worker_state
 from ..broker import StreamRef
 from ..message import Message
 from ..poll import readable
+from ..presence import ConsumerPresence
 from ..worker import revoked_stamps
 from ..worker.child import consumer_name
 from ..worker.dead_children import Casualty, Cause
@@ -59,6 +60,19 @@ class TaskPool(StreamsPool):
     def holders(self) -> Sequence[Restrictable]:
         """Return the children."""
         return list(self._children.values())
+
+    def readers(self) -> Sequence[ConsumerPresence]:
+        """Return the children, without those that leave."""
+        now = time.monotonic()
+        found = []
+        for child in list(self._children.values()):
+            if child.leaving:
+                continue
+            since = now - max(child.slot.read_at(), child.born)
+            busy = child.snapshot().running is not None
+            queues = None if child.queues is None else tuple(sorted(child.queues))
+            found.append(ConsumerPresence(child.consumer, queues, None if busy else round(since, 1)))
+        return found
 
     # -- start
 

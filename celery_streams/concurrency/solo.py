@@ -54,6 +54,10 @@ class TaskPool(StreamsPool):
 
     # -- start
 
+    def consumer_names(self) -> Sequence[str]:
+        """Return the one consumer."""
+        return [self._name]
+
     def on_start(self) -> None:
         """Start the services; reading begins when the consumer says what."""
         broker = self.streams.new_broker()
@@ -68,6 +72,7 @@ class TaskPool(StreamsPool):
             on_wake=self._drain,
             stopped=lambda: False,
             alone=True,
+            on_read=self.note_read,
         )
         self.start_services()
 

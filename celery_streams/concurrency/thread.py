@@ -123,6 +123,10 @@ class TaskPool(StreamsPool):
         """Return what waits for a thread: a record never has anything behind what runs."""
         return [self._backlog]
 
+    def consumer_names(self) -> Sequence[str]:
+        """Return the one consumer of all threads."""
+        return [self._name]
+
     # -- start
 
     def on_start(self) -> None:
@@ -184,6 +188,7 @@ class TaskPool(StreamsPool):
             wake=self._wake_in,
             on_wake=lambda: self._heard(reader),
             stopped=lambda: self._stopping or not self._streams,
+            on_read=self.note_read,
         )
         while not self._stopping:
             with self._changed:

@@ -44,7 +44,14 @@ class _Rule:
 
 _RULES: tuple[_Rule, ...] = (
     _Rule(
-        "no_consumer", lambda queue: None if queue.consumers else queue.waiting, "{value} wait and no worker consumes"
+        "no_consumer",
+        lambda queue: None if queue.consumers else queue.length,
+        "{value} wait and no worker consumes",
+    ),
+    _Rule(
+        "dead_worker",
+        lambda queue: None if queue.consumers else len(queue.dead_workers),
+        "{value} of its workers died and no worker consumes",
     ),
     _Rule("backlog", lambda queue: queue.waiting, "{value} wait"),
     _Rule("age", lambda queue: queue.oldest_waiting, "the oldest message has waited {value} s"),

@@ -335,7 +335,7 @@ def check_worlds(
         )
     if not on and held:
         what = f"{held:,} messages are on the stream while publishers write to Celery's list"
-        if ours or (workers is None and status.consumers):
+        if ours or status.workers or (workers is None and status.consumers):
             by = f"; {', '.join(ours)} drains it" if ours else ""
             yield Finding(
                 "both worlds",
@@ -354,12 +354,31 @@ def check_worlds(
                 f"celery-streams migrate {name} --to lists, or celery-streams worker -Q {name} until it is empty.",
                 name,
             )
-    if on and status.waiting and not (status.consumers or ours):
+    if status.consumers or ours:
+        return
+    if on and status.length:
         yield Finding(
             "consumers",
             "critical",
-            f"{status.waiting:,} messages wait and no worker consumes the stream",
+            f"{_wait(status.length)} and no worker consumes the stream" + _dead(status),
             "These tasks do not run.",
             f"celery-streams worker -Q {name}",
             name,
         )
+    elif status.dead_workers:
+        yield Finding(
+            "consumers",
+            "warning",
+            "No worker consumes the stream" + _dead(status),
+            "It was killed, or cannot reach Redis; what is published from now on waits.",
+            f"celery-streams worker -Q {name}",
+            name,
+        )
+
+
+def _dead(status: QueueStatus) -> str:
+    return f"; {', '.join(status.dead_workers)} died" if status.dead_workers else ""
+
+
+def _wait(count: int) -> str:
+    return "1 message waits" if count == 1 else f"{count:,} messages wait"

@@ -42,7 +42,9 @@ _GAUGES: tuple[tuple[str, str, Callable[[QueueStatus], float]], ...] = (
     ("pending", "Messages that are being run or held by consumers.", lambda queue: queue.pending),
     ("delayed", "Messages that are due later.", lambda queue: queue.delayed),
     ("dead", "Dead letters.", lambda queue: queue.dead),
-    ("consumers", "Consumers in the group.", lambda queue: queue.consumers),
+    ("consumers", "Consumers of living workers.", lambda queue: queue.consumers),
+    ("workers", "Workers that live and consume it.", lambda queue: queue.workers),
+    ("dead_workers", "Workers of it whose heart stopped beating.", lambda queue: len(queue.dead_workers)),
     (
         "oldest_waiting_seconds",
         "Age of the oldest message that waits; 0: none.",

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal
 
+from .. import presence
 from ..app import Streams
 from ..inspect import QueueStatus, queue_status
 from ..installation import is_installed
@@ -115,9 +116,10 @@ def collect(streams: Streams, queues: Iterable[str] | None = None, *, now: float
     conf = streams.conf
     broker = streams.broker
     known = streams.known_queues()
+    workers = presence.workers(broker)
     reports = []
     for name in known if queues is None else sorted(set(queues)):
-        state = queue_status(broker, name)
+        state = queue_status(broker, name, workers=workers)
         alerts = judge(state, conf.alerts) if name in known else [never_used(name)]
         reports.append(QueueReport(state, streams.on_streams(name), tuple(alerts)))
     return Status(

@@ -17,6 +17,7 @@
 ``outcome``         decides what shall be done with the message (pure)
 ``settle``          does it (the one place)
 ``dead_children``   what the parent does for a child that died: limits, lost tasks
-``services``        the threads of the parent: heartbeat, claimer, delayed
+``presence``        says in Redis that this worker lives, what it reads, and whether it does
+``services``        the threads of the parent: heartbeat, presence, claimer, delayed
 ==================  =================================================================================================
 """

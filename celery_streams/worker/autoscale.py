@@ -28,7 +28,7 @@ class Autoscaler(CeleryAutoscaler):  # type: ignore[misc]
         """Count what runs and what waits, and scale; called by the pool every now and then."""
         streams = streams_of(self.worker.app)
         try:
-            waiting = sum(inspect.queue_status(streams.broker, queue).waiting for queue in self.pool.queues)
+            waiting = sum(inspect.queue_status(streams.broker, queue, workers=()).waiting for queue in self.pool.queues)
         except BrokerError as exc:
             logger.debug("Cannot count what waits: %s", exc)
             return

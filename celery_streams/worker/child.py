@@ -119,6 +119,7 @@ class ChildLoop:
             on_wake=self.hear,
             stopped=lambda: self.stopping,
             alone=True,
+            on_read=slot.note_read,
         )
         self.executor = Executor(
             app,

@@ -74,6 +74,7 @@ class Reader:
         stopped: asked before and while waiting.
         alone: between two reads the consumer holds nothing but what waits for its acknowledgement; so what else is
             pending for it after a lost connection came with a reply that never arrived, and is put back.
+        on_read: called after each read that Redis answered, whether it brought something or not.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Reader:
         on_wake: Callable[[], None],
         stopped: Callable[[], bool],
         alone: bool = False,
+        on_read: Callable[[], None] = lambda: None,
     ) -> None:
         self.broker = broker
         self.consumer = consumer
@@ -98,6 +100,7 @@ class Reader:
         self._on_wake = on_wake
         self._stopped = stopped
         self._alone = alone
+        self._on_read = on_read
         #: When to look for entries that went to a connection that was lost.
         self._strays_due: list[float] = []
         self._blocking: BlockingConnection | None = None
@@ -181,6 +184,7 @@ class Reader:
             return []
         if isinstance(replies[-1], BrokerError):
             raise replies[-1]
+        self._on_read()
         return StreamBroker.parse_read(streams, replies[-1])
 
     def _in_turn(self) -> Sequence[StreamRef]:
@@ -263,6 +267,7 @@ class Reader:
         found = StreamBroker.receive_blocking_read(
             self._blocking, self._armed, timeout=max(self._deadline - time.monotonic(), 0.0)
         )
+        self._on_read()
         self._quiet = not found and not self._unblocked
         return self._owned(found, self._sent_at)
 

@@ -1,8 +1,8 @@
 """Services: the thread of the parent that keeps everything else honest, with connections of its own.
 
 It runs, each at its own interval: time limits and hand-back (ten times a second, without Redis while nothing is
-held), heartbeat, claimer. Delayed messages have a thread of their own (``delayed``). None of them waits for Redis
-without bound, and none depends on the main thread, which may be busy with signals and callbacks.
+held), heartbeat, presence, claimer. Delayed messages have a thread of their own (``delayed``). None of them waits for
+Redis without bound, and none depends on the main thread, which may be busy with signals and callbacks.
 
 A fork must not happen while such a thread holds a lock that the child would inherit: the pool forks inside
 :meth:`Services.paused`, between two rounds.
@@ -21,10 +21,12 @@ from dataclasses import dataclass, field
 from ..app import Streams
 from ..broker import Delivery
 from ..exceptions import BrokerError
+from ..presence import ConsumerPresence
 from .claimer import Claimer
 from .delayed import Promoter
 from .hand_back import Handback, Restrictable
 from .heartbeat import Heartbeat
+from .presence import Presence
 from .slots import Snapshot
 from .time_limits import TimeLimits
 
@@ -53,6 +55,8 @@ class Services:
         streams: Streams,
         consumer: str,
         *,
+        node: str,
+        readers: Callable[[], Sequence[ConsumerPresence]],
         holders: Callable[[], Sequence[Restrictable]],
         handed_back: Callable[[], Sequence[Restrictable]],
         queues: Callable[[], Sequence[str]],
@@ -65,6 +69,14 @@ class Services:
         broker = streams.new_broker()
         self.broker = broker
         self.heartbeat = Heartbeat(broker, holders, visibility_timeout=conf.visibility_timeout)
+        self.presence = Presence(
+            broker,
+            consumer,
+            node,
+            readers=readers,
+            queues=queues,
+            visibility_timeout=conf.visibility_timeout,
+        )
         self.claimer = Claimer(
             broker,
             consumer,
@@ -84,6 +96,7 @@ class Services:
             _Duty("time limits", self.limits.run_once, _TICK),
             _Duty("hand-back", self.handback.run_once, _TICK),
             _Duty("heartbeat", self.heartbeat.run_once, self.heartbeat.interval),
+            _Duty("presence", self.presence.run_once, self.heartbeat.interval),
             _Duty("claimer", self.claimer.run_once, self.claimer.interval),
         ]
 
@@ -107,6 +120,10 @@ class Services:
         self.promoter.stop()
         if self._thread is not None:
             self._thread.join(timeout=2.0)
+        try:
+            self.presence.depart()
+        except BrokerError as exc:
+            logger.debug("This worker counts as dead soon, for Redis does not hear that it stops: %s", exc)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -46,6 +46,8 @@ _PID, _BATCH, _DONE = 0, 1, 7
 _STARTED, _FINISHED, _FLAGS, _SETTLED = 4, 5, 6, 7
 # Doubles: start of the running task, its soft and its hard time limit.
 _SINCE, _SOFT, _HARD = 4, 5, 6
+# Double: when a read last succeeded.
+_READ = 8
 # The parent's half. 64 bits, index below and batch above: from where on entries are restricted; which entry was lost
 # (its index + 1). 32 bits: the batch of which what was restricted is back in its streams; whether to end at once.
 _RESTRICTED, _LOST = 16, 17
@@ -191,6 +193,10 @@ class Slot:
         """Say that the message of the running task was settled as retried, though its body goes on."""
         self._words[_FLAGS] |= RETRIED
 
+    def note_read(self) -> None:
+        """Say that a read has succeeded."""
+        self._doubles[_READ] = time.monotonic()
+
     def lost(self) -> bool:
         """Return whether the parent found that the running entry is no longer ours."""
         return self._longs[_LOST] == self._batch << 32 | self._words[_STARTED]
@@ -273,6 +279,10 @@ class Slot:
             done=longs[_DONE],
             retried=bool(flags & RETRIED) and running is not None,
         )
+
+    def read_at(self) -> float:
+        """Return when a read last succeeded, as ``time.monotonic`` has it; 0.0 for never."""
+        return self._doubles[_READ]
 
     def kept_message(self) -> Message | None:
         """Return the message of a task that was acknowledged early; its body is empty if it was too large."""

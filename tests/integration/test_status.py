@@ -329,6 +329,8 @@ def test_metrics_are_the_figures_of_the_status(app: MakeApp, broker: StreamBroke
         ("celery_streams_queue_delayed", "send_message"): 1,
         ("celery_streams_queue_dead", "send_message"): 1,
         ("celery_streams_queue_consumers", "send_message"): 1,
+        ("celery_streams_queue_workers", "send_message"): 0,
+        ("celery_streams_queue_dead_workers", "send_message"): 0,
         ("celery_streams_queue_overdue_seconds", "send_message"): 0,
         ("celery_streams_queue_alerts", "send_message", "warning"): 1,
         ("celery_streams_queue_alerts", "send_message", "critical"): 0,

@@ -1,0 +1,68 @@
+"""Who lives, told from Redis alone: with workers that are killed, stopped, split and idle."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from celery_streams import presence, streams_of
+from celery_streams.monitoring.doctor import diagnose
+from celery_streams.monitoring.status import collect
+from tests.eventually import eventually
+from tests.redis_state import redis_now_ms
+
+POOLS = ["prefork", "threads", "solo"]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_killed_worker_is_said_within_the_visibility_timeout_with_no_worker_left(project, app, worker, pool):
+    one = worker(pool=pool, queues="celery,mails", streams_visibility_timeout=3)
+    streams = streams_of(app)
+    eventually(lambda: all(report.state.workers for report in collect(streams, ["celery", "mails"]).queues))
+    assert collect(streams, ["celery", "mails"]).level == "ok"
+
+    one.signal(signal.SIGKILL)
+    eventually(lambda: collect(streams).level == "warning", timeout=5.0)
+
+    found = collect(streams)
+    assert {report.state.queue: report.state.consumers for report in found.queues} == {"celery": 0, "mails": 0}
+    assert {alert.name for alert in found.alerts} == {"dead_worker"}
+    odd = [one for one in diagnose(streams, ask_workers=False).findings if one.check == "consumers"]
+    assert {(one.level, one.queue) for one in odd} == {("warning", "celery"), ("warning", "mails")}
+    app.send_task("tests.proj.actions.act", queue="mails")
+    assert collect(streams).level == "critical"
+    assert "critical" in [one.level for one in diagnose(streams, ["mails"], ask_workers=False).findings]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_worker_that_is_stopped_says_farewell(project, app, worker, pool):
+    one = worker(pool=pool)
+    eventually(lambda: presence.workers(project.broker))
+
+    one.stop()
+
+    assert presence.workers(project.broker) == []
+    assert collect(streams_of(app)).level == "ok"
+
+
+def test_idle_worker_goes_on_living_and_reading(project, app, worker):
+    worker(queues="celery:1,mails:2", concurrency=3, streams_visibility_timeout=1)
+
+    def settled():
+        [found] = presence.workers(project.broker)
+        return found.is_alive and not found.unread_queues() and len(found.consumers) == 3
+
+    eventually(settled)
+    living = []
+    until = redis_now_ms(project.broker.client) + 3_000
+
+    def three_timeouts_later():
+        living.extend(one.is_alive for one in presence.workers(project.broker))
+        return redis_now_ms(project.broker.client) > until
+
+    eventually(three_timeouts_later)
+    [found] = presence.workers(project.broker)
+    assert living.count(False) == 0
+    assert [len(found.consumers_of("celery")), len(found.consumers_of("mails"))] == [1, 2]
+    assert [report.state.consumers for report in collect(streams_of(app)).queues] == [1, 2]
