@@ -207,6 +207,8 @@ class TaskPool(StreamsPool):
                 if kind == "ready":
                     child.ready = True
                     self._early_deaths = 0
+                elif kind == "kept":
+                    child.kept = args[0]
                 elif kind == "counts":
                     self.counted(args[0])
         except (EOFError, OSError):
@@ -254,7 +256,7 @@ class TaskPool(StreamsPool):
                 cause,
                 kept=kept,
                 streams=tuple(self._known),
-                clean=exitcode in _CLEAN and shot.running is None and not shot.finished and not shot.waiting,
+                clean=exitcode in _CLEAN and shot.running is None and not (shot.finished or shot.waiting or shot.kept),
             )
         )
         if not child.ready and time.monotonic() - child.born < _YOUNG:

@@ -7,11 +7,12 @@ import os
 import signal
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from billiard.connection import wait
 
+from ..broker import Entry
 from ..poll import writable
 from ..worker.child import child_main
 from ..worker.dead_children import Cause
@@ -43,16 +44,21 @@ class Child:
     #: It was told to stop and will not be replaced.
     leaving: bool = False
     cause: Cause = field(default_factory=Cause)
+    #: What strategies of its tasks keep, as it said.
+    kept: tuple[Entry, ...] = ()
     #: Descriptors that the event loop watches: its end, and what it says.
     watched: tuple[int, ...] = ()
 
     def snapshot(self) -> Snapshot:
         """Return what it holds now."""
-        return self.slot.snapshot()
+        return self._with_kept(self.slot.snapshot())
 
     def restrict(self) -> Snapshot:
         """Let it start nothing more of its batch."""
-        return self.slot.restrict()
+        return self._with_kept(self.slot.restrict())
+
+    def _with_kept(self, shot: Snapshot) -> Snapshot:
+        return replace(shot, kept=self.kept) if self.kept else shot
 
     def returned(self, batch: int) -> None:
         """Note that what was restricted is back in its streams."""

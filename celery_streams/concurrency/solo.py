@@ -94,6 +94,7 @@ class TaskPool(StreamsPool):
             raise ImproperlyConfigured("-P solo needs a broker transport with an event loop; use -P threads -c 1")
         self._known.update(streams)
         self._runner.executor.use_events(self._eventer())
+        self._runner.executor.use_timer(getattr(self.consumer, "timer", None))
         self._runner.executor.prepare()
         if self._watched >= 0:
             self._reader.disarm()
@@ -178,6 +179,8 @@ class TaskPool(StreamsPool):
     def chores(self) -> None:
         """Notice a connection that does not answer."""
         super().chores()
+        if self._runner is not None:
+            self.guarded(self._runner.executor.settle_later)
         if self._watched >= 0 and self._reader is not None and self._reader.due():
             self._finish_read()
 

@@ -156,6 +156,7 @@ class TaskPool(StreamsPool):
             self._known.update(streams)
             for runner in list(self._threads):
                 runner.executor.use_events(self._eventer())
+                runner.executor.use_timer(getattr(self.consumer, "timer", None))
                 runner.executor.prepare()
             self._changed.notify_all()
         self._interrupt()
@@ -176,6 +177,12 @@ class TaskPool(StreamsPool):
         if message[0] == "task_option":
             for runner in list(self._threads):
                 runner.executor.prepare()
+
+    def chores(self) -> None:
+        """Settle what strategies did from the timer, too."""
+        super().chores()
+        for runner in list(self._threads):
+            self.guarded(runner.executor.settle_later)
 
     # -- the reader thread
 

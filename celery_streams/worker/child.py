@@ -16,7 +16,7 @@ import secrets
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +29,13 @@ from celery.concurrency.prefork import process_destructor, process_initializer
 from celery.worker import state as worker_state
 
 from ..app import Streams, streams_of
-from ..broker import Delivery, StreamRef
+from ..broker import Delivery, Entry, StreamRef
 from ..poll import readable, writable
 from . import revoked_stamps
 from .events import ChildEvents
 from .execution import Interruption
 from .executor import Executor
+from .kept_messages import MOST_KEPT
 from .own_process import guard_forks
 from .reader import Pace, Reader
 from .settle import Settler
@@ -101,6 +102,8 @@ class ChildLoop:
         self._finished = 0
         self._stop_by = 0.0
         self._events: ChildEvents | None = None
+        self._kept: tuple[Entry, ...] = ()
+        self._kept_told = True
         broker = self.streams.new_broker()
         self.settler = Settler(
             broker,
@@ -130,7 +133,9 @@ class ChildLoop:
             soft_limit=options.soft_limit,
             hard_limit=options.hard_limit,
             count=self._count,
+            on_kept=self._keep,
         )
+        self.reader.on_pause = self.executor.run_timers
         self.pace = Pace(most=options.max_batch)
         self._commands: dict[str, Callable[..., None]] = {
             "consume": self._on_consume,
@@ -212,6 +217,11 @@ class ChildLoop:
             self.hear()
             if self.stopping:
                 break
+            self._tell_kept()
+            self.executor.run_timers()
+            if len(self._kept) >= MOST_KEPT:
+                self._sleep(0.05)
+                continue
             batch = self.reader.next(self._room(), assisted=self.slot.restricted())
             if batch and self.stopping:
                 self._put_back(batch)  # it came while the reader was told to stop
@@ -266,6 +276,10 @@ class ChildLoop:
             if settler.gave_up:
                 # What became of it is not stored: the parent must not take it for finished and acknowledge it.
                 break
+            if not self._kept_told:
+                # What a strategy keeps did not run: the parent must not take it for finished and acknowledge it.
+                settler.flush(assisted=slot.restricted())
+                slot.settled(index + 1)
             slot.finish(index)
             self._finished = index + 1
             ran += 1
@@ -292,6 +306,16 @@ class ChildLoop:
 
     def _put_back(self, entries: Sequence[Delivery]) -> None:
         self.settler.put_back([delivery.entry for delivery in entries])
+
+    def _keep(self, entries: Collection[Entry]) -> None:
+        self._kept = tuple(entries)
+        self._kept_told = False
+
+    def _tell_kept(self) -> None:
+        # The parent gives them their heartbeat. Never waiting for it: what it does not take now it is told later.
+        if not self._kept_told and writable(self._control.fileno()):
+            self.tell("kept", self._kept)
+            self._kept_told = True
 
     def _count(self, name: str) -> None:
         self._counts[name] += 1
@@ -322,6 +346,7 @@ class ChildLoop:
     def _leave(self) -> None:
         if self._events is not None:
             self._events.end()
+        self.executor.settle_later()
         self.settler.flush(assisted=self.slot.restricted())
         self._report()
         broker = self.settler.broker

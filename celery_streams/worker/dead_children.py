@@ -171,6 +171,8 @@ class Aftermath:
                     # Looked at again before the entry, which has no other heartbeat, is idle for too long.
                     casualty.due = now + min(left, self.streams.conf.visibility_timeout / 3)
                     return False
+            for entry in shot.kept:
+                self._settle_kept(casualty, entry)
             casualty.step = 3
         if casualty.step == 3:
             self._forget(casualty)
@@ -186,6 +188,12 @@ class Aftermath:
     def _acknowledge(self, consumer: str, finished: Sequence[Entry]) -> None:
         if finished:
             self.broker.ack(consumer, finished)
+
+    def _settle_kept(self, casualty: Casualty, entry: Entry) -> None:
+        """Settle what a task's strategy kept: whether it was at work on it, nobody knows."""
+        delivery = self.broker.fetch(entry)
+        if delivery is not None and not self.broker.extend([(casualty.consumer, entry)]):
+            self.settle_lost(delivery, casualty.consumer, exitcode=casualty.exitcode)
 
     # -- the task that was running
 

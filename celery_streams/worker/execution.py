@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.worker import state as worker_state
+from kombu.asynchronous.timer import Timer
 
 from ..app import Streams
 from ..broker import Delivery
 from ..exceptions import BrokerError
 from ..running_task import HeldRetry, RunningTask
+from .kept_messages import KeptMessages
 from .outcome import Circumstances, Event, decide
 from .settle import Death, Settler
 from .task_errors import log_raised
@@ -119,6 +121,10 @@ class Surroundings:
     dispatcher: Any = None
     #: By the task's name.
     options: dict[str, TaskOptions] = field(default_factory=dict)
+    #: What strategies keep.
+    kept: KeptMessages[Any] = field(kw_only=True)
+    #: kombu's Timer, for strategies that do something later.
+    timer: Any = field(default_factory=Timer)
     #: ``worker_deduplicate_successful_tasks``
     deduplicates: bool = False
     pid: int = field(default_factory=os.getpid)

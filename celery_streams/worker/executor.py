@@ -12,7 +12,7 @@ Called by the child's loop and by the pools that run tasks in the worker's own p
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,11 @@ from kombu.exceptions import ContentDisallowed
 from kombu.serialization import prepare_accept_content
 
 from ..app import Streams
-from ..broker import Delivery
+from ..broker import Delivery, Entry
 from ..exceptions import MessageError
 from .execution import PASSING_BY, Execution, Progress, Report, Surroundings
 from .fast_path import is_plain, run_plain
+from .kept_messages import KeptMessages
 from .outcome import Action, Circumstances, Event, Outcome, decide
 from .rate_limits import over_rate_limit
 from .requests import received_message
@@ -62,6 +63,7 @@ class Executor:
         hard_limit: float | None = None,
         count: Callable[[str], None] = lambda name: None,
         in_parent: bool = False,
+        on_kept: Callable[[Collection[Entry]], None] = lambda entries: None,
     ) -> None:
         self.around = Surroundings(
             app,
@@ -73,8 +75,9 @@ class Executor:
             hard_limit=hard_limit,
             count=count,
             in_parent=in_parent,
+            kept=KeptMessages(settler.another(), on_kept),
         )
-        self._slow = SlowPath(self.around)
+        self._slow = SlowPath(self.around, later=self._settle_kept)
         self._logs_receipt = False
 
     def prepare(self) -> None:
@@ -98,6 +101,12 @@ class Executor:
         self.around.dispatcher = dispatcher
         self._slow.forget_strategies()
 
+    def use_timer(self, timer: Any) -> None:
+        """Have strategies use ``timer``, that of the worker's event loop, which somebody else drives."""
+        if timer is not None and timer is not self.around.timer:
+            self.around.timer = timer
+            self._slow.forget_strategies()
+
     def execute(self, delivery: Delivery) -> None:
         """Run and settle one delivery. Lets SystemExit and whatever else ends a process pass, with nothing settled."""
         execution = Execution(delivery, None, {}, {}, {})
@@ -110,6 +119,26 @@ class Executor:
             log_raised(logger.error, "Entry %s could not be executed.", delivery.entry)
             report = Report(Event.INVALID, error=exc)
         self._settle(execution, report)
+
+    def settle_later(self) -> None:
+        """Send the acknowledgements of messages that strategies kept and are done with."""
+        if self.around.kept.settler.waiting:
+            self.around.kept.flush()
+
+    def run_timers(self) -> float | None:
+        """Do what strategies wanted done later and is due; returns seconds until the next, None when there is none.
+
+        For a process that has no event loop of Celery's.
+        """
+        timer = self.around.timer
+        if not timer:
+            return None
+        for delay, entry in timer:
+            if entry is None:
+                self.settle_later()
+                return None if delay is None else float(delay)
+            timer.apply_entry(entry)
+        return None
 
     # -- the steps
 
@@ -142,12 +171,15 @@ class Executor:
                 return report
         return self._slow.run(execution)
 
-    def _settle(self, execution: Execution, report: Report) -> None:
+    def _settle_kept(self, execution: Execution, report: Report) -> None:
+        self._settle(execution, report, settler=self.around.kept.settler)
+
+    def _settle(self, execution: Execution, report: Report, *, settler: Settler | None = None) -> None:
         """Decide what shall be done with the message, have it done, and tell whom Celery tells."""
-        delivery, around = execution.delivery, self.around
+        delivery, settler = execution.delivery, settler or self.around.settler
         outcome = decide(report.event, self._circumstances(execution, report))
         if outcome.action is Action.ACK:
-            around.settler.settle(delivery, outcome)
+            settler.settle(delivery, outcome)
             if report.error is not None:
                 let_go(report.error)
             return
@@ -164,7 +196,7 @@ class Executor:
             if outcome.action is Action.DEAD and report.announce is not None:
                 report.announce()
         history = {} if report.event in _UNFIT else execution.history
-        around.settler.settle(delivery, outcome, death=death, history=history, acked_early=report.settled)
+        settler.settle(delivery, outcome, death=death, history=history, acked_early=report.settled)
         if report.event is Event.NAMELESS:
             self._announce_unfit(delivery, None)
         elif report.event in _UNFIT and isinstance(report.error, (InvalidTaskError, ContentDisallowed)):

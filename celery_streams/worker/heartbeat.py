@@ -56,7 +56,7 @@ class Heartbeat:
         owners: list[tuple[Holder, int]] = []
         for holder in self._holders():
             shot = holder.snapshot()
-            entries = [*shot.finished, *shot.waiting]
+            entries = [*shot.finished, *shot.waiting, *shot.kept]
             if shot.running is not None and not (shot.acked_early or shot.retried):
                 entries.append(shot.running)
             for entry in entries:

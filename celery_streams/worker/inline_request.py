@@ -18,7 +18,8 @@ from celery.utils.collections import AttributeDict
 from celery.worker import state as worker_state
 
 from ..broker import Delivery
-from .execution import ETA_SLACK, PASSING_BY, OwnedTask, Surroundings
+from ..running_task import current
+from .execution import ETA_SLACK, PASSING_BY, Execution, OwnedTask, Surroundings
 from .option_values import first_limit
 from .own_process import end_foreign_process
 from .task_errors import einfo_of, log_raised
@@ -33,17 +34,31 @@ logger = logging.getLogger(__name__)
 class Run:
     """What the slow path learns while Celery's Request does its part."""
 
-    delivery: Delivery
+    execution: Execution
     options: TaskOptions
+    name: str
+    task_id: str
+    #: What the code of the task may reach of its delivery.
+    task: OwnedTask
     #: Celery's verdict: ``ack``, ``reject`` or ``requeue``.
     verdict: str = ""
     started: bool = False
     early: bool = False
-    task: OwnedTask | None = None
+    #: The strategy holds on to the message.
+    kept: bool = False
     #: (failed, return value as text or ExceptionInfo, runtime), as the tracer's wrapper gives it.
     traced: tuple[int, Any, float] | None = None
     #: Seconds since the epoch at which the message is due, when it came before its time.
     due: float | None = None
+
+    @property
+    def delivery(self) -> Delivery:
+        """The message's delivery."""
+        return self.execution.delivery
+
+
+def _ignore(*args: Any) -> None:
+    """Nobody asked to be told."""
 
 
 class _InlinePool:
@@ -58,25 +73,31 @@ class _InlinePool:
         self,
         target: Callable[..., Any],
         args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
         *,
-        accept_callback: Callable[[int, float], None],
-        callback: Callable[[Any], None],
-        error_callback: Callable[[Any], None],
+        accept_callback: Callable[[int, float], None] = _ignore,
+        callback: Callable[[Any], None] = _ignore,
+        error_callback: Callable[[Any], None] = _ignore,
         soft_timeout: Any = None,
         timeout: Any = None,
+        correlation_id: Any = None,
         **_: Any,
     ) -> None:
-        around, run = self._consumer.around, self._consumer.run
+        around = self._consumer.around
+        # What no request sends with its own id concerns several messages, or none.
+        run = self._consumer.run_of(correlation_id)
         try:
             soft, hard = first_limit(soft_timeout, around.soft_limit), first_limit(timeout, around.hard_limit)
         except ValueError as exc:
             raise InvalidTaskError(f"invalid time limit: {exc}") from exc
         around.progress.limit(soft=soft, hard=hard)
-        run.started = True
+        token = current.set(run.task) if run is not None and run.kept else None
+        if run is not None:
+            run.started = True
         accept_callback(os.getpid(), time.monotonic())
         try:
             try:
-                run.traced = target(*args)
+                traced = target(*args, **kwargs or {})
             finally:
                 if os.getpid() != around.pid:
                     end_foreign_process()
@@ -87,26 +108,58 @@ class _InlinePool:
             if isinstance(exc, Exception) and not isinstance(exc, Reject):
                 log_raised(logger.error, "A task failed outside of its body.")
             einfo = einfo_of(exc)
-            run.traced = (1, einfo, 0.0)
+            if run is not None:
+                run.traced = (1, einfo, 0.0)
             around.tell(lambda: error_callback(einfo))
         else:
-            around.tell(lambda: callback(run.traced))
+            if run is not None:
+                run.traced = traced
+            around.tell(lambda: callback(traced))
         finally:
             around.progress.limit(soft=None, hard=None)
+            if token is not None:
+                current.reset(token)
 
 
 class _Timer:
-    """What a strategy takes for the consumer's timer: a message that is not due yet goes back."""
+    """What a strategy takes for the consumer's timer: a real one, but a message that is not due yet goes back."""
 
     def __init__(self, consumer: InlineConsumer) -> None:
         self._consumer = consumer
 
-    def call_at(self, eta: float, fun: Callable[..., Any], args: tuple[Any, ...] = (), **_: Any) -> None:
+    def call_at(
+        self, eta: float, fun: Callable[..., Any], args: tuple[Any, ...] = (), *rest: Any, **options: Any
+    ) -> Any:
+        if fun not in (self._consumer.apply_eta_task, self._consumer._limit_task):
+            return self._consumer.around.timer.call_at(eta, fun, args, *rest, **options)
         early_by = eta - time.monotonic()  # by the clock of kombu's timers
         if early_by > ETA_SLACK:
             self._consumer.run.due = time.time() + early_by
         else:
             fun(*args)
+        return None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._consumer.around.timer, name)
+
+
+class _Hub:
+    """What a strategy takes for the worker's event loop: calls that are made later, by the timer."""
+
+    def __init__(self, consumer: InlineConsumer) -> None:
+        self.timer = consumer.timer
+
+    def call_soon(self, callback: Callable[..., Any], *args: Any) -> Any:
+        return self.timer.call_after(0, callback, args)
+
+    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any) -> Any:
+        return self.timer.call_after(delay, callback, args)
+
+    def call_at(self, when: float, callback: Callable[..., Any], *args: Any) -> Any:
+        return self.timer.call_at(when, callback, args)
+
+    def call_repeatedly(self, delay: float, callback: Callable[..., Any], *args: Any) -> Any:
+        return self.timer.call_repeatedly(delay, callback, args)
 
 
 class _QoS:
@@ -128,6 +181,7 @@ class InlineConsumer:
         self.hostname = around.hostname
         self.pool = _InlinePool(self)
         self.timer = _Timer(self)
+        self.hub = _Hub(self)
         self.qos = _QoS()
         self.connection_errors: tuple[type[BaseException], ...] = ()
         self.disable_rate_limits = True
@@ -139,6 +193,14 @@ class InlineConsumer:
     def event_dispatcher(self) -> Any:
         """Celery's EventDispatcher, or None."""
         return self.around.dispatcher
+
+    def run_of(self, task_id: Any) -> Run | None:
+        """Return the message of this task id: what runs now, or one that its strategy kept."""
+        run: Run | None = getattr(self, "run", None)
+        if run is not None and run.task_id == task_id:
+            return run
+        kept: Run | None = self.around.kept.of_task(task_id)
+        return kept
 
     def _execute(self, request: Any) -> None:
         worker_state.task_reserved(request)

@@ -25,6 +25,7 @@ lost             requeue with the crash counted and a back-off, dead letter at t
                  says ``reject_on_worker_lost = False``
 interrupted      requeue at once, marked redelivered (cold shutdown)
 disowned         leave: another worker has it
+kept             leave: the task's own strategy holds on to it, and acknowledges it later
 ===============  ===================================================================================================
 
 A message that was acknowledged before it ran is gone from the stream: then only a dead letter can still be written,
@@ -68,6 +69,7 @@ class Event(Enum):
     LOST = "lost"
     INTERRUPTED = "interrupted"
     DISOWNED = "disowned"
+    KEPT = "kept"
 
 
 class Action(Enum):
@@ -161,7 +163,7 @@ def _decide(event: Event, given: Circumstances) -> Outcome:
         return Outcome(Action.DEAD, _ALWAYS_DEAD[event])
     if event is Event.RETRIED:
         return Outcome(Action.RETRY)
-    if event is Event.DISOWNED:
+    if event in (Event.DISOWNED, Event.KEPT):
         return _LEAVE
     if event in (Event.REQUEUED, Event.INTERRUPTED):
         return Outcome(Action.REQUEUE)

@@ -93,6 +93,8 @@ class Reader:
         self.consumer = consumer
         #: What is read, highest priority first.
         self.streams: Sequence[StreamRef] = ()
+        #: Called while nothing is there to read; returns seconds until it wants to be called again, None is never.
+        self.on_pause: Callable[[], float | None] = lambda: None
         #: Times that streams or groups had to be made again.
         self.recreated = 0
         self._settler = settler
@@ -211,7 +213,9 @@ class Reader:
         descriptor = self.arm()
         while not self.due():
             watched = [descriptor] if self._unblocked else [descriptor, self._wake]
-            found = readable(watched, timeout=max(self._deadline - time.monotonic(), 0.0))
+            left = max(self._deadline - time.monotonic(), 0.0)
+            pause = self.on_pause()
+            found = readable(watched, timeout=left if pause is None else min(left, pause))
             if self._wake in found:
                 self._on_wake()
                 if self._stopped() or self.streams is not streams:

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from celery.worker import state as worker_state
@@ -49,6 +49,8 @@ class Record:
         self._lost = False
         self._kept: Message | None = None
         self._retried = False
+        #: What strategies of tasks keep.
+        self.kept: tuple[Entry, ...] = ()
 
     def start(self, delivery: Delivery) -> None:
         """Say that ``delivery`` starts now."""
@@ -111,6 +113,7 @@ class Record:
                 acked_early=self._kept is not None,
                 exited=False,
                 done=self._done,
+                kept=self.kept,
                 retried=self._retried and self._running is not None,
             )
 
@@ -134,9 +137,13 @@ class Runner:
             hard_limit=options.hard_limit,
             count=_count,
             in_parent=True,
+            on_kept=self._keep,
         )
         self.executor.use_events(eventer)
         guard_forks()
+
+    def _keep(self, entries: Collection[Entry]) -> None:
+        self.record.kept = tuple(entries)
 
     def run(self, delivery: Delivery, *, flush: bool = True) -> None:
         """Run and settle ``delivery``; without ``flush`` its acknowledgement is left to the settler's next user.
@@ -148,6 +155,7 @@ class Runner:
             self.executor.execute(delivery)
             if flush:
                 self.settler.flush()
+            self.executor.settle_later()
         finally:
             self.record.finish()
 

@@ -89,6 +89,18 @@ class Settler:
         self._sent: list[Entry] = []
         self._first_ack = 0.0
 
+    def another(self) -> Settler:
+        """Return a settler of the same consumer that collects acknowledgements of its own."""
+        return Settler(
+            self.broker,
+            self.consumer,
+            conf=self._conf,
+            hostname=self._hostname,
+            insist=self._insists,
+            give_up=self._give_up,
+            sleep=self._sleep,
+        )
+
     # -- acknowledgements, collected
 
     def _collect(self, entry: Entry) -> None:

@@ -91,6 +91,8 @@ class Snapshot:
     done: int
     #: Its message was settled as retried, and its body goes on: nothing is left to do for it.
     retried: bool = False
+    #: What strategies of tasks keep, to run it later.
+    kept: tuple[Entry, ...] = ()
 
 
 class Slot:

@@ -37,10 +37,12 @@ logger = logging.getLogger(__name__)
 class SlowPath:
     """The way of a message through Celery's strategy and Request, in the thread that calls it."""
 
-    def __init__(self, around: Surroundings) -> None:
+    def __init__(self, around: Surroundings, *, later: Callable[[Execution, Report], None]) -> None:
         #: What Celery's strategies and signals take for the worker's consumer.
         self.consumer = InlineConsumer(around)
         self._around = around
+        #: Settles what a strategy kept and has now done with.
+        self._later = later
         self._strategies: dict[str, Callable[..., Any]] = {}
 
     def run(self, execution: Execution) -> Report:
@@ -73,9 +75,8 @@ class SlowPath:
             left = dispatch_awaited(options.task, headers)
             if left:
                 return Report(Event.EARLY, early_by=left, options=options)
-        run = self.consumer.run = Run(delivery, options)
-        retries = (payload or headers).get("retries")
-        running = run.task = OwnedTask(delivery, self._around, task_id, retries)
+        running = OwnedTask(delivery, self._around, task_id, (payload or headers).get("retries"))
+        run = self.consumer.run = Run(execution, options, name, task_id, running)
         token = current.set(running)
         try:
             self._strategy(name)(message, payload, partial(self._on_ack, run), partial(self._on_reject, run), [])
@@ -96,7 +97,11 @@ class SlowPath:
             current.reset(token)
         if run.verdict == "ack" and run.traced is None and self._has_expired((payload or headers).get("expires")):
             return Report(Event.EXPIRED, Death(name, task_id), options=options)
-        return self._report(run, name, task_id, settled=run.early or running.retried)
+        silent = not run.verdict and run.traced is None and run.due is None
+        if silent and options.custom_strategy:
+            self._around.kept.keep(run)
+            return Report(Event.KEPT, options=options)
+        return self._report(run)
 
     def _has_expired(self, expires: Any) -> bool:
         if not expires:
@@ -125,35 +130,45 @@ class SlowPath:
         return run
 
     @staticmethod
-    def _report(run: Run, name: str, task_id: str, *, settled: bool) -> Report:
-        death = Death(name, task_id)
+    def _report(run: Run) -> Report:
+        settled = run.early or run.task.retried
+        death = Death(run.name, run.task_id)
         if run.due is not None:
             return Report(Event.EARLY, death, early_by=run.due - time.time(), settled=settled, options=run.options)
         if run.traced is None:
-            told = {"ack": Event.REVOKED, "requeue": Event.REQUEUED}
+            # A strategy of its own acknowledges what it ran in its own way.
+            acked = Event.SUCCEEDED if run.options.custom_strategy else Event.REVOKED
+            told = {"ack": acked, "requeue": Event.REQUEUED, "reject": Event.REJECTED}
             return Report(told.get(run.verdict, Event.INVALID), death, settled=settled, options=run.options)
         failed, retval, _ = run.traced
         if not failed:
             return Report(Event.SUCCEEDED, death, settled=settled, options=run.options)
         event, exc = event_of(retval.exception, run.options.task)
-        death = Death(name, task_id, shown(exc), retval.traceback)
+        death = Death(run.name, run.task_id, shown(exc), retval.traceback)
         return Report(event, death, settled=settled, options=run.options, error=exc)
 
     # Of one run and not of the one that runs now: remote control acknowledges what it terminates, maybe a little late.
 
     def _on_ack(self, run: Run, logger: Any = None, errors: Any = None) -> None:
         run.verdict = "ack"
-        if run.started and run.traced is None and not run.options.acks_late and not run.early:
+        if run.kept:
+            self._settle_kept(run)
+        elif run.started and run.traced is None and not run.options.acks_late and not run.early:
             assert run.delivery.message is not None
             self._around.progress.keep(run.delivery.message)
             if not self._around.settler.ack_now(run.delivery):
                 raise _Disowned
-            run.early = True
-            if run.task is not None:
-                run.task.early = True
+            run.early = run.task.early = True
 
     def _on_reject(self, run: Run, logger: Any = None, errors: Any = None, requeue: bool = False) -> None:
         run.verdict = "requeue" if requeue else "reject"
+        if run.kept:
+            self._settle_kept(run)
+
+    def _settle_kept(self, run: Run) -> None:
+        self._later(run.execution, self._report(run))
+        run.early = run.task.early = True  # settled: at most a dead letter can follow
+        self._around.kept.release(run)
 
     def _unknown(self, execution: Execution, message: Any, name: str, task_id: str) -> Report:
         now_ms = int(time.time() * 1000)

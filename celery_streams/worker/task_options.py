@@ -30,6 +30,8 @@ class TaskOptions:
     #: The fast path is open to it.
     plain: bool
     acks_late: bool
+    #: Its strategy is not Celery's, and may keep a message and run it later.
+    custom_strategy: bool
     #: What ``outcome.decide`` has to know of the task.
     given: Circumstances
     #: Milliseconds between two starts by its rate limit; 0.0 is no limit.
@@ -49,6 +51,7 @@ def options_of(task: Any, streams: Streams, *, rate_limits: bool = True) -> Task
         task,
         plain=plain,
         acks_late=acks_late,
+        custom_strategy=task.Strategy != _STOCK_STRATEGY,
         given=Circumstances(
             acks_on_failure=_flag(task, "acks_on_failure"),
             acks_on_timeout=_flag(task, "acks_on_timeout"),

@@ -87,6 +87,7 @@ lost          no     -         -         -        no     -         LEAVE
 interrupted   yes    -         -         -        -      -         AGAIN
 interrupted   no     -         -         -        -      -         LEAVE
 disowned      -      -         -         -        -      -         LEAVE
+kept          -      -         -         -        -      -         LEAVE
 """
 
 OUTCOMES = {
