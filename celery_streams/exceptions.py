@@ -5,6 +5,7 @@
     CeleryStreamsError
     ├── ConfigurationError            a setting, URL or option is wrong (also a ValueError)
     ├── MessageError                  an entry cannot be decoded into a task message
+    │   └── CannotRun                 no worker would run the message: it expired, or was revoked
     └── BrokerError                   Redis did not do what was asked (also kombu's OperationalError)
         ├── BrokerUnavailable         no connection, time-out, loading, failover: worth a retry
         ├── BrokerFull                maxmemory reached with the noeviction policy
@@ -26,6 +27,7 @@ __all__ = (
     "BrokerError",
     "BrokerFull",
     "BrokerUnavailable",
+    "CannotRun",
     "CeleryStreamsError",
     "ConfigurationError",
     "GroupExists",
@@ -51,6 +53,10 @@ class ConfigurationError(CeleryStreamsError, ValueError):
 
 class MessageError(CeleryStreamsError, ValueError):
     """The entry is not a Celery task message."""
+
+
+class CannotRun(MessageError):
+    """No worker would run the message: it expired, or was revoked."""
 
 
 class BrokerError(CeleryStreamsError, OperationalError):

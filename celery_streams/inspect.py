@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-import time
+import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,8 +20,9 @@ from kombu.serialization import prepare_accept_content
 from . import keys, presence, scripts
 from .broker import StreamBroker
 from .connection import pairs
-from .exceptions import MessageError
+from .exceptions import CannotRun, MessageError
 from .message import Message, decode_json, unpack
+from .obstacles import Obstacle, find_obstacles, stamps_of, task_id_of, under_new_id, without_expiry
 from .presence import WorkerPresence
 
 __all__ = (
@@ -36,10 +37,12 @@ __all__ = (
     "decode_arguments",
     "delayed_messages",
     "known_queues",
+    "obstacles",
     "own_group",
     "purge",
     "purge_dead",
     "queue_status",
+    "redis_time",
     "replay",
 )
 
@@ -149,6 +152,12 @@ class Arguments:
     kwargs: Any = None
     #: Why the body was not decoded; None when it was.
     error: str | None = None
+
+
+def redis_time(broker: StreamBroker) -> float:
+    """Return Redis' clock, in seconds since the epoch."""
+    seconds, micros = broker.client.call("TIME")
+    return int(seconds) + int(micros) / 1e6
 
 
 def known_queues(broker: StreamBroker) -> list[str]:
@@ -268,16 +277,17 @@ def dead_letters(
     """Yield the dead letters of ``queue``, the oldest first, in pages of 100.
 
     ``task`` is a name or a shell pattern; ``ids`` are entry ids or task ids; ``older_than`` and ``newer_than`` are ages
-    in seconds. What dies after the first page was asked for does not appear, so that whoever replays what is yielded
+    in seconds, by Redis' clock, which wrote when a letter died; ``now`` is that clock for whoever asks for several
+    queues. What dies after the first page was asked for does not appear, so that whoever replays what is yielded
     comes to an end.
     """
     key = broker.queue_keys(queue).dead
-    clock = time.time() if now is None else now
-    start: Any = "-" if newer_than is None else str(int((clock - newer_than) * 1000))
+    clock = redis_time(broker) if now is None else now
+    start: Any = "-" if newer_than is None else _id_at(clock - newer_than)
     newest = broker.client.call("XREVRANGE", key, "+", "-", "COUNT", 1)
     if not newest:
         return
-    end: Any = newest[0][0] if older_than is None else str(int((clock - older_than) * 1000))
+    end: Any = newest[0][0] if older_than is None else _id_at(clock - older_than)
     while True:
         page = broker.client.call("XRANGE", key, start, end, "COUNT", 100)
         for entry_id, fields in page:
@@ -326,18 +336,64 @@ def dead_letter(broker: StreamBroker, queue: str, entry_id: str) -> DeadLetter |
     return _dead_letter(queue, *found[0]) if found else None
 
 
-def replay(broker: StreamBroker, letter: DeadLetter, *, queue: str | None = None) -> str | None:
+def obstacles(broker: StreamBroker, letters: Sequence[DeadLetter]) -> list[tuple[Obstacle, ...]]:
+    """Return for each dead letter why no worker would run it; one round trip for all of them.
+
+    Of one that is no task message nothing is said here: :func:`replay` refuses it.
+    """
+    messages = [_readable(letter) for letter in letters]
+    ids = {task_id for message in messages if message and (task_id := task_id_of(message)) is not None}
+    stamps = {stamp for message in messages if message for stamp in stamps_of(message)}
+    looks = [("ZSCORE", keys.revoked(broker.prefix), task_id) for task_id in ids]
+    looks += [("ZSCORE", keys.revoked_stamps(broker.prefix), stamp) for stamp in stamps]
+    clock, *scores = broker.client.call_all([("TIME",), *looks])
+    now = int(clock[0]) + int(clock[1]) / 1e6
+    # The score says when a revocation is forgotten.
+    revoked = {name for name, score in zip((*ids, *stamps), scores, strict=True) if score and float(score) > now}
+    return [find_obstacles(message, now=now, revoked=revoked) if message else () for message in messages]
+
+
+def _readable(letter: DeadLetter) -> Message | None:
+    message = letter.message
+    try:
+        if message is not None:
+            message.decode_headers()
+            message.decode_properties()
+    except MessageError:
+        return None
+    return message
+
+
+def replay(
+    broker: StreamBroker,
+    letter: DeadLetter,
+    *,
+    queue: str | None = None,
+    ignore_expires: bool = False,
+    ignore_revoked: bool = False,
+) -> str | None:
     """Move a dead letter back to its queue, or to another, as a message with no history; it keeps its task id.
 
-    Atomic: run twice, or killed half-way, it is moved once. Two round trips. Returns the new entry id, or None when
-    the letter is no longer there.
+    Atomic: run twice, or killed half-way, it is moved once. Three round trips. Returns the new entry id, or None when
+    the letter is no longer there. What no worker would run stays where it is.
+
+    Args:
+        ignore_expires: move it also when it has expired, without its expiry.
+        ignore_revoked: move it also when it was revoked, as a task with a new id and no stamps, for workers know for
+            hours what was revoked.
 
     Raises:
+        CannotRun: it has expired, or was revoked.
         MessageError: the letter is not a task message; no worker could run it.
     """
     message = letter.message
     if message is None:
         raise MessageError(f"Dead letter {letter.entry_id} of queue {letter.queue!r} is not a task message.")
+    changed = message
+    for obstacle in obstacles(broker, [letter])[0]:
+        if not (ignore_expires if obstacle.kind == "expired" else ignore_revoked):
+            raise CannotRun(f"Dead letter {letter.entry_id} of queue {letter.queue!r} stays: {obstacle.text}.")
+        changed = without_expiry(changed) if obstacle.kind == "expired" else under_new_id(changed, str(uuid.uuid4()))
     target = broker.queue_keys(queue or letter.queue)
     try:
         step = target.step_index(message.decode_properties().get("priority"))
@@ -345,7 +401,9 @@ def replay(broker: StreamBroker, letter: DeadLetter, *, queue: str | None = None
         raise MessageError(f"Dead letter {letter.entry_id} of queue {letter.queue!r} has no numeric priority.") from exc
     broker.client.call("SADD", keys.queues(broker.prefix), target.queue)
     moved = broker.client.run(
-        scripts.REPLAY, [broker.queue_keys(letter.queue).dead, target.streams[step]], [letter.entry_id]
+        scripts.REPLAY,
+        [broker.queue_keys(letter.queue).dead, target.streams[step]],
+        [letter.entry_id, *(changed.as_fields() if changed is not message else ())],
     )
     return moved.decode() if moved else None
 
@@ -393,6 +451,10 @@ def _dead_letter(queue: str, entry_id: bytes, flat: list[bytes]) -> DeadLetter:
         published=int(published) / 1000 if published.isdigit() else None,
         fields=tuple(fields.items()),
     )
+
+
+def _id_at(seconds: float) -> str:
+    return str(max(int(seconds * 1000), 0))
 
 
 def _is_entry_id(text: str) -> bool:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import functools
 import json
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +20,18 @@ from rich.table import Table
 from rich.text import Text
 
 from ..app import Streams, streams_of
-from ..exceptions import MessageError
-from ..inspect import DeadLetter, dead_letter, dead_letters, decode_arguments, purge_dead, replay
+from ..exceptions import CannotRun, MessageError
+from ..inspect import (
+    DeadLetter,
+    dead_letter,
+    dead_letters,
+    decode_arguments,
+    obstacles,
+    purge_dead,
+    redis_time,
+    replay,
+)
+from ..obstacles import Obstacle
 from ..worker.outcome import Reason
 from .terminal import AGE, age, bad_input, console, iso, one_line_errors, progress_bar, select_queues
 
@@ -57,7 +66,7 @@ class Selection:
 
     def letters(self, streams: Streams) -> Iterator[DeadLetter]:
         """Yield the dead letters, queue after queue, the oldest of a queue first."""
-        now = time.time()
+        now = redis_time(streams.broker)
         for queue in select_queues(streams, self.queues):
             yield from dead_letters(
                 streams.broker,
@@ -151,7 +160,8 @@ def list_dead(ctx: click.Context, selection: Selection, limit: int | None, as_js
     """List dead letters, the oldest first."""
     newest: deque[dict[str, Any]] = deque(maxlen=limit if limit or as_json else _TABLE_LIMIT)
     total = 0
-    for letter in selection.letters(streams_of(ctx.obj.app)):
+    streams = streams_of(ctx.obj.app)
+    for letter in selection.letters(streams):
         newest.append(_summary(letter))
         total += 1
     if as_json:
@@ -163,7 +173,7 @@ def list_dead(ctx: click.Context, selection: Selection, limit: int | None, as_js
     table = Table(box=SIMPLE, show_edge=False, pad_edge=False)
     for header in ("queue", "entry id", "died", "reason", "task", "task id", "exception"):
         table.add_column(header, overflow="fold", no_wrap=header in ("entry id", "died", "reason"))
-    now = time.time()
+    now = redis_time(streams.broker)
     for row in newest:
         died = age(max(now - row["died_at"], 0.0)) + " ago"
         words = (row["queue"], row["entry_id"], died, row["reason"], row["task"], row["task_id"], row["exception"])
@@ -240,12 +250,25 @@ Examples:
   celery-streams -A proj dead replay --id 1718000000000-0
   celery-streams -A proj dead replay -Q send_message --reason failed --dry-run
   celery-streams -A proj dead replay -Q send_message --to send_message_slow
+  celery-streams -A proj dead replay --id 1718000000000-0 --ignore-expires
   celery-streams -A proj dead replay --all
 """,
 )
 @_selecting
 @_option("--all", "everything", is_flag=True, help_group="Filters", help="All dead letters of all queues.")
 @_option("--to", metavar="QUEUE", help_group="Replay Options", help="Put them on this queue, not where they came from.")
+@_option(
+    "--ignore-expires",
+    is_flag=True,
+    help_group="Replay Options",
+    help="Replay what has expired, too, without its expiry.",
+)
+@_option(
+    "--ignore-revoked",
+    is_flag=True,
+    help_group="Replay Options",
+    help="Replay what was revoked, too, under a new task id.",
+)
 @_dry_run
 @_as_json
 @click.pass_context
@@ -256,11 +279,15 @@ def replay_dead(
     selection: Selection,
     everything: bool,
     to: str | None,
+    ignore_expires: bool,
+    ignore_revoked: bool,
     dry_run: bool,
     as_json: bool,
     **kwargs: Any,
 ) -> None:
     """Put dead letters back on their queue, as new messages that keep their task ids.
+
+    What no worker would run stays where it is, with the reason: what has expired meanwhile, or was revoked.
 
     Each is moved in one step: run it twice, or kill it and run it again, and each is replayed once. What dies
     meanwhile is left for the next time.
@@ -269,18 +296,27 @@ def replay_dead(
         raise bad_input("--to needs the name of a queue")
     streams = streams_of(ctx.obj.app)
     broker = streams.broker
+    ignored = {kind for kind, given in (("expired", ignore_expires), ("revoked", ignore_revoked)) if given}
     chosen = _choose(streams, selection, everything=everything)
     if dry_run:
-        _tell_dry_run("replay", chosen, as_json=as_json)
+        _tell_dry_run("replay", chosen, as_json=as_json, staying=_staying(streams, chosen, ignored))
         return
     moved: list[dict[str, Any]] = []
+    #: What could not be put back, and what no worker would run.
     refused: list[str] = []
+    stay: list[str] = []
     gone = 0
     with progress_bar("Replaying", len(chosen), quiet=as_json) as advance:
         for queue, entry_id, _ in chosen:
             letter = dead_letter(broker, queue, entry_id)
             try:
-                new_id = replay(broker, letter, queue=to) if letter is not None else None
+                new_id = None
+                if letter is not None:
+                    new_id = replay(
+                        broker, letter, queue=to, ignore_expires=ignore_expires, ignore_revoked=ignore_revoked
+                    )
+            except CannotRun as exc:
+                stay.append(str(exc))
             except MessageError as exc:
                 refused.append(str(exc))
             else:
@@ -298,14 +334,16 @@ def replay_dead(
                     )
             advance(1)
     if as_json:
-        answer = {"matched": len(chosen), "replayed": moved, "gone": gone, "refused": refused}
+        answer = {"matched": len(chosen), "replayed": moved, "gone": gone, "refused": refused, "stay": stay}
         click.echo(json.dumps(answer, indent=2))
     else:
         more = f"; {gone:,} had gone meanwhile" if gone else ""
         click.echo(f"Replayed {len(moved):,} of {_letters(len(chosen))}{f' to {to}' if to else ''}{more}.")
-        for text in refused:
+        for text in (*refused, *stay):
             click.echo(text, err=True)
-    ctx.exit(EX_FAILURE if refused else 0)
+        if stay:
+            click.echo("--ignore-expires and --ignore-revoked replay what would not run otherwise.", err=True)
+    ctx.exit(EX_FAILURE if refused or stay else 0)
 
 
 # -- purge ------------------------------------------------------------------------------------------------------------
@@ -374,15 +412,48 @@ def _choose(streams: Streams, selection: Selection, *, everything: bool) -> list
     return [(letter.queue, letter.entry_id, letter.reason) for letter in selection.letters(streams)]
 
 
-def _tell_dry_run(verb: str, chosen: Sequence[tuple[str, str, str]], *, as_json: bool) -> None:
-    counts = Counter((queue, reason) for queue, _, reason in chosen)
+def _staying(
+    streams: Streams, chosen: Sequence[tuple[str, str, str]], ignored: Collection[str]
+) -> list[tuple[str, str, str]]:
+    """Return (queue, entry id, why) of what would not be replayed."""
+    found: list[tuple[str, str, str]] = []
+    for start in range(0, len(chosen), _PURGE_STEP):
+        letters = [dead_letter(streams.broker, queue, entry_id) for queue, entry_id, _ in chosen[start:][:_PURGE_STEP]]
+        there = [letter for letter in letters if letter is not None]
+        for letter, in_its_way in zip(there, obstacles(streams.broker, there), strict=True):
+            why = _why_not(letter, in_its_way, ignored)
+            if why:
+                found.append((letter.queue, letter.entry_id, why))
+    return found
+
+
+def _why_not(letter: DeadLetter, in_its_way: Sequence[Obstacle], ignored: Collection[str]) -> str | None:
+    if letter.message is None:
+        return "it is not a task message"
+    return next((one.text for one in in_its_way if one.kind not in ignored), None)
+
+
+def _tell_dry_run(
+    verb: str,
+    chosen: Sequence[tuple[str, str, str]],
+    *,
+    as_json: bool,
+    staying: Sequence[tuple[str, str, str]] = (),
+) -> None:
+    left = {(queue, entry_id) for queue, entry_id, _ in staying}
+    counts = Counter((queue, reason) for queue, entry_id, reason in chosen if (queue, entry_id) not in left)
     if as_json:
         groups = [{"queue": queue, "reason": reason, "count": count} for (queue, reason), count in counts.items()]
-        click.echo(json.dumps({"dry_run": True, "matched": len(chosen), "groups": groups}, indent=2))
+        stay = [{"queue": queue, "entry_id": entry_id, "why": why} for queue, entry_id, why in staying]
+        answer = {"dry_run": True, "matched": len(chosen), "groups": groups}
+        click.echo(json.dumps({**answer, "stay": stay} if verb == "replay" else answer, indent=2))
         return
-    click.echo(f"Would {verb} {_letters(len(chosen))}.")
+    some = f"{len(chosen) - len(left):,} of " if left else ""
+    click.echo(f"Would {verb} {some}{_letters(len(chosen))}.")
     for (queue, reason), count in sorted(counts.items()):
         click.echo(f"  {queue}: {count:,} {reason}")
+    for queue, entry_id, why in staying:
+        click.echo(f"  {queue}: {entry_id} would stay: {why}")
 
 
 def _letters(count: int) -> str:

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from celery_streams import inspect, keys
+from celery_streams.exceptions import CannotRun
 from tests.eventually import eventually
 
 HEADERS = {"lang": "py", "task": "tests.proj.actions.act", "id": "hand-made"}
@@ -143,3 +144,28 @@ def test_unknown_task_is_given_up_only_after_its_time(project, act, worker):
     assert letter.task_id == result.id
     assert "never registered" in letter.exception
     assert letter.died - letter.published >= 1
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_replayed_dead_letter_runs_although_it_had_expired_or_was_revoked(project, app, act, worker, pool):
+    worker(pool=pool)
+    expired = act.apply_async(["error"], expires=2.0)
+    revoked = act.apply_async(["error"])
+    letters = eventually(lambda: found if len(found := project.dead_letters()) == 2 else None)
+    app.control.revoke(revoked.id)
+    eventually(lambda: project.broker.revoked())
+
+    by_id = {letter.task_id: letter for letter in letters}
+    with pytest.raises(CannotRun, match="was revoked"):
+        inspect.replay(project.broker, by_id[revoked.id])
+    eventually(lambda: inspect.obstacles(project.broker, [by_id[expired.id]])[0])
+    with pytest.raises(CannotRun, match="it expired"):
+        inspect.replay(project.broker, by_id[expired.id])
+    assert len(project.dead_letters()) == 2
+
+    inspect.replay(project.broker, by_id[expired.id], ignore_expires=True)
+    inspect.replay(project.broker, by_id[revoked.id], ignore_revoked=True)
+
+    project.starts(expired.id, 2)
+    eventually(lambda: len(project.ledger.runs()) == 4)
+    eventually(lambda: len(project.dead_letters()) == 2)  # they fail again, and nothing is lost
