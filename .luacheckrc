@@ -3,7 +3,8 @@ std = "lua51"
 max_line_length = 120
 files["celery_streams/lua"].read_globals = {
     "KEYS", "ARGV", "redis", "cjson", "struct",
-    "clock", "described", "open_full", "owned", "pack", "pending", "postpone", "settle", "split", "unpacked", "wake",
+    "clock", "described", "open_full", "owned", "pack", "pending", "postpone", "settle", "size", "split",
+    "storable", "unpacked", "wake",
 }
 -- A file of the prelude is one function, for others.
 files["celery_streams/lua/prelude"].ignore = {"211", "431"}

@@ -19,10 +19,13 @@ from .connection import BlockingConnection, RedisClient
 from .exceptions import BrokerError, BrokerFull, GroupExists, MessageError, QueueFull
 from .message import Message, decode_json, encode_history, encode_json, pack
 
-__all__ = ("Delivery", "Entry", "Promotion", "Recovery", "StreamBroker", "StreamRef")
+__all__ = ("STEP_BYTES", "Delivery", "Entry", "Promotion", "Recovery", "StreamBroker", "StreamRef")
 
 #: Greatest pause in ms between re-deliveries of a message whose processes keep dying.
 MAX_BACKOFF_MS = 60_000
+
+#: Bytes of messages that one script may copy, whatever their number: Redis serves nobody else meanwhile.
+STEP_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ class Promotion:
     moved: int
     #: Members whose message was gone (deleted by someone else).
     missing: int
-    #: Milliseconds until the next message is due; None when nothing is delayed.
+    #: Milliseconds until the next message is due, 0 when the next step has something to do; None: nothing is delayed.
     next_due_ms: int | None
     #: What Redis said about the first queue whose messages it refused to move; they are still delayed. Empty: none.
     refusal: str = ""
@@ -90,11 +93,8 @@ class Recovery:
     vanished: int
     #: Entries over the delivery limit, now pending for the caller, with the consumer that had them last.
     exhausted: tuple[tuple[Delivery, str], ...]
-
-    @property
-    def count(self) -> int:
-        """Entries that were dealt with; as many as the limit means that there may be more."""
-        return self.moved + self.vanished + len(self.exhausted)
+    #: It ended at the limit of a step; the next look may come at once.
+    more: bool = False
 
 
 class StreamBroker:
@@ -296,16 +296,34 @@ class StreamBroker:
         return self.parse_ack(entries, self.client.run(*self.ack_command(consumer, entries)))
 
     def release(self, consumer: str, entries: Sequence[Entry]) -> int:
-        """Put un-started ``entries`` back for other consumers, with no delivery counted; returns how many."""
-        if not entries:
-            return 0
-        return int(self.client.run(*_by_stream(scripts.RELEASE, [keys.GROUP, consumer], entries)))
+        """Put un-started ``entries`` back for other consumers, with no delivery counted; returns how many.
+
+        Large ones take several steps.
+        """
+        count = 0
+        left = list(entries)
+        while left:
+            put_back, looked, _ = self.client.run(
+                *_by_stream(scripts.RELEASE, [keys.GROUP, consumer, STEP_BYTES], left)
+            )
+            count += put_back
+            del left[:looked]
+        return count
 
     def release_all(self, streams: Sequence[StreamRef], consumer: str) -> int:
-        """Put back everything that is pending for ``consumer`` on ``streams``; returns how many."""
+        """Put back everything that is pending for ``consumer`` on ``streams``; returns how many.
+
+        Many, and large ones, take several steps.
+        """
         if not streams:
             return 0
-        return int(self.client.run(scripts.RELEASE, [ref.key for ref in streams], [keys.GROUP, consumer]))
+        count, more = 0, 1
+        while more:
+            put_back, _, more = self.client.run(
+                scripts.RELEASE, [ref.key for ref in streams], [keys.GROUP, consumer, STEP_BYTES]
+            )
+            count += put_back
+        return count
 
     def requeue(
         self,
@@ -342,6 +360,8 @@ class StreamBroker:
         ``due_ms`` is in milliseconds since the epoch, 0 for now. Returns False, with nothing stored, when the entry
         was no longer ours. One more round trip for the first retry to a queue that this broker never wrote to.
         """
+        # Two messages with one task id, each of which is retried, are two: the entry tells them apart.
+        member = f"{member}:{entry.stream.queue}:{entry.stream.step}:{entry.id.decode()}"
         if queue != entry.stream.queue and queue not in self._known_queues:
             # A full Redis refuses to remember the name, and yet the retry must be stored.
             with contextlib.suppress(BrokerFull):
@@ -373,19 +393,25 @@ class StreamBroker:
         death: bytes,
         max_length: int | None,
         ttl: float | None,
+        max_memory: int | None = None,
         message: Message | None = None,
     ) -> bytes | None:
         """Move an entry to its queue's dead letters with ``death`` (JSON); returns the dead letter's id.
 
+        The oldest dead letters beyond ``max_length``, ``ttl`` and ``max_memory`` (in bytes) are deleted.
         ``message`` is given only when the entry was acknowledged before it ran: then there is nothing to own.
         ``ttl`` is in seconds. Returns None when the entry was no longer ours.
         """
         ttl_ms = "" if ttl is None else int(ttl * 1000)
-        args: list[Any] = [keys.GROUP, consumer, entry.id, death, max_length or 0, ttl_ms]
+        args: list[Any] = [keys.GROUP, consumer, entry.id, death, max_length or 0, ttl_ms, max_memory or 0]
         if message is not None:
             args += message.as_fields()
         reply = self.client.run(scripts.REJECT, [entry.stream.key, self.queue_keys(entry.stream.queue).dead], args)
         return bytes(reply) if reply else None
+
+    def scan(self, key: str, *, start: bytes | str = "-", end: bytes | str = "+", count: int = 100) -> list[Any]:
+        """Return the next entries of a stream as XRANGE does, at most ``count``, and as :data:`STEP_BYTES` take."""
+        return list(self.client.run(scripts.SCAN, [key], [start, end, count, STEP_BYTES]))
 
     def fetch(self, entry: Entry) -> Delivery | None:
         """Read one entry again by its id; None when it is gone."""
@@ -405,7 +431,7 @@ class StreamBroker:
         return [int(position) for position in self.client.run(scripts.EXTEND, list(order), args)]
 
     def promote(self, queues: Sequence[str], *, limit: int = 500) -> Promotion:
-        """Move due messages of ``queues`` to their streams, at most ``limit`` in this step.
+        """Move due messages of ``queues`` to their streams, at most ``limit`` and :data:`STEP_BYTES` in this step.
 
         A queue that Redis refuses (a key of another type) does not hold up the others, and is not raised about: see
         :attr:`Promotion.refusal`.
@@ -416,7 +442,7 @@ class StreamBroker:
         for queue in queues:
             known = self.queue_keys(queue)
             names += [known.delayed, known.delayed_messages, *known.streams]
-        moved, missing, wait, refusal = self.client.run(scripts.PROMOTE, names, [len(self.steps), limit])
+        moved, missing, wait, refusal = self.client.run(scripts.PROMOTE, names, [len(self.steps), limit, STEP_BYTES])
         return Promotion(moved, missing, None if wait < 0 else int(wait), refusal.decode())
 
     def busy_queues(self, queues: Sequence[str]) -> list[str]:
@@ -437,23 +463,27 @@ class StreamBroker:
     ) -> Recovery:
         """Put back what consumers held that gave no heartbeat for ``idle_ms``, at most ``limit`` entries.
 
-        One caller looks per ``turn_ms``, whoever comes first; after as many entries as ``limit`` the next look may come
-        at once. Entries that reach ``delivery_limit`` crashes become
+        One caller looks per ``turn_ms``, whoever comes first; after as many entries as ``limit``, or as
+        :data:`STEP_BYTES` take, the next look may come at once. Entries that reach ``delivery_limit`` crashes become
         pending for ``consumer``, which must dead-letter them.
         """
         names = self.queue_keys(queue)
-        moved, vanished, exhausted = self.client.run(
+        moved, vanished, exhausted, more = self.client.run(
             scripts.RECOVER,
             [names.delayed, names.delayed_messages, names.wake, names.claims, *names.streams],
-            [keys.GROUP, consumer, idle_ms, limit, turn_ms, delivery_limit, MAX_BACKOFF_MS],
+            [keys.GROUP, consumer, idle_ms, limit, STEP_BYTES, turn_ms, delivery_limit, MAX_BACKOFF_MS],
         )
         return Recovery(
             moved,
             vanished,
             tuple(
-                (delivery(StreamRef(queue, step, names.streams[step]), entry_id, fields), holder.decode())
+                (
+                    delivery(StreamRef(queue, step, names.streams[step]), entry_id, fields),
+                    holder.decode(errors="replace"),
+                )
                 for step, entry_id, fields, holder in exhausted
             ),
+            bool(more),
         )
 
     def take_token(

@@ -177,6 +177,8 @@ class StreamsConf:
     #: Dead-letter tasks that failed for good.
     dead_letter_failures: bool = True
     dead_letter_max_length: int | None = 10_000
+    #: Bytes of memory that the dead letters of a queue may take; None is no bound.
+    dead_letter_max_memory: int | None = 256 * 1024 * 1024
     #: Seconds a dead letter is kept; None keeps it for ever.
     dead_letter_ttl: float | None = 30 * 86_400.0
     #: Messages a queue may hold before publishing raises QueueFull; None is no bound.
@@ -361,6 +363,7 @@ _CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
     "delivery_limit": _count,
     "dead_letter_failures": _boolean,
     "dead_letter_max_length": _optional_count,
+    "dead_letter_max_memory": _optional_count,
     "dead_letter_ttl": _optional_seconds,
     "max_length": _optional_count,
     "unknown_task_ttl": _seconds,

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import keys, scripts
+from .broker import STEP_BYTES
 from .connection import RedisClient
 from .kombu_lists import ListKeys, Wrapped, priority_of
 
@@ -26,8 +27,9 @@ __all__ = ("DatabaseTransfer",)
 ARRIVE = scripts.load("arrive")
 DEPART = scripts.load("depart")
 FORGET_TAGS = scripts.load("forget_tags")
+PEEK = scripts.load("peek")
 
-#: Elements carried in one step, so that Redis is never held up for long.
+#: Elements carried in one step, fewer when they are large, so that Redis is never held up for long.
 _STEP = 100
 
 #: Seconds for which the tag of an element is kept after it was deleted on the other side.
@@ -53,7 +55,8 @@ class DatabaseTransfer:
 
     def depart(self, key: str) -> bool:
         """Let the next elements of the list ``key`` depart; returns whether there were any."""
-        return bool(self._lists.run(DEPART, [key, self.kept.outgoing], [uuid.uuid4().hex for _ in range(_STEP)]))
+        tags = [uuid.uuid4().hex for _ in range(_STEP)]
+        return bool(self._lists.run(DEPART, [key, self.kept.outgoing], [STEP_BYTES, *tags]))
 
     @staticmethod
     def tagged(wrapped: Wrapped) -> bytes:
@@ -84,7 +87,7 @@ class DatabaseTransfer:
     ) -> None:
         """Take steps 2 to 4 for everything in ``source`` that is on its way; ``index_of`` counts ``lists`` from 1."""
         while True:
-            tagged = source.call("LRANGE", self.kept.outgoing, -_STEP, -1)[::-1]
+            tagged = source.run(PEEK, [self.kept.outgoing], [_STEP, STEP_BYTES])
             if not tagged:
                 return
             args: list[Any] = []

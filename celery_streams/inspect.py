@@ -6,6 +6,7 @@ are exact at the moment of the call. It knows neither Celery nor the worker.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import uuid
@@ -21,7 +22,7 @@ from . import keys, presence, scripts
 from .broker import StreamBroker
 from .connection import pairs
 from .exceptions import CannotRun, MessageError
-from .message import Message, decode_json, unpack
+from .message import Message, decode_json, unpack, unpack_fields
 from .obstacles import Obstacle, find_obstacles, stamps_of, task_id_of, under_new_id, without_expiry
 from .presence import WorkerPresence
 
@@ -162,7 +163,7 @@ def redis_time(broker: StreamBroker) -> float:
 
 def known_queues(broker: StreamBroker) -> list[str]:
     """Return the names of all queues that were ever used under this prefix, sorted."""
-    return sorted(name.decode() for name in broker.client.call("SMEMBERS", keys.queues(broker.prefix)))
+    return sorted(name.decode(errors="replace") for name in broker.client.call("SMEMBERS", keys.queues(broker.prefix)))
 
 
 def queue_status(broker: StreamBroker, queue: str, *, workers: Sequence[WorkerPresence] | None = None) -> QueueStatus:
@@ -239,7 +240,7 @@ def consumers(broker: StreamBroker, queue: str) -> list[ConsumerInfo]:
     found: dict[str, ConsumerInfo] = {}
     for reply in replies:
         for raw in map(pairs, reply or ()):
-            name = raw[b"name"].decode()
+            name = raw[b"name"].decode(errors="replace")
             known = found.get(name)
             idle = raw[b"idle"] / 1000
             found[name] = ConsumerInfo(
@@ -255,7 +256,7 @@ def delayed_messages(broker: StreamBroker, queue: str, *, limit: int = 1_000) ->
     members = flat[::2]
     packed = broker.client.call("HMGET", names.delayed_messages, *members) if members else []
     return [
-        DelayedMessage(queue, member.decode(), float(score) / 1000, _unpacked(raw))
+        DelayedMessage(queue, member.decode(errors="replace"), float(score) / 1000, _unpacked(raw))
         for member, score, raw in zip(members, flat[1::2], packed, strict=True)
     ]
 
@@ -274,7 +275,7 @@ def dead_letters(
     ids: Collection[str] | None = None,
     now: float | None = None,
 ) -> Iterator[DeadLetter]:
-    """Yield the dead letters of ``queue``, the oldest first, in pages of 100.
+    """Yield the dead letters of ``queue``, the oldest first, in pages of 100 and fewer.
 
     ``task`` is a name or a shell pattern; ``ids`` are entry ids or task ids; ``older_than`` and ``newer_than`` are ages
     in seconds, by Redis' clock, which wrote when a letter died; ``now`` is that clock for whoever asks for several
@@ -289,7 +290,9 @@ def dead_letters(
         return
     end: Any = newest[0][0] if older_than is None else _id_at(clock - older_than)
     while True:
-        page = broker.client.call("XRANGE", key, start, end, "COUNT", 100)
+        page = broker.scan(key, start=start, end=end)
+        if not page:
+            return
         for entry_id, fields in page:
             letter = _dead_letter(queue, entry_id, fields)
             if (
@@ -298,8 +301,6 @@ def dead_letters(
                 and (ids is None or letter.entry_id in ids or letter.task_id in ids)
             ):
                 yield letter
-        if len(page) < 100:
-            return
         start = b"(" + page[-1][0]
 
 
@@ -433,10 +434,14 @@ def purge(broker: StreamBroker, queue: str) -> int:
 
 def _dead_letter(queue: str, entry_id: bytes, flat: list[bytes]) -> DeadLetter:
     fields = pairs(flat)
+    if b"fields" in fields and b"headers" not in fields:
+        with contextlib.suppress(MessageError):  # then it is a field of that name, and nothing more
+            fields |= pairs(unpack_fields(fields[b"fields"]))
+            del fields[b"fields"]
     death = _decoded(fields.pop(b"death", b""))
     headers = _decoded(fields.get(b"headers", b""))
     history = _decoded(fields.get(b"history", b""))
-    published = str(history.get("first") or death.get("entry_id") or "").partition("-")[0]
+    published = _milliseconds(history.get("first")) or _milliseconds(death.get("entry_id"))
     return DeadLetter(
         queue=queue,
         entry_id=entry_id.decode(),
@@ -448,7 +453,7 @@ def _dead_letter(queue: str, entry_id: bytes, flat: list[bytes]) -> DeadLetter:
         worker=death.get("worker"),
         crashes=_number(death.get("crashes") or history.get("crashes")),
         died=int(entry_id.partition(b"-")[0]) / 1000,
-        published=int(published) / 1000 if published.isdigit() else None,
+        published=published / 1000 if published else None,
         fields=tuple(fields.items()),
     )
 
@@ -464,6 +469,11 @@ def _is_entry_id(text: str) -> bool:
 def _text(value: Any) -> str | None:
     """Return what a malformed message says in the place of a text only if it is one."""
     return value if isinstance(value, str) else None
+
+
+def _milliseconds(entry_id: Any) -> int:
+    """Return the time in an entry id, 0 when it is none: anybody can write a history."""
+    return int(entry_id.partition("-")[0]) if isinstance(entry_id, str) and _is_entry_id(entry_id) else 0
 
 
 def _number(value: Any) -> int:
@@ -489,7 +499,7 @@ def _published_ms(entry: list[Any]) -> int:
     entry_id, flat = entry
     for name, value in zip(flat[::2], flat[1::2], strict=False):
         if name == b"history":
-            first = str(_decoded(value).get("first", "")).partition("-")[0]
-            if first.isdigit():
-                return int(first)
+            first = _milliseconds(_decoded(value).get("first"))
+            if first:
+                return first
     return int(entry_id.partition(b"-")[0])

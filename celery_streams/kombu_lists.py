@@ -47,7 +47,7 @@ class ListKeys:
         """Return the index of the list that a message of this priority belongs to, as kombu does."""
         try:
             bounded = max(min(int(priority), _GREATEST), _LEAST)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             bounded = _LEAST
         return max(bisect_right(self.steps, bounded) - 1, 0)
 

@@ -20,6 +20,7 @@ copies bytes and never parses JSON.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from kombu.utils.json import JSONEncoder, object_hook
 
 from .exceptions import MessageError
 
-__all__ = ("FIELDS", "Message", "decode_json", "encode", "encode_json", "pack", "unpack")
+__all__ = ("FIELDS", "Message", "decode_json", "encode", "encode_json", "pack", "unpack", "unpack_fields")
 
 #: Field names of an entry, in the order in which they are written.
 FIELDS = (b"headers", b"properties", b"body", b"history")
@@ -78,9 +79,10 @@ class Message:
         missing = [name.decode() for name in FIELDS[:3] if name not in values]
         if missing:
             raise MessageError(f"the entry has no field {', '.join(missing)}")
-        extra = [repr(name) for name in values if name not in FIELDS]
+        extra = [name for name in values if name not in FIELDS]
         if extra:
-            raise MessageError(f"the entry has unknown fields {', '.join(extra)}")
+            shown = ", ".join(repr(name[:40]) for name in extra[:5]) + (", ..." if len(extra) > 5 else "")
+            raise MessageError(f"the entry has unknown fields {shown}")
         return cls(values[b"headers"], values[b"properties"], values[b"body"], values.get(b"history", b""), step)
 
     def as_fields(self) -> list[bytes]:
@@ -107,12 +109,15 @@ class Message:
         return _as_object(decode_json(self.properties), "properties")
 
     def decode_history(self) -> dict[str, Any]:
-        """Return the history; empty for a message that was never put back.
+        """Return what of the history makes sense; empty for a message that was never put back.
+
+        Anybody can write a history: numbers in it are finite, counts and times whole and not negative, ``first`` and
+        ``worker`` are texts. ``recover.lua`` reads it likewise.
 
         Raises:
             MessageError: it is not a JSON object.
         """
-        return _as_object(decode_json(self.history), "history") if self.history else {}
+        return _sane(_as_object(decode_json(self.history), "history")) if self.history else {}
 
 
 def encode(headers: Mapping[str, Any], properties: Mapping[str, Any], body: str | bytes, *, step: int = 0) -> Message:
@@ -138,7 +143,7 @@ def encode_history(history: Mapping[str, Any]) -> bytes:
 def pack(message: Message) -> bytes:
     """Pack a message into one value: five big-endian 32-bit numbers (step and four lengths), then the four fields.
 
-    ``promote.lua`` reads the same layout with ``struct.unpack('>I4I4I4I4I4')``.
+    ``lua/prelude`` knows the same layout: ``pack.lua`` and ``unpacked.lua``.
     """
     return b"".join(
         (
@@ -175,6 +180,42 @@ def unpack(packed: bytes) -> Message:
         parts.append(packed[start : start + length])
         start += length
     return Message(parts[0], parts[1], parts[2], parts[3], step)
+
+
+def unpack_fields(packed: bytes) -> list[bytes]:
+    """Return the fields of an entry that had too many for a script to store one by one; see ``storable.lua``.
+
+    Raises:
+        MessageError: the value is no such list.
+    """
+    found: list[bytes] = []
+    at = 0
+    while at < len(packed):
+        end = at + 4 + int.from_bytes(packed[at : at + 4], "big")
+        if end > len(packed) or at + 4 > len(packed):
+            raise MessageError("not packed fields: their lengths do not add up")
+        found.append(packed[at + 4 : end])
+        at = end
+    if not found or len(found) % 2:
+        raise MessageError("not packed fields: they are no pairs of name and value")
+    return found
+
+
+#: What a history may say, and of which kind; other names may hold any plain value.
+_COUNTS, _TEXTS = ("crashes", "unknown"), ("first", "worker")
+
+
+def _sane(history: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in history.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            continue
+        if name in _COUNTS:
+            if isinstance(value, (int, float)) and value >= 0:
+                found[name] = int(value)
+        elif isinstance(value, str) if name in _TEXTS else isinstance(value, (str, int, float)):
+            found[name] = value
+    return found
 
 
 def _as_object(value: Any, what: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 
 from . import keys, scripts
-from .broker import StreamBroker
+from .broker import STEP_BYTES, StreamBroker
 from .connection import RedisClient
 from .database_transfer import DatabaseTransfer
 from .exceptions import BrokerError, MessageError
@@ -34,11 +34,13 @@ logger = logging.getLogger(__name__)
 Direction = Literal["streams", "lists"]
 
 ADOPT = scripts.load("adopt")
+PEEK = scripts.load("peek")
+PREVIEW = scripts.load("preview")
 RECALL = scripts.load("recall")
 SURRENDER = scripts.load("surrender")
 UNDELAY = scripts.load("undelay")
 
-#: Messages moved in one step, so that Redis is never held up for long.
+#: Messages moved in one step, fewer when they are large, so that Redis is never held up for long.
 _STEP = 100
 
 #: Rounds over a queue: workers put entries back, and delayed messages come due, while the first one goes on.
@@ -186,7 +188,7 @@ class Migration:
         ours = self.broker.queue_keys(moves.queue)
         target = [key, ours.delayed, ours.delayed_messages, ours.wake, *ours.streams]
         while True:
-            elements = self.broker.client.call("LRANGE", key, -_STEP, -1)[::-1]
+            elements = self.broker.client.run(PEEK, [key], [_STEP, STEP_BYTES])
             if not elements:
                 return
             self.broker.client.call("SADD", keys.queues(self.broker.prefix), moves.queue)
@@ -248,7 +250,10 @@ class Migration:
         if not exchange:
             return {routing_key}
         separator = str(self._options.get("sep") or SEPARATOR)
-        bound = [member.decode().split(separator) for member in self.lists.call("SMEMBERS", names.bindings % exchange)]
+        bound = [
+            member.decode(errors="replace").split(separator)
+            for member in self.lists.call("SMEMBERS", names.bindings % exchange)
+        ]
         return {parts[2] for parts in bound if len(parts) == 3 and parts[0] == routing_key}
 
     # -- streams to lists
@@ -280,16 +285,14 @@ class Migration:
         ours = self.broker.queue_keys(moves.queue)
         offset = 0
         while True:
-            flat = self.broker.client.call("ZRANGE", ours.delayed, offset, offset + _STEP - 1, "WITHSCORES")
-            if not flat:
+            page = self.broker.client.run(PREVIEW, [ours.delayed, ours.delayed_messages], [offset, _STEP, STEP_BYTES])
+            if not page:
                 return
-            members = flat[::2]
-            packed = self.broker.client.call("HMGET", ours.delayed_messages, *members)
             args: list[Any] = []
             wrapped: list[Wrapped] = []
-            for member, score, raw in zip(members, flat[1::2], packed, strict=True):
+            for member, score, raw in page:
                 try:
-                    message = unpack(raw or b"")
+                    message = unpack(raw)
                     one = wrap(message, target.names, eta=self._later_eta(message, float(score)))
                 except MessageError:
                     moves.skipped += 1
@@ -297,7 +300,7 @@ class Migration:
                 wrapped.append(one)
                 args += [member, raw, *target.place(one)]
             # What is left alone stays in front; what was promoted meanwhile is gone.
-            offset += len(members) - len(wrapped)
+            offset += len(page) - len(wrapped)
             if not wrapped:
                 continue
             moved = self.broker.client.run(UNDELAY, [ours.delayed, ours.delayed_messages, *target.lists], args)
@@ -308,15 +311,19 @@ class Migration:
     def _later_eta(self, message: Message, due_ms: float) -> str | None:
         """Return the eta to set; None leaves the headers as they are: the message is due, or has its own."""
         now_ms = datetime.now(timezone.utc).timestamp() * 1000
-        if due_ms <= now_ms or self._due_ms(message.decode_headers()) >= int(due_ms):
+        if due_ms <= now_ms:
             return None
-        return datetime.fromtimestamp(due_ms / 1000, timezone.utc).isoformat()
+        try:
+            eta = datetime.fromtimestamp(due_ms / 1000, timezone.utc).isoformat()
+        except (OverflowError, ValueError, OSError) as exc:
+            raise MessageError(f"it is delayed until {due_ms:.0f} ms, which is no date") from exc
+        return None if self._due_ms(message.decode_headers()) >= int(due_ms) else eta
 
     def _surrender(self, moves: Moves, target: _Target, stream: str, step: int) -> None:
         """Move what waits on ``stream``."""
         start: Any = self._last_delivered(stream)
         while True:
-            page = self.broker.client.call("XRANGE", stream, b"(" + start if start else "-", "+", "COUNT", _STEP)
+            page = self.broker.scan(stream, start=b"(" + start if start else "-", count=_STEP)
             if not page:
                 return
             start = page[-1][0]
@@ -325,9 +332,8 @@ class Migration:
     def _surrender_abandoned(self, moves: Moves, target: _Target, stream: str, step: int) -> None:
         """Move what consumers hold that gave no heartbeat for the visibility timeout."""
         ids = list(self._abandoned(stream))
-        for at in range(0, len(ids), _STEP):
-            found = self.broker.client.call_all([("XRANGE", stream, one, one) for one in ids[at : at + _STEP]])
-            page = [entries[0] for entries in found if entries]
+        for one in ids:
+            page = self.broker.scan(stream, start=one, end=one)
             moves.abandoned += self._give(moves, target, stream, step, page, idle_ms=self._idle_ms)
 
     def _give(

@@ -37,7 +37,7 @@ __all__ = (
 _CLOCK_LOOKS = 5
 
 #: Commands whose second word is a command of its own.
-_CONTAINERS = frozenset(("CLIENT", "XGROUP", "XINFO"))
+_CONTAINERS = frozenset(("CLIENT", "MEMORY", "XGROUP", "XINFO"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +167,7 @@ def needed_commands(broker: StreamBroker, queue: str) -> list[tuple[Any, ...]]:
         ("XREVRANGE", names.dead, "+", "-"),
         ("XLEN", stream),
         ("XTRIM", names.dead, "MINID", "0"),
+        ("MEMORY", "USAGE", names.dead),
         ("XINFO", "GROUPS", stream),
         ("XINFO", "CONSUMERS", stream, group),
         ("XGROUP", "CREATE", stream, group, "0", "MKSTREAM"),

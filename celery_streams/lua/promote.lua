@@ -1,14 +1,15 @@
 -- Move messages whose time has come from the delayed set to their streams.
 --
 -- KEYS     for each queue: delayed, delayed messages, then its task streams by priority step
--- ARGV     number of task streams of a queue, greatest number of messages to move in all
--- Returns  {messages moved, members without a message, milliseconds until the next is due (-1 = nothing is delayed),
---          what Redis said about the first queue that it refused, or ''}
+-- ARGV     number of task streams of a queue, greatest number of messages to move in all, and of their bytes
+-- Returns  {messages moved, members without a message, milliseconds until the next is due (-1 = nothing is delayed;
+--          0 = there is more to move now), what Redis said about the first queue that it refused, or ''}
 -- Needs    clock, open_full, unpacked
+-- The message that goes beyond the bytes is moved still, so that one that is larger than all that moves too.
 -- A value that is no packed message becomes an entry with the one field `packed`: a worker will dead-letter it.
 -- Stored first, removed then: a store that is refused (a key of another type, a missing permission) loses nothing. The
 -- rest of that queue stays where it is, and counts as nothing that is due; the other queues go on.
-local steps, left = tonumber(ARGV[1]), tonumber(ARGV[2])
+local steps, left, bytes = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = clock()
 local moved, missing, nearest, refusal = 0, 0, -1, ''
 
@@ -32,16 +33,19 @@ local function promote(base)
             local stored = redis.pcall('XADD', key, '*', unpack(fields or {'packed', packed}))
             if refused(stored) then return refused(stored) end
             moved = moved + 1
+            bytes = bytes - #packed
         else
             missing = missing + 1
         end
         redis.call('ZREM', delayed, member)
         if packed then redis.call('HDEL', messages, member) end
         left = left - 1
+        if bytes <= 0 then return nil end
     end
     local head = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
     if head[2] then
-        local wait = math.max(tonumber(head[2]) - now, 0)
+        -- A score may be any number, and infinite; a day is soon enough to look at it again.
+        local wait = math.min(math.max(tonumber(head[2]) - now, 0), 86400000)
         if nearest < 0 or wait < nearest then nearest = wait end
     end
 end
@@ -49,7 +53,7 @@ end
 for base = 1, #KEYS, steps + 2 do
     local said = promote(base)
     if said and refusal == '' then refusal = said end
-    if left <= 0 then
+    if left <= 0 or bytes <= 0 then
         nearest = 0
         break
     end

@@ -1,37 +1,52 @@
 -- Put back what a dead consumer held: entries whose idle time reached the visibility timeout.
 --
 -- KEYS     delayed, delayed messages, wake, claims, then the task streams of the queue by priority step
--- ARGV     group, our consumer, least idle time in ms, greatest number of entries, length of a turn in ms,
---          delivery limit, greatest back-off in ms
--- Returns  {entries put back, entries that had been deleted by someone else, exhausted}; exhausted is a list of
---          {index of the stream, entry id, fields, consumer}: these are now pending for our consumer, which must
---          dead-letter them
--- Needs    clock, open_full, pack, pending, postpone, settle, split, wake
+-- ARGV     group, our consumer, least idle time in ms, greatest number of entries, and of their bytes, length of a turn
+--          in ms, delivery limit, greatest back-off in ms
+-- Returns  {entries put back, entries that had been deleted by someone else, exhausted, 1 when there may be more};
+--          exhausted is a list of {index of the stream, entry id, fields, consumer}: these are now pending for our
+--          consumer, which must dead-letter them
+-- Needs    clock, open_full, pack, pending, postpone, settle, size, split, storable, wake
 -- One claimer looks in each turn, however many workers there are; a turn in which it found as many as it may put back
 -- is given up, so that the rest need not wait for the next one. The crash is counted in `history`; the first
 -- re-delivery is at once, the next ones wait 1, 2, 4 ... seconds. An entry that is not a message does not wait: the
 -- delayed set keeps messages only. A stream without the group holds nothing that could be recovered.
+-- The entry that goes beyond the bytes is put back still, so that one that is larger than all that comes back too.
 -- Stored first, acknowledged then: a store that is refused (a key of another type, a missing permission) loses nothing.
 local delayed, messages, woken, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local group, consumer, idle, left, turn = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
-local limit, longest = tonumber(ARGV[6]), tonumber(ARGV[7])
+local group, consumer, idle, left, bytes = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local turn, limit, longest = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
 local streams = {}
 for i = 5, #KEYS do
     local summary = pending(KEYS[i], group)
     if summary and summary[1] > 0 then streams[#streams + 1] = i end
 end
-if #streams == 0 then return {0, 0, {}} end
+if #streams == 0 then return {0, 0, {}, 0} end
 open_full(delayed)
-if not redis.call('SET', claims, consumer, 'NX', 'PX', turn) then return {0, 0, {}} end
+if not redis.call('SET', claims, consumer, 'NX', 'PX', turn) then return {0, 0, {}, 0} end
 local now = clock()
 local moved, vanished, exhausted = 0, 0, {}
 
+-- Returns what of a history makes sense, as `message.decode_history` does: no script may end for what somebody wrote.
+local function sane(known)
+    local past = {}
+    local fine, found = pcall(cjson.decode, known or '{}')
+    if not fine or type(found) ~= 'table' then return past end
+    for name, value in pairs(found) do
+        local finite = type(value) == 'number' and value == value and math.abs(value) ~= math.huge
+        if type(name) == 'string' and (finite or type(value) == 'string' or type(value) == 'boolean') then
+            past[name] = value
+        end
+    end
+    if type(past.crashes) ~= 'number' or past.crashes < 0 then past.crashes = 0 end
+    return past
+end
+
 -- Returns the history of an entry with one crash more.
 local function crashed(id, known, holder)
-    local fine, past = pcall(cjson.decode, known or '{}')
-    if not fine or type(past) ~= 'table' then past = {} end
+    local past = sane(known)
     if type(past.first) ~= 'string' then past.first = id end
-    past.crashes = (tonumber(past.crashes) or 0) + 1
+    past.crashes = math.floor(past.crashes or 0) + 1
     past.redelivered = 1
     past.worker = holder
     return past
@@ -48,6 +63,7 @@ local function recover(step, id, fields, holder)
     end
     moved = moved + 1
     if not plain or past.crashes == 1 then
+        kept = storable(kept)
         kept[#kept + 1] = 'history'
         kept[#kept + 1] = cjson.encode(past)
         redis.call('XADD', key, '*', unpack(kept))
@@ -64,19 +80,22 @@ end
 
 for _, i in ipairs(streams) do
     local key = KEYS[i]
-    if left > 0 then
+    if left > 0 and bytes > 0 then
         for _, held in ipairs(redis.call('XPENDING', key, group, 'IDLE', idle, '-', '+', left)) do
             local id, holder = held[1], held[2]
             local entry = redis.call('XRANGE', key, id, id)[1]
             left = left - 1
             if entry then
+                bytes = bytes - size(entry[2])
                 recover(i - 5, id, entry[2], holder)
             else
                 redis.call('XACK', key, group, id)
                 vanished = vanished + 1
             end
+            if bytes <= 0 then break end
         end
     end
 end
-if left <= 0 then redis.call('UNLINK', claims) end
-return {moved, vanished, exhausted}
+local more = left <= 0 or bytes <= 0
+if more then redis.call('UNLINK', claims) end
+return {moved, vanished, exhausted, more and 1 or 0}

@@ -2,21 +2,21 @@
 --
 -- KEYS     task stream, dead letters
 -- ARGV     group, consumer, entry id, death (JSON), greatest number of dead letters (0 = no bound),
---          age in ms beyond which dead letters are deleted (or '' = never),
+--          age in ms beyond which dead letters are deleted (or '' = never), greatest memory in bytes (0 = no bound),
 --          then, only for a message that was acknowledged before it ran, its fields
 -- Returns  id of the dead letter, or false when the entry was no longer ours
--- Needs    clock, open_full, owned, settle
+-- Needs    clock, open_full, owned, settle, size, storable
 -- An entry that another consumer holds, or that is not pending, is left alone.
 -- Stored first, acknowledged then: a store that is refused (a key of another type, a missing permission) loses nothing.
 -- A message that was acknowledged before it ran is nobody's, so what tells a repetition (the reply was lost) is its
 -- dead letter, with the same death, among the newest.
 local stream, dead = KEYS[1], KEYS[2]
 local group, consumer, id, death, most, age = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
-local acknowledged = #ARGV > 6
+local memory = tonumber(ARGV[7])
+local acknowledged = #ARGV > 7
 local fields
 if acknowledged then
-    fields = {}
-    for i = 7, #ARGV do fields[#fields + 1] = ARGV[i] end
+    fields = {unpack(ARGV, 8)}
     for _, letter in ipairs(redis.call('XREVRANGE', dead, '+', '-', 'COUNT', 10)) do
         local known = letter[2]
         if known[#known - 1] == 'death' and known[#known] == death then return letter[1] end
@@ -29,7 +29,7 @@ else
         return false
     end
     open_full(stream)
-    fields = entry[2]
+    fields = storable(entry[2])
 end
 fields[#fields + 1] = 'death'
 fields[#fields + 1] = death
@@ -44,5 +44,18 @@ if age then
     -- By Redis' clock, which gave the ids: a worker's that is ahead would delete what has just died.
     local oldest = clock() - age
     if oldest > 0 then redis.call('XTRIM', dead, 'MINID', string.format('%.0f', oldest)) end
+end
+if memory > 0 then
+    -- Exactly only when it may be too much: a guess from a few entries costs nothing, all of them a millisecond.
+    local count = redis.call('XLEN', dead)
+    local used = redis.pcall('MEMORY', 'USAGE', dead)
+    if type(used) == 'number' and (used > memory / 2 or size(fields) * count > memory) then
+        used = redis.call('MEMORY', 'USAGE', dead, 'SAMPLES', 0)
+        if used > memory and count > 1 then
+            -- Some at a time: a bound that was lowered shall not hold up Redis. The new one stays in any case.
+            local drop = math.min(math.ceil(count * (used - memory) / used), 100, count - 1)
+            redis.call('XTRIM', dead, 'MAXLEN', count - drop)
+        end
+    end
 end
 return letter

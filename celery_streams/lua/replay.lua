@@ -3,7 +3,7 @@
 -- KEYS     dead letters, task stream
 -- ARGV     id of the dead letter, then names of fields and what they shall hold instead
 -- Returns  the new entry id, or false when there is no such dead letter
--- Needs    open_full
+-- Needs    open_full, storable
 -- Stored first, removed then: a store that is refused (a key of another type, a missing permission) loses nothing.
 local dead, stream, letter = KEYS[1], KEYS[2], ARGV[1]
 local entry = redis.call('XRANGE', dead, letter, letter)[1]
@@ -19,6 +19,6 @@ for i = 1, #entry[2], 2 do
     end
 end
 open_full(dead)
-local id = redis.call('XADD', stream, '*', unpack(fields))
+local id = redis.call('XADD', stream, '*', unpack(storable(fields)))
 redis.call('XDEL', dead, letter)
 return id

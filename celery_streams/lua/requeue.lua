@@ -3,7 +3,7 @@
 -- KEYS     task stream, delayed, delayed messages, wake
 -- ARGV     group, consumer, entry id, history (JSON), delay in ms (0 = now), member for the delayed set, priority step
 -- Returns  1, or 0 when the entry was no longer ours
--- Needs    clock, open_full, owned, pack, postpone, settle, split, wake
+-- Needs    clock, open_full, owned, pack, postpone, settle, split, storable, wake
 -- An entry that another consumer holds, or that is not pending, is left alone. An entry that is not a message goes back
 -- at once: the delayed set keeps messages only.
 -- Stored first, acknowledged then: a store that is refused (a key of another type, a missing permission) loses nothing.
@@ -19,6 +19,7 @@ end
 open_full(stream)
 local kept, named, plain = split(entry[2])
 if delay <= 0 or not plain then
+    kept = storable(kept)
     kept[#kept + 1] = 'history'
     kept[#kept + 1] = history
     redis.call('XADD', stream, '*', unpack(kept))

@@ -113,7 +113,7 @@ class Claimer:
         for _ in range(_STEPS):
             recovery = self._step(queue)
             moved += recovery.moved
-            if recovery.count < _STEP:
+            if not recovery.more:
                 break
         if moved:
             logger.warning("Put back %d entries of queue %s that a dead worker held.", moved, queue)

@@ -283,7 +283,8 @@ class Aftermath:
             request = None
         if request is None:
             limit = self.streams.conf.delivery_limit
-            outcome = decide(Event.LOST, Circumstances(crashes=_crashes(history), delivery_limit=limit))
+            event = Event.MALFORMED if delivery.message is None else Event.LOST
+            outcome = decide(event, Circumstances(crashes=_crashes(history), delivery_limit=limit))
             settler.settle(delivery, outcome, death=Death(exception=_status(exitcode)), history=history)
             return
         plan = options_of(request.task, self.streams)

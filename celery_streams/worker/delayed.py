@@ -69,7 +69,7 @@ class Promoter:
             self.moved += result.moved
             if result.missing:
                 logger.error("%d delayed messages had been deleted by someone else.", result.missing)
-            if result.moved + result.missing < _STEP:
+            if result.next_due_ms != 0:
                 break
         if result.refusal and result.refusal != self._refusal:
             logger.error(

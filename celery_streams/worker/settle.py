@@ -292,6 +292,7 @@ class Settler:
                 death=record,
                 max_length=self._conf.dead_letter_max_length,
                 ttl=self._conf.dead_letter_ttl,
+                max_memory=self._conf.dead_letter_max_memory,
                 message=kept,
             ),
         )

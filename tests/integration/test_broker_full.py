@@ -187,7 +187,7 @@ def test_list_departs_for_another_database_on_a_full_redis(small: StreamBroker) 
     small.client.call("RPUSH", "q", "two", "one")
     fill(small)
 
-    taken = small.client.run(DEPART, ["q", "out"], ["1", "2", "3"])
+    taken = small.client.run(DEPART, ["q", "out"], [1_000, "1", "2", "3"])
 
     assert taken == 2
     assert redis_state(small.client) == {"out": [b"2two", b"1one"]}

@@ -312,9 +312,21 @@ def test_retry_with_a_due_time_is_delayed(broker: StreamBroker) -> None:
 
     state = redis_state(broker.client)
     assert state[STREAM].entries == {}
-    assert state[STREAM + ":delayed"] == {"id:1": 2**45}
-    assert state[STREAM + ":delayed:messages"] == {"id:1": pack(message(2, step=1))}
+    member = f"id:1:q:0:{held.entry_id.decode()}"
+    assert state[STREAM + ":delayed"] == {member: 2**45}
+    assert state[STREAM + ":delayed:messages"] == {member: pack(message(2, step=1))}
     assert [entry["due"] for entry in state[STREAM + ":wake"].entries.values()] == [b"%d" % 2**45]
+
+
+def test_retries_of_several_messages_with_one_task_id_are_as_many(broker: StreamBroker) -> None:
+    held = [*delivered(broker, "q", "me", message(1)), *delivered(broker, "q", "me", message(1, step=1))]
+    held += delivered(broker, "r", "me", message(1))
+
+    for one in held:
+        broker.retry("me", one.entry, message(1), queue="q", due_ms=5, member="1:1")
+
+    assert broker.promote(["q"]).moved == 3
+    assert len(broker.read(broker.streams(["q"]), "me", count=9)) == 3
 
 
 # -- reject -----------------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ VALUES: list[tuple[str, Any, str, Any]] = [
     ("delivery_limit", 7, "7", 7),
     ("dead_letter_failures", False, "0", False),
     ("dead_letter_max_length", 5, "5", 5),
+    ("dead_letter_max_memory", 1_000_000, "1000000", 1_000_000),
     ("dead_letter_ttl", dt.timedelta(hours=1), "3600", 3600.0),
     ("max_length", 100, "100", 100),
     ("unknown_task_ttl", 0, "0", 0.0),
@@ -53,6 +54,7 @@ DEFAULTS: dict[str, Any] = {
     "delivery_limit": 5,
     "dead_letter_failures": True,
     "dead_letter_max_length": 10_000,
+    "dead_letter_max_memory": 268_435_456,
     "dead_letter_ttl": 30 * 86_400.0,
     "max_length": None,
     "unknown_task_ttl": 600.0,
@@ -84,7 +86,9 @@ def test_environment_overrides_the_configuration(name: str, value: Any, text: st
     assert getattr(read({f"streams_{name}": DEFAULTS[name]}, environ), name) == expected
 
 
-@pytest.mark.parametrize("name", ["url", "dead_letter_max_length", "dead_letter_ttl", "max_length"])
+@pytest.mark.parametrize(
+    "name", ["url", "dead_letter_max_length", "dead_letter_max_memory", "dead_letter_ttl", "max_length"]
+)
 def test_none_switches_an_optional_setting_off(name: str) -> None:
     assert getattr(read({f"streams_{name}": None}), name) is None
     assert getattr(read({}, {f"CELERY_STREAMS_{name.upper()}": ""}), name) is None
@@ -144,6 +148,7 @@ def test_namespaced_settings_of_an_object_are_read() -> None:
         ("delivery_limit", "many", "must be a number"),
         ("dead_letter_failures", [], "True or False"),
         ("dead_letter_max_length", 0, "at least 1"),
+        ("dead_letter_max_memory", 0, "at least 1"),
         ("dead_letter_ttl", -1, "at least 0"),
         ("max_length", -5, "at least 1"),
         ("unknown_task_ttl", -1, "at least 0"),
