@@ -7,16 +7,17 @@ Messages of other queues go on to kombu untouched. Which app it is put into, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 from celery.app import amqp as celery_amqp
 from kombu import pools
 from kombu.entity import Queue
 from kombu.messaging import Consumer as KombuConsumer
 from kombu.messaging import Producer as KombuProducer
-from kombu.utils.functional import retry_over_time
+from kombu.utils.functional import ChannelPromise, retry_over_time
 from kombu.utils.imports import symbol_by_name
 
 from .app import Streams, streams_of
@@ -44,21 +45,32 @@ class StreamsProducer(KombuProducer):
     #: Set on the subclass that is made for each app.
     streams: Streams
 
-    def publish(self, body: Any, routing_key: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Publish as kombu does; to a stream, with the caller's retry policy but without a kombu connection."""
+    def publish(self, body: Any, *args: Any, **kwargs: Any) -> Any:
+        """Publish as kombu does; to a stream, with the caller's retry policy but without a kombu connection.
+
+        Messages that are no tasks, and those that the caller sends through a connection to another broker, are
+        kombu's. Arguments go on as they came: tracing libraries read them by name.
+        """
+        if not self._may_go_to_streams(body, kwargs.get("headers")):
+            return cast("Any", super()).publish(body, *args, **kwargs)
+        routing_key = args[0] if args else kwargs.get("routing_key")
+        exchange = kwargs.get("exchange") or self.exchange
         # A held kombu connection, batch or transaction has no meaning for a stream: each message is stored at once.
-        queues = self.streams.route(kwargs.get("exchange") or self.exchange, routing_key)
+        queues = self.streams.route(exchange, self.routing_key if routing_key is None else routing_key)
         if not queues:
-            return cast("Any", super()).publish(body, routing_key, *args, **kwargs)
+            bound = self.streams.bound_queues(exchange, routing_key)
+            if bound:
+                kwargs["declare"] = [*(kwargs.get("declare") or ()), *bound]
+            return cast("Any", super()).publish(body, *args, **kwargs)
         retry, policy = kwargs.pop("retry", False), kwargs.pop("retry_policy", None) or {}
-        kwargs[_MARK] = queues
+        kwargs[_MARK] = (queues, uuid4().hex)
         kwargs["declare"] = []  # kombu appends to it
         if not retry:
-            return cast("Any", super()).publish(body, routing_key, *args, **kwargs)
+            return cast("Any", super()).publish(body, *args, **kwargs)
         return retry_over_time(
             cast("Any", super()).publish,
             (BrokerUnavailable, *(policy.get("retry_errors") or ())),
-            args=(body, routing_key, *args),
+            args=(body, *args),
             kwargs=kwargs,
             max_retries=policy.get("max_retries", 3),
             interval_start=policy.get("interval_start", 0),
@@ -66,6 +78,20 @@ class StreamsProducer(KombuProducer):
             interval_max=policy.get("interval_max", 1),
             timeout=kwargs.get("timeout"),
         )
+
+    def _may_go_to_streams(self, body: Any, headers: Any) -> bool:
+        message = headers if headers and "task" in headers else body
+        if not (isinstance(message, Mapping) and "task" in message and "id" in message):
+            return False
+        connection = self.__connection__
+        if connection is None and self._channel is not None and not isinstance(self._channel, ChannelPromise):
+            connection = self.connection  # made for a channel
+        if connection is None:
+            return True
+        if connection is not self.__dict__.get("_judged"):
+            self.__dict__["_judged"] = connection
+            self.__dict__["_is_own"] = self.streams.is_own_broker(connection)
+        return bool(self.__dict__["_is_own"])
 
     def _publish(
         self,
@@ -78,8 +104,8 @@ class StreamsProducer(KombuProducer):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        queues = properties.pop(_MARK, None)
-        if queues is None:
+        mark = properties.pop(_MARK, None)
+        if mark is None:
             return cast("Any", super())._publish(
                 body, priority, content_type, content_encoding, headers, properties, *args, **kwargs
             )
@@ -87,8 +113,9 @@ class StreamsProducer(KombuProducer):
         if isinstance(reply_to, Queue):
             properties["reply_to"] = reply_to.name
         properties.update(content_type=content_type, content_encoding=content_encoding, priority=priority or 0)
+        queues, token = mark
         for queue in queues:
-            self.streams.send(queue, body, headers=headers, properties=dict(properties))
+            self.streams.send(queue, body, headers=headers, properties=dict(properties), token=token)
 
 
 class StreamsConsumer(KombuConsumer):

@@ -7,14 +7,14 @@ It never imports the worker: a web process pays for publishing only.
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from celery.utils.time import maybe_iso8601, maybe_make_aware
-from kombu.entity import Exchange
+from kombu.entity import Exchange, Queue
 
 from . import running_task
+from .bindings import Bindings, broker_place
 from .broker import StreamBroker
 from .conf import StreamsConf, is_enabled
 from .connection import RedisClient
@@ -36,7 +36,8 @@ class Streams:
         self.app = app
         self._conf: StreamsConf | None = None
         self._broker: StreamBroker | None = None
-        self._bindings: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._bindings = Bindings(app)
+        self._places: frozenset[Any] | None = None
         #: Children per queue (``-Q name:count``), set by the worker command.
         self.children: dict[str, int] = {}
         #: Celery's command line runs because code called ``app.start`` or ``app.worker_main``.
@@ -104,6 +105,7 @@ class Streams:
             self._broker.client.close()
         self._conf = self._broker = None
         self._bindings.clear()
+        self._places = None
 
     def enabled(self) -> bool:
         """Return the switch as it stands now."""
@@ -136,7 +138,7 @@ class Streams:
         """
         if not self.enabled():
             return ()
-        found = self._resolve(exchange.name if isinstance(exchange, Exchange) else exchange or "", routing_key or "")
+        found = self._bindings.find(_name(exchange), routing_key or "")
         if len(found) > 1:
             chosen = [queue for queue in found if self.on_streams(queue)]
             if 0 < len(chosen) < len(found):
@@ -146,19 +148,30 @@ class Streams:
                 )
         return found if found and self.conf.queues.draw(found[0]) else ()
 
-    def _resolve(self, exchange: str, routing_key: str) -> tuple[str, ...]:
-        if not exchange:
-            return (routing_key,) if routing_key else ()
-        found = self._bindings.get((exchange, routing_key))
-        if not found:
-            found = self._bindings[exchange, routing_key] = tuple(
-                queue.name
-                for queue in self.app.amqp.queues.values()
-                if queue.exchange is not None
-                and (queue.exchange.name, queue.exchange.type) == (exchange, "direct")
-                and (queue.routing_key or "") == routing_key
+    def bound_queues(self, exchange: Any, routing_key: str | None) -> list[Queue]:
+        """Return the project's queues that are bound to a named exchange with this routing key, to be declared.
+
+        On Redis an exchange is nothing but the bindings that somebody declared; a worker that reads lists does so for
+        its own queues, and no worker does for what is on streams until it is rolled back.
+        """
+        name = _name(exchange)
+        if not name or not self.enabled():
+            return []
+        queues = self.app.amqp.queues
+        return [queues[queue] for queue in self._bindings.find(name, routing_key or "") if queue in queues]
+
+    def is_own_broker(self, connection: Any) -> bool:
+        """Return whether a kombu connection leads to the project's own broker, whose messages may go to streams."""
+        return broker_place(connection) in self._own_places()
+
+    def _own_places(self) -> frozenset[Any]:
+        if self._places is None:
+            conf = self.app.conf
+            urls = [conf.broker_url, conf.broker_write_url, conf.broker_read_url]
+            self._places = frozenset(
+                broker_place(self.app.connection(one)) for url in urls if url for one in _alternatives(url)
             )
-        return found
+        return self._places
 
     def send(
         self,
@@ -167,8 +180,13 @@ class Streams:
         *,
         headers: Mapping[str, Any],
         properties: dict[str, Any],
+        token: str,
     ) -> None:
         """Store one serialized message: now, at its ``eta``, or together with the entry of the task that retries.
+
+        Args:
+            token: the same for each attempt at the same publish. A delayed message is stored once for each, however
+                often its reply was lost; its task id would not do, for two messages may have the same one.
 
         Raises:
             BrokerUnavailable, BrokerFull, QueueFull, BrokerError: it was not stored.
@@ -176,17 +194,18 @@ class Streams:
         names = self.conf.queue_keys(queue)
         message = encode(headers, properties, body, step=names.step_index(properties.get("priority")))
         due_ms = self._due_ms(headers.get("eta"))
+        member = f"{headers.get('id')}:{headers.get('retries') or 0}:{token}"
         retries = headers.get("retries") or 0
         running = running_task.current.get()
         if (
             running is not None
             and not running.retried
             and retries == running.retries + 1
-            and headers.get("id") == running.task_id
+            and (headers.get("id") or "") == running.task_id
         ):
-            running.retry(running_task.HeldRetry(queue, message, due_ms, _member(headers)))
+            running.retry(running_task.HeldRetry(queue, message, due_ms, member))
         elif due_ms:
-            self.broker.delay(queue, message, due_ms=due_ms, member=_member(headers), max_length=self.conf.max_length)
+            self.broker.delay(queue, message, due_ms=due_ms, member=member, max_length=self.conf.max_length)
         else:
             self.broker.publish(queue, message, max_length=self.conf.max_length)
 
@@ -201,9 +220,13 @@ class Streams:
         return due_ms if due_ms > self.app.now().timestamp() * 1000 else 0
 
 
-def _member(headers: Mapping[str, Any]) -> str:
-    """Return the name of a delayed message: the same for the same retry, so that it is stored once."""
-    return f"{headers.get('id')}:{headers.get('retries') or uuid.uuid4().hex}"
+def _name(exchange: Any) -> str:
+    return str(exchange.name if isinstance(exchange, Exchange) else exchange or "")
+
+
+def _alternatives(url: Any) -> list[str]:
+    urls = [url] if isinstance(url, str) else list(url)
+    return [one for each in urls for one in str(each).split(";") if one]
 
 
 def streams_of(app: Celery) -> Streams:

@@ -8,6 +8,8 @@ import pytest
 from celery import signature
 from celery.signals import after_task_publish, before_task_publish
 
+import celery_streams
+from celery_streams.message import encode
 from tests.eventually import eventually
 
 
@@ -274,8 +276,13 @@ def test_message_whose_content_type_is_not_accepted_is_not_run(side, new_id):
 
 
 def test_message_that_names_no_task_is_rejected(side, new_id):
-    with side.app.connection_for_write() as connection, side.app.amqp.Producer(connection) as producer:
-        producer.publish({"hello": "world"}, routing_key=side.queue, headers={"id": new_id}, serializer="json")
+    if side.on_streams:  # where only task messages go by themselves
+        properties = {"content_type": "application/json", "content_encoding": "utf-8"}
+        nameless = encode({"id": new_id}, properties, '{"hello": "world"}')
+        celery_streams.streams_of(side.app).broker.publish(side.queue, nameless)
+    else:
+        with side.app.connection_for_write() as connection, side.app.amqp.Producer(connection) as producer:
+            producer.publish({"hello": "world"}, routing_key=side.queue, headers={"id": new_id}, serializer="json")
 
     eventually(lambda: side.ledger.signals(new_id))
     side.settled()

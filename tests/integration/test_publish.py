@@ -419,13 +419,193 @@ def test_producer_with_an_exchange_of_its_own_publishes(app: MakeApp, broker: St
     assert len(sent(broker, "images")) == 1
 
 
-def test_topic_exchange_stays_with_kombu(app: MakeApp, broker: StreamBroker) -> None:
-    exchange = kombu.Exchange("news", type="topic")
-    t = with_task(app(task_queues=[kombu.Queue("sport", exchange, routing_key="sport.#")]))
+@pytest.mark.parametrize(
+    ("kind", "bound", "published", "found"),
+    [
+        ("direct", "sport", "sport", True),
+        ("direct", "sport", "sports", False),
+        ("topic", "sport.#", "sport.football.results", True),
+        ("topic", "sport.#", "weather", False),
+        ("topic", "sport.*", "sport.football", True),
+        ("topic", "sport.*", "sport.football.results", False),
+        ("topic", "#", "anything", True),
+        ("fanout", "", "anything", True),
+    ],
+)
+def test_queue_gets_what_kombu_would_route_to_it(
+    app: MakeApp, broker: StreamBroker, kind: str, bound: str, published: str, found: bool
+) -> None:
+    exchange = kombu.Exchange("news", type=kind)
+    t = with_task(app(task_queues=[kombu.Queue("celery"), kombu.Queue("sport", exchange, routing_key=bound)]))
 
-    t.apply_async(exchange="news", routing_key="sport.football", queue="sport")
+    t.apply_async(exchange="news", routing_key=published)
+
+    assert len(sent(broker, "sport")) == int(found)
+
+
+def test_queue_with_several_bindings_gets_what_any_of_them_matches(app: MakeApp, broker: StreamBroker) -> None:
+    news, more = kombu.Exchange("news", type="topic"), kombu.Exchange("more", type="direct")
+    bindings = [kombu.binding(news, "sport.#"), kombu.binding(more, "extra")]
+    t = with_task(app(task_queues=[kombu.Queue("celery"), kombu.Queue("sport", bindings=bindings)]))
+
+    t.apply_async(exchange="news", routing_key="sport.football")
+    t.apply_async(exchange="more", routing_key="extra")
+    t.apply_async(exchange="news", routing_key="weather")
+
+    assert len(sent(broker, "sport")) == 2
+
+
+def test_layout_of_celerys_routing_guide_goes_to_its_streams(app: MakeApp, broker: StreamBroker) -> None:
+    project = app(
+        task_default_queue="default",
+        task_default_exchange="tasks",
+        task_default_exchange_type="topic",
+        task_default_routing_key="task.default",
+        task_queues=[kombu.Queue("default", routing_key="task.#"), kombu.Queue("feeds", routing_key="feed.#")],
+        task_routes={"feeds.import": {"queue": "feeds", "routing_key": "feed.import"}},
+    )
+
+    with_task(project).delay()
+    project.send_task("feeds.import")
+
+    assert (len(sent(broker, "default")), len(sent(broker, "feeds"))) == (1, 1)
+
+
+def test_exchange_of_a_queue_that_stays_on_lists_is_declared_by_its_publisher(
+    app: MakeApp, broker: StreamBroker
+) -> None:
+    exchange = kombu.Exchange("news", type="topic")
+    queues = [kombu.Queue("celery"), kombu.Queue("sport", exchange, routing_key="sport.#")]
+    t = with_task(app(task_queues=queues, streams_queues=["celery"]))
+
+    t.apply_async(exchange="news", routing_key="sport.football")
 
     assert (len(sent(broker, "sport")), len(listed(broker, "sport"))) == (0, 1)
+
+
+def test_routing_keys_made_of_data_are_not_kept_for_ever(app: MakeApp, broker: StreamBroker) -> None:
+    exchange = kombu.Exchange("news", type="topic")
+    project = app(task_queues=[kombu.Queue("celery"), kombu.Queue("sport", exchange, routing_key="sport.#")])
+    streams = celery_streams.streams_of(project)
+
+    for number in range(5_000):
+        streams.route("news", f"sport.{number}")
+        streams.route("news", f"weather.{number}")
+
+    assert len(streams._bindings._found) <= 1_024
+    assert streams.route("news", "sport.1") == ("sport",)
+
+
+# -- what is no task, and what is another broker's --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        ({"result": 3, "task_id": "one", "status": "SUCCESS"}, None),
+        ({"hello": "world"}, {"id": "one"}),
+        ({"hello": "world"}, {"task": "t"}),
+        ("text", {"kind": "event"}),
+        ([1, 2], None),
+    ],
+)
+def test_what_is_no_task_stays_with_kombu(app: MakeApp, broker: StreamBroker, body: Any, headers: Any) -> None:
+    project = app(task_queues=[kombu.Queue("celery")])
+
+    with project.amqp.producer_pool.acquire(block=True) as producer:
+        declare = [kombu.Queue("celery")]
+        producer.publish(body, exchange="", routing_key="celery", headers=headers, serializer="json", declare=declare)
+
+    assert (len(sent(broker, "celery")), len(listed(broker, "celery"))) == (0, 1)
+
+
+@pytest.mark.parametrize("body", [{"task": "t", "id": "one", "args": [], "kwargs": {}}, [[], {}, {}]])
+def test_task_of_either_protocol_goes_to_its_stream(app: MakeApp, broker: StreamBroker, body: Any) -> None:
+    project = app(task_queues=[kombu.Queue("celery")])
+    headers = None if isinstance(body, dict) else {"task": "t", "id": "one"}
+
+    with project.amqp.producer_pool.acquire(block=True) as producer:
+        producer.publish(body, exchange="", routing_key="celery", headers=headers, serializer="json")
+
+    assert len(sent(broker, "celery")) == 1
+
+
+def other(redis_url: str) -> str:
+    """Another database of the same server: another broker."""
+    return redis_url.rpartition("/")[0] + "/7"
+
+
+OTHER_WAYS: dict[str, Any] = {
+    "send_task": lambda project, t, c: project.send_task("t", queue="partner", connection=c),
+    "apply_async": lambda project, t, c: t.apply_async(queue="partner", connection=c),
+    "producer": lambda project, t, c: t.apply_async(queue="partner", producer=project.amqp.Producer(c)),
+    "kombu's producer": lambda project, t, c: t.apply_async(queue="partner", producer=kombu.Producer(c)),
+    "producer of a channel": lambda project, t, c: t.apply_async(queue="partner", producer=kombu.Producer(c.channel())),
+    "group": lambda project, t, c: group([t.s().set(queue="partner")]).apply_async(connection=c),
+    "publish": lambda project, t, c: project.amqp.Producer(c).publish(
+        [[], {}, {}],
+        routing_key="partner",
+        headers={"task": "t", "id": "one"},
+        serializer="json",
+        declare=[kombu.Queue("partner")],
+    ),
+}
+
+
+@pytest.mark.parametrize("way", OTHER_WAYS)
+def test_message_for_another_broker_goes_there(app: MakeApp, broker: StreamBroker, redis_url: str, way: str) -> None:
+    project = app()
+    t = with_task(project)
+
+    with kombu.Connection(other(redis_url)) as connection:
+        OTHER_WAYS[way](project, t, connection)
+
+        assert connection.default_channel.client.llen("partner") == 1
+        connection.default_channel.client.delete("partner")
+    assert (sent(broker, "partner"), listed(broker, "partner")) == ([], [])
+
+
+@pytest.mark.parametrize("way", OTHER_WAYS)
+def test_message_through_an_explicit_connection_to_the_own_broker_goes_to_its_stream(
+    app: MakeApp, broker: StreamBroker, redis_url: str, way: str
+) -> None:
+    project = app()
+    t = with_task(project)
+
+    with kombu.Connection(redis_url) as connection:
+        OTHER_WAYS[way](project, t, connection)
+
+    assert len(sent(broker, "partner")) == 1
+
+
+def test_two_delayed_messages_with_one_task_id_are_two(app: MakeApp, broker: StreamBroker) -> None:
+    t = with_task(app())
+
+    for _ in range(2):
+        t.apply_async(task_id="import-5", countdown=60)
+        t.apply_async(task_id="import-5", countdown=60, retries=1)
+
+    assert broker.client.call("ZCARD", "celery-streams:{celery}:delayed") == 4
+
+
+def test_tracing_libraries_see_the_arguments_as_a_stock_publish_passes_them(
+    app: MakeApp, broker: StreamBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, dict[str, Any]]] = []
+    publish = kombu.Producer.publish
+
+    def traced(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append((args[1:], kwargs))
+        return publish(self, *args, **kwargs)
+
+    monkeypatch.setattr(kombu.Producer, "publish", traced)
+    with_task(app()).delay()
+    with_task(app(streams_enabled=False)).delay()
+
+    (ours, on_streams), (stock, on_lists) = seen
+    assert ours == stock == ()
+    assert on_streams["routing_key"] == on_lists["routing_key"] == "celery"
+    assert set(on_lists) - {"retry", "retry_policy"} <= set(on_streams)
 
 
 # -- every way to publish ---------------------------------------------------------------------------------------------
