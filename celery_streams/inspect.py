@@ -396,10 +396,7 @@ def replay(
             raise CannotRun(f"Dead letter {letter.entry_id} of queue {letter.queue!r} stays: {obstacle.text}.")
         changed = without_expiry(changed) if obstacle.kind == "expired" else under_new_id(changed, str(uuid.uuid4()))
     target = broker.queue_keys(queue or letter.queue)
-    try:
-        step = target.step_index(message.decode_properties().get("priority"))
-    except TypeError as exc:
-        raise MessageError(f"Dead letter {letter.entry_id} of queue {letter.queue!r} has no numeric priority.") from exc
+    step = target.step_index(message.decode_properties().get("priority"))
     broker.client.call("SADD", keys.queues(broker.prefix), target.queue)
     moved = broker.client.run(
         scripts.REPLAY,

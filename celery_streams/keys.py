@@ -32,6 +32,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 __all__ = (
     "DEFAULT_PREFIX",
@@ -43,6 +44,7 @@ __all__ = (
     "rate",
     "revoked",
     "revoked_stamps",
+    "step_index",
     "workers",
 )
 
@@ -54,6 +56,19 @@ DEFAULT_PREFIX = "celery-streams"
 
 #: kombu's ``priority_steps`` for Redis: 0 is the highest.
 DEFAULT_STEPS: tuple[int, ...] = (0, 3, 6, 9)
+
+
+#: kombu's greatest priority, which is the lowest in rank.
+_GREATEST_PRIORITY = 9
+
+
+def step_index(steps: tuple[int, ...], priority: Any) -> int:
+    """Return the index of the step that ``priority`` belongs to, as kombu's Redis transport does."""
+    try:
+        bounded = max(min(int(priority), _GREATEST_PRIORITY), 0)
+    except (TypeError, ValueError, OverflowError):
+        bounded = 0
+    return max(bisect_right(steps, bounded) - 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +84,12 @@ class QueueKeys:
     dead: str
     claims: str
 
-    def step_index(self, priority: int | None) -> int:
-        """Return the index of the priority step that a message of this priority belongs to (as kombu does)."""
-        if not priority:
-            return 0
-        return max(bisect_right(self.steps, priority) - 1, 0)
+    def step_index(self, priority: Any) -> int:
+        """Return the index of the priority step that a message of this priority belongs to, as kombu does.
+
+        It takes text that is a number, too, and what is none for the highest priority.
+        """
+        return step_index(self.steps, priority) if priority else 0
 
 
 @lru_cache(maxsize=4096)

@@ -13,7 +13,6 @@ import base64
 import binascii
 import json
 import uuid
-from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +25,6 @@ __all__ = ("ListKeys", "Wrapped", "list_keys", "priority_of", "unwrap", "unwrap_
 
 #: kombu's separator between a queue and its priority step, and inside binding tables.
 SEPARATOR = "\x06\x16"
-
-#: kombu's bounds of a priority.
-_LEAST, _GREATEST = 0, 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +41,7 @@ class ListKeys:
 
     def index_of(self, priority: Any) -> int:
         """Return the index of the list that a message of this priority belongs to, as kombu does."""
-        try:
-            bounded = max(min(int(priority), _GREATEST), _LEAST)
-        except (TypeError, ValueError, OverflowError):
-            bounded = _LEAST
-        return max(bisect_right(self.steps, bounded) - 1, 0)
+        return keys.step_index(self.steps, priority)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +87,7 @@ def unwrap(element: bytes, names: keys.QueueKeys) -> Message:
     body = _body(envelope["body"], properties.pop("body_encoding", None))
     properties["content_type"] = envelope.get("content-type")
     properties["content_encoding"] = envelope.get("content-encoding")
-    try:
-        step = names.step_index(properties.get("priority"))
-    except TypeError as exc:
-        raise MessageError("the message has no numeric priority") from exc
+    step = names.step_index(properties.get("priority"))
     made = encode(headers, properties, body, step=step)
     history = encode_history({"redelivered": 1} if redelivered else {})
     return Message(made.headers, made.properties, made.body, history, step)

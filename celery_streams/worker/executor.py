@@ -12,6 +12,7 @@ Called by the child's loop and by the pools that run tasks in the worker's own p
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 __all__ = ("Executor",)
 
 logger = logging.getLogger(__name__)
+
+#: What a task id may be: what Celery takes, and JSON keeps apart from others.
+_IDS = (str, int, uuid.UUID)
 
 #: Events of messages that cannot be executed at all.
 _UNFIT = (Event.MALFORMED, Event.NAMELESS, Event.NOT_ACCEPTED, Event.INVALID)
@@ -156,8 +160,10 @@ class Executor:
         except MessageError as exc:
             return Report(Event.MALFORMED, error=exc)
         name = headers.get("task")
-        if "task" in headers and not (isinstance(name, str) and isinstance(headers.get("id"), str)):
-            wrong = MessageError(f"task {name!r} and id {headers.get('id')!r} must be strings")
+        if "task" in headers and not (isinstance(name, str) and isinstance(headers.get("id"), _IDS)):
+            wrong = MessageError(
+                f"task {name!r} must be a string, and id {headers.get('id')!r} a string, UUID or number"
+            )
             return Report(Event.MALFORMED, error=wrong)
         execution.headers = headers
         if name is not None:
@@ -187,7 +193,7 @@ class Executor:
         if report.event in _UNFIT and report.error is not None:
             headers = execution.headers
             task_id = headers.get("id")
-            death = Death(headers.get("task"), task_id if isinstance(task_id, str) else None, shown(report.error))
+            death = Death(headers.get("task"), None if task_id is None else str(task_id), shown(report.error))
             logger.critical(
                 "Entry %s cannot be executed: %s. It goes to the dead letters.", delivery.entry, shown(report.error)
             )

@@ -147,7 +147,7 @@ def run_plain(execution: Execution, around: Surroundings, *, logs_receipt: bool)
         _report_failure(execution, around, retval)
     return Report(
         event,
-        Death(task.name, task_id, shown(raised), getattr(retval, "traceback", None)),
+        Death(task.name, str(task_id), shown(raised), getattr(retval, "traceback", None)),
         settled=running.retried,
         error=raised,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import uuid
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -288,3 +290,54 @@ def test_message_that_names_no_task_is_rejected(side, new_id):
     side.settled()
 
     assert side.ledger.signals(new_id) == ["task_rejected"]
+
+
+ODD_OPTIONS = {
+    "id is a UUID": lambda: {"task_id": uuid.uuid4()},
+    "id is a UUID with a time": lambda: {"task_id": uuid.uuid1()},
+    "id is long": lambda: {"task_id": uuid.uuid4().hex * 20},
+    "id has braces, spaces and colons": lambda: {"task_id": f"{{a}} b:c {uuid.uuid4().hex} é"},
+    "priority is text": lambda: {"priority": "5"},
+    "priority is text, delayed": lambda: {"priority": "5", "countdown": 0.2},
+    "priority is a float": lambda: {"priority": 3.7},
+    "priority is high": lambda: {"priority": 77},
+    "priority is negative": lambda: {"priority": -1},
+    "priority is a boolean": lambda: {"priority": True},
+    "expires is a float": lambda: {"expires": 60.5},
+    "expires is a date": lambda: {"expires": dt.datetime.now(dt.timezone.utc) + dt.timedelta(minutes=1)},
+    "eta is a naive date": lambda: {"eta": dt.datetime.now(dt.timezone.utc).replace(tzinfo=None)},
+    "eta is far in the past": lambda: {"eta": dt.datetime(1999, 1, 1, tzinfo=dt.timezone.utc)},
+    "countdown is negative": lambda: {"countdown": -5},
+    "headers are nested": lambda: {"headers": {"a": {"b": [1, None, {"c": uuid.uuid4()}]}, "when": dt.datetime.now()}},
+    "headers have odd names": lambda: {"headers": {"": 1, "a b": 2, "é": 3}},
+    "shadow": lambda: {"shadow": "another name"},
+    "retries": lambda: {"retries": 2},
+    "ignore_result": lambda: {"ignore_result": False},
+    "reply_to": lambda: {"reply_to": "somewhere"},
+    "group, root and parent": lambda: {"root_id": "r", "parent_id": "p", "group_id": "g"},
+    "compression and serializer": lambda: {"compression": "gzip", "serializer": "yaml"},
+    "argsrepr": lambda: {"argsrepr": "hidden", "kwargsrepr": ""},
+}
+
+
+@pytest.mark.parametrize("options", ODD_OPTIONS)
+def test_whatever_stock_takes_for_an_option_runs(side, options):
+    given = ODD_OPTIONS[options]()
+
+    result = side.act.apply_async(("ok", options), **given)
+
+    assert side.value(result) == options
+    assert len(side.ledger.runs(str(given.get("task_id", result.id)))) == 1
+
+
+@pytest.mark.parametrize("options", ["id is a UUID", "priority is text", "priority is a float", "headers are nested"])
+def test_whatever_stock_takes_for_an_option_is_retried(side, options):
+    result = side.act.apply_async(("retry", "done"), {"countdown": 0.1}, **ODD_OPTIONS[options]())
+
+    assert side.value(result) == "done"
+
+
+def test_priority_that_a_retry_gives_as_text_is_taken(side):
+    result = side.act.apply_async(("retry", "done"), {"countdown": 0, "priority": "3"})
+
+    assert side.value(result) == "done"
