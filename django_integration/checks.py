@@ -8,6 +8,7 @@
 ``W001``            the project has no Celery app
 ``W002``            the Celery app does not read the ``CELERY_STREAMS_...`` settings
 ``I001``            a cache shares the Redis database of the streams
+``I002``            a script that imports the Celery app without ``django.setup()`` publishes to lists
 ==================  ==================================================================================================
 """
 
@@ -53,6 +54,7 @@ def _app() -> Iterator[CheckMessage]:
     wrong = [*_names(app), *_values(app)]
     yield from wrong
     if not wrong:
+        yield from _scripts(app)
         yield from _server(app)
 
 
@@ -122,6 +124,16 @@ def _server(app: Celery) -> Iterator[CheckMessage]:
                 hint="Give one of them another database number, e.g. CELERY_STREAMS_URL = 'redis://HOST:PORT/2'.",
                 id="celery_streams.I001",
             )
+
+
+def _scripts(app: Celery) -> Iterator[CheckMessage]:
+    if project.is_installed_by_django_only(app) and streams_of(app).enabled():
+        yield Info(
+            "The Celery app is on streams only where Django is set up: a script that imports it without django.setup() "
+            "publishes to Celery's lists, where nobody reads.",
+            hint="Call celery_streams.install(app) in celery.py, after app.config_from_object(...).",
+            id="celery_streams.I002",
+        )
 
 
 def _sentence(text: str) -> str:

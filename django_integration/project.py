@@ -12,21 +12,26 @@ from typing import Any
 from celery import Celery, _state
 from celery.app.utils import find_app
 from celery.utils.dispatch import Signal
-from django.conf import ENVIRONMENT_VARIABLE, LazySettings
+from django.conf import ENVIRONMENT_VARIABLE, LazySettings, settings
 from django.core.exceptions import ImproperlyConfigured
 
 import celery_streams
 
 __all__ = (
     "follow_setting",
+    "install_if_listed",
     "install_on_existing_apps",
     "install_on_later_apps",
+    "is_installed_by_django_only",
     "project_app",
     "reads_django_settings",
 )
 
 #: How ``config_from_object`` may name Django's settings, besides the object and the settings module itself.
 _SETTINGS_NAMES = ("django.conf:settings", "django.conf.settings")
+
+#: Says in an app that this module put it on streams.
+_BY_DJANGO = "_celery_streams_by_django"
 
 #: This module's fixup, as ``Celery.builtin_fixups`` wants it.
 _FIXUP = "django_integration.project:await_configuration"
@@ -51,7 +56,7 @@ def project_app() -> Celery:
         ImproperlyConfigured: there is none, or there are several and none of them is Celery's current or default app.
     """
     app = _find_project_app()
-    return celery_streams.install(app) if reads_django_settings(app) else app
+    return _install(app) if reads_django_settings(app) else app
 
 
 def _find_project_app() -> Celery:
@@ -97,7 +102,7 @@ def install_on_existing_apps() -> None:
     """Install on each app that reads Django's settings; on those that are not configured yet, when they are."""
     for app in list(_state._get_active_apps()):
         if reads_django_settings(app):
-            celery_streams.install(app)
+            _install(app)
         elif not app.configured:
             await_configuration(app)
 
@@ -121,7 +126,26 @@ def await_configuration(app: Celery) -> None:
 
 def _on_configure(sender: Celery, **kwargs: Any) -> None:
     if reads_django_settings(sender):
-        celery_streams.install(sender)
+        _install(sender)
+
+
+def install_if_listed(app: Celery) -> None:
+    """Install on ``app`` where Django is not set up, if it reads Django's settings and those list this Django app."""
+    if reads_django_settings(app) and any(
+        name == "django_integration" or name.startswith("django_integration.") for name in settings.INSTALLED_APPS
+    ):
+        _install(app)
+
+
+def _install(app: Celery) -> Celery:
+    if not celery_streams.is_installed(app):
+        app.__dict__[_BY_DJANGO] = True
+    return celery_streams.install(app)
+
+
+def is_installed_by_django_only(app: Celery) -> bool:
+    """Return whether nobody called ``celery_streams.install(app)`` before Django did."""
+    return bool(app.__dict__.get(_BY_DJANGO))
 
 
 # -- override_settings ------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import click
 
 from .dead import dead
 from .demo import demo
+from .django_projects import follow_apps
 from .doctor import doctor
 from .migrate import migrate
 from .purge import purge
@@ -40,3 +41,6 @@ def add_user_options(app: Celery) -> None:
 
 for _command in COMMANDS:
     streams.add_command(_command)
+
+# Before the project is loaded: `celery -A proj call` imports nothing else of ours.
+follow_apps()

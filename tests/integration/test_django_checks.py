@@ -14,13 +14,14 @@ from celery_streams import streams_of
 from tests.django_site import answer, environment, manage
 
 SETUP = "import json, django; django.setup(); from django_integration.checks import check_celery_streams as check; "
-PRINT = "print(json.dumps([[found.id, found.msg] for found in check()]))"
+PRINT = "print(json.dumps([[found.id, found.msg] for found in check() if not found.id.endswith('I002')]))"
 
 
 def findings() -> list[CheckMessage]:
     from django_integration.checks import check_celery_streams
 
-    return check_celery_streams()
+    # The sample project leaves it to INSTALLED_APPS, which I002 is about: see test_django_install.
+    return [found for found in check_celery_streams() if found.id != "celery_streams.I002"]
 
 
 def test_project_in_order_has_no_findings(site: Celery) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from celery_streams.connection import RedisClient
-from tests.django_site import answer, environment
+from tests.django_site import PROJECT, answer, environment, manage
 
 #: ``on(app)``: where a message sent by name ends up; nothing else finalizes the app.
 PRELUDE = """
@@ -145,3 +148,38 @@ def test_several_apps_without_a_default_are_not_guessed(redis_url: str) -> None:
     [text] = answer(script, env=environment(redis_url, **LATE))
 
     assert "('a', 'b')" in text
+
+
+@pytest.mark.parametrize("program", ["celery", "celery_streams"])
+@pytest.mark.parametrize("late", [{}, LATE])
+def test_command_that_sets_up_no_django_publishes_to_streams(
+    redis_url: str, program: str, late: dict[str, str]
+) -> None:
+    words = [sys.executable, "-m", program, "-A", "chatsite", "call", "chat.tasks.send_message", "--args=[1]"]
+
+    done = subprocess.run(
+        [*words, "--queue=send_message"],
+        cwd=PROJECT,
+        env=environment(redis_url, **late),
+        capture_output=True,
+        text=True,
+    )
+
+    client = RedisClient(redis_url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert client.call("XLEN", "celery-streams:{send_message}") == 1
+    assert client.call("LLEN", "send_message") == 0
+
+
+def test_check_says_how_scripts_without_django_publish_to_streams(redis_url: str) -> None:
+    asked = manage("check", env=environment(redis_url))
+    script = (
+        "import django; from chatsite.celery import app; import celery_streams; celery_streams.install(app); "
+        "django.setup(); from django.core.management import call_command; call_command('check'); print('null')"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script], cwd=PROJECT, env=environment(redis_url), capture_output=True, text=True
+    )
+
+    assert "celery_streams.I002" in asked.stderr
+    assert "celery_streams.I002" not in told.stderr
