@@ -100,6 +100,7 @@ class ChildLoop:
         self._counts: Counter[str] = Counter()
         self._ran = 0
         self._finished = 0
+        self._outgrown = False
         self._stop_by = 0.0
         self._events: ChildEvents | None = None
         self._kept: tuple[Entry, ...] = ()
@@ -286,7 +287,8 @@ class ChildLoop:
             now = time.monotonic()
             if alone:
                 break
-            if self.stopping:
+            # As stock does, after a task and never in between: a child that is idle stays, however large it is.
+            if self.stopping or self._too_large():
                 self._put_back(batch[index + 1 :])
                 break
         self._ran += ran
@@ -331,17 +333,16 @@ class ChildLoop:
             self._counts.clear()
 
     def _worn_out(self) -> bool:
-        options = self._options
-        if options.max_tasks is not None and self._ran >= options.max_tasks:
-            return True
-        if options.max_memory:
-            used = mem_rss()
-            if used > options.max_memory:
-                logger.warning(
-                    "child process exiting after exceeding memory limit (%dKiB / %dKiB)", used, options.max_memory
-                )
-                return True
-        return False
+        most = self._options.max_tasks
+        return self._outgrown or (most is not None and self._ran >= most)
+
+    def _too_large(self) -> bool:
+        """Return whether the process is over ``--max-memory-per-child`` now."""
+        limit = self._options.max_memory
+        if limit and (used := mem_rss()) > limit:
+            logger.warning("child process exiting after exceeding memory limit (%dKiB / %dKiB)", used, limit)
+            self._outgrown = True
+        return self._outgrown
 
     def _leave(self) -> None:
         if self._events is not None:

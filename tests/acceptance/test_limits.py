@@ -262,3 +262,23 @@ def test_child_that_is_killed_while_idle_is_replaced(project, act, worker):
 
     assert act.delay("ok", 1).get(timeout=10) == 1
     assert first not in processes(act)
+
+
+def blocking_reads(project):
+    """Return how many commands to read a stream the server has carried out."""
+    lines = project.broker.client.call("INFO", "commandstats").decode().splitlines()
+    (line,) = [line for line in lines if line.startswith("cmdstat_xreadgroup:")]
+    return int(line.partition("calls=")[2].partition(",")[0])
+
+
+def test_idle_child_over_its_memory_limit_stays_until_it_has_run_a_task(project, act, worker):
+    running = worker(concurrency=2, options=("--max-memory-per-child", "1"))
+    before, reads = processes(act), blocking_reads(project)
+
+    # A child reads again when its blocking read has ended, after five seconds; it looked at its memory then.
+    eventually(lambda: blocking_reads(project) >= reads + 4, timeout=15)
+
+    assert processes(act) == before
+    assert act.delay("ok", 1).get(timeout=10) == 1
+    eventually(lambda: len(before - processes(act)) == 1)
+    assert len([line for line in running.log.splitlines() if "exceeding memory limit" in line]) == 1

@@ -46,6 +46,7 @@ def run_batch(
     messages: Sequence[Message],
     *,
     loops: list[ChildLoop] | None = None,
+    options: ChildOptions = ChildOptions(),  # noqa: B008  (frozen)
 ) -> None:
     """Publish the messages and let the child of slot 0 read and run them as one batch."""
     broker.ensure_groups(["celery"])
@@ -54,7 +55,7 @@ def run_batch(
     streams = broker.streams(["celery"])
     table.streams[:] = streams
     ours, theirs = billiard.Pipe(duplex=True)
-    loop = ChildLoop(project, "w@h", ME, table.slot(0), theirs, options=ChildOptions())
+    loop = ChildLoop(project, "w@h", ME, table.slot(0), theirs, options=options)
     if loops is not None:
         loops.append(loop)
     loop._on_consume(streams, streams)
@@ -106,6 +107,24 @@ def test_suspect_is_run_while_nothing_else_is_held(
 
     assert held == [(1, 0)]
     assert inspect.queue_status(streams_of(project).broker, "celery").waiting == 2
+
+
+def test_child_that_outgrows_its_memory_in_a_batch_gives_the_rest_of_it_back(
+    app: Callable[..., Celery], broker: StreamBroker, table: SlotTable
+) -> None:
+    project = app(result_backend="cache+memory://")
+    project.set_current()
+    ran: list[int] = []
+
+    @project.task(name="note", shared=False, ignore_result=True)
+    def note(number: int) -> None:
+        ran.append(number)
+
+    run_batch(project, broker, table, [message("note", n) for n in range(3)], options=ChildOptions(max_memory=1))
+
+    status = inspect.queue_status(streams_of(project).broker, "celery")
+    assert ran == [0]
+    assert (status.waiting, status.pending) == (2, 0)
 
 
 def test_task_whose_outcome_was_not_stored_is_not_told_as_finished(
