@@ -81,6 +81,7 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         self.aftermath = Aftermath(self.app, self.hostname, self.streams, eventer=self._eventer)
         self.services: Services | None = None
         self._posted: deque[Callable[[], None]] = deque()
+        self._failing_chores: set[str] = set()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -246,10 +247,25 @@ class StreamsPool(BasePool):  # type: ignore[misc]
 
     def chores(self) -> None:
         """What the main thread looks after now and then."""
-        self._drain()
-        self.aftermath.run_once()
+        self.chore(self._drain)
+        self.chore(self.aftermath.run_once)
         if self.autoscaler is not None and self.queues:
-            self.autoscaler.look()
+            self.chore(self.autoscaler.look)
+
+    def chore(self, work: Callable[[], object], name: str = "") -> None:
+        """Do one of the chores; one that fails keeps none of the others waiting, and is logged once until it works."""
+        name = name or getattr(work, "__qualname__", repr(work))
+        try:
+            work()
+        except Exception:
+            # A boundary, as in guarded(); what fails now most likely fails twice a second.
+            if name not in self._failing_chores:
+                self._failing_chores.add(name)
+                logger.exception("%s failed; it is tried again every %g s, and the worker goes on.", name, _CHORES)
+        else:
+            if name in self._failing_chores:
+                self._failing_chores.discard(name)
+                logger.info("%s works again.", name)
 
     def _on_exhausted(self, delivery: Delivery, holder: str) -> None:
         assert self.services is not None

@@ -129,7 +129,7 @@ class GreenPool(thread.TaskPool):
     def chores(self) -> None:
         """Settle what was terminated, too."""
         super().chores()
-        self._settle_terminated()
+        self.chore(self._settle_terminated)
 
     def _settle_terminated(self) -> None:
         """Acknowledge what Celery's Request has announced as revoked; put back everything else.

@@ -8,6 +8,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import billiard
@@ -221,11 +222,14 @@ class TaskPool(StreamsPool):
         """Notice children whose end nobody told of, and start successors."""
         super().chores()
         for child in list(self._children.values()):
-            if not child.process.is_alive():
-                self._reap(child)
-            else:
-                child.send()
-        self.maintain_pool()
+            self.chore(partial(self._look_at, child), f"The look at child {child.consumer}")
+        self.chore(self.maintain_pool)
+
+    def _look_at(self, child: Child) -> None:
+        if not child.process.is_alive():
+            self._reap(child)
+        else:
+            child.send()
 
     def _reap(self, child: Child) -> None:
         if self._children.get(child.index) is not child:

@@ -6,10 +6,11 @@ holds them up as well, and with ``-P solo`` only.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -45,6 +46,7 @@ class TaskPool(StreamsPool):
         self._reader: Reader | None = None
         self._watched = -1
         self._scheduled = False
+        self._at_work = 0
         self._known: set[StreamRef] = set()
         signals.worker_process_init.send(sender=self.hostname)
 
@@ -114,9 +116,21 @@ class TaskPool(StreamsPool):
             self._scheduled = True
             self._hub.call_soon(self.guarded, self._round)
 
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
+        self._at_work += 1
+        try:
+            yield
+        finally:
+            self._at_work -= 1
+
     def _round(self) -> None:
         """Run what there is for a while, then wait for more through the event loop."""
         self._scheduled = False
+        with self._working():
+            self._run_for_a_while()
+
+    def _run_for_a_while(self) -> None:
         assert self._reader is not None
         assert self._runner is not None
         if not self._reader.streams or self._watched >= 0 or self._state != self.RUN:
@@ -145,15 +159,16 @@ class TaskPool(StreamsPool):
             return
         self._hub.remove(self._watched)
         self._watched = -1
-        try:
-            batch = self._reader.collect()
-        except BrokerError as exc:
-            self._reader.recover_from(exc)
-            batch = []
-        try:
-            self._run(batch)
-        finally:
-            self._schedule()
+        with self._working():
+            try:
+                batch = self._reader.collect()
+            except BrokerError as exc:
+                self._reader.recover_from(exc)
+                batch = []
+            try:
+                self._run(batch)
+            finally:
+                self._schedule()
 
     def _run(self, batch: Sequence[Delivery], *, flush: bool = True) -> None:
         assert self._runner is not None
@@ -180,15 +195,22 @@ class TaskPool(StreamsPool):
         """Notice a connection that does not answer."""
         super().chores()
         if self._runner is not None:
-            self.guarded(self._runner.executor.settle_later)
+            self.chore(self._runner.executor.settle_later)
+        self.chore(self._look_at_connection)
+
+    def _look_at_connection(self) -> None:
         if self._watched >= 0 and self._reader is not None and self._reader.due():
             self._finish_read()
 
     # -- stop
 
     def on_stop(self) -> None:
-        """Nothing runs now: the main thread is here."""
+        """Leave; nothing runs now, for the main thread is here, unless a signal interrupted it."""
         if self.services is None:
+            return
+        if self._at_work:
+            # Celery's handler for a cold shutdown stops the pool, and again when its loop has ended. Here it stands
+            # in the middle of a task or of a command to Redis, which must not be pulled away from under it.
             return
         services, self.services = self.services, None
         services.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from celery.worker.autoscale import Autoscaler as CeleryAutoscaler
@@ -22,6 +23,7 @@ class Autoscaler(CeleryAutoscaler):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._demand = 0
+        self._waited_at: float | None = None
         self.pool.autoscaler = self
 
     def look(self) -> None:
@@ -35,8 +37,18 @@ class Autoscaler(CeleryAutoscaler):  # type: ignore[misc]
         running = sum(holder.snapshot().running is not None for holder in self.pool.holders())
         self._demand = running + waiting
         if waiting:
-            self.on_task_received(None)
+            self._waited_at = time.monotonic()
         self.maybe_scale()
+
+    def scale_down(self, n: int) -> Any:
+        """Stop ``n`` children, unless a message waited or children were started a moment ago.
+
+        Said here because Celery before 5.7 knows only when children were started.
+        """
+        known = [at for at in (self._last_scale_up, self._waited_at) if at is not None]
+        if known and time.monotonic() - max(known) > self.keepalive:
+            return self._shrink(n)
+        return None
 
     @property
     def qty(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from celery import bootsteps
@@ -232,10 +233,16 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def cancel_active_requests(self) -> None:
         """Cancel what the children run (cold shutdown)."""
-        self.pool.sync_state()
-        super().cancel_active_requests()
+        self._cancel(super().cancel_active_requests)
 
     def cancel_all_unacked_requests(self) -> None:
         """Do the same; before Celery 5.6 it has this name."""
+        self._cancel(super().cancel_all_unacked_requests)
+
+    def _cancel(self, cancel: Callable[[], None]) -> None:
         self.pool.sync_state()
-        super().cancel_all_unacked_requests()
+        try:
+            cancel()
+        except NotImplementedError:
+            # Called by the handler of a signal, perhaps inside a task of this thread, which would fail with it.
+            logger.warning("The tasks that run are not cancelled: this pool cannot end a task.")

@@ -40,7 +40,8 @@ class Record:
         self.consumer = consumer
         #: What remote control takes for the process: that of all threads, or what tells green threads apart.
         self.pid = os.getpid()
-        self._lock = threading.Lock()
+        # Reentrant: handlers of signals, a cold shutdown's, ask for snapshots in the thread that they interrupt.
+        self._lock = threading.RLock()
         self._batch = 0
         self._done = 0
         self._running: Entry | None = None

@@ -187,6 +187,24 @@ def test_terminating_the_whole_process_group_as_systemd_does_lets_running_tasks_
     assert project.counted() == Counter(result.id for result in results)
 
 
+@pytest.mark.parametrize("seconds", [1.0, 0.0], ids=["in a task", "at the end of a task"])
+def test_cold_shutdown_that_interrupts_a_solo_worker_lets_its_task_end_and_settles_it(project, act, worker, seconds):
+    leaving = worker(pool="solo", concurrency=None)
+    results = [act.delay("sleep", n, seconds=seconds) for n in range(5)]
+    project.starts(results[0].id)
+
+    leaving.signal(signal.SIGQUIT)
+
+    assert leaving.wait(10) == 0
+    assert "NotImplementedError" not in leaving.log
+    assert project.dead_letters() == []
+    assert project.status().pending == 0
+    done = project.counted()
+    assert set(done.values()) == {1}
+    assert {result.state for result in results if result.id in done} == {"SUCCESS"}
+    assert project.status().waiting == len(results) - len(done)
+
+
 def test_sigterm_is_a_cold_shutdown_when_it_is_remapped(project, act, worker, monkeypatch):
     monkeypatch.setenv("REMAP_SIGTERM", "SIGQUIT")
     leaving = worker(name="leaving", concurrency=1)

@@ -239,3 +239,33 @@ def test_remote_control_waits_for_redis_once_and_not_for_each_entry(
         pool.sync_state()
 
     assert len(caplog.records) == 1
+
+
+class Broken:
+    """An autoscaler that fails."""
+
+    looks = 0
+    repaired = False
+
+    def look(self) -> None:
+        self.looks += 1
+        if not self.repaired:
+            raise AttributeError("on_task_received")
+
+
+def test_chore_that_fails_keeps_no_other_waiting_and_is_logged_once(
+    pool: solo.TaskPool, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool.queues, pool.autoscaler = [QUEUE], Broken()
+    done: list[int] = []
+    pool._look_at_connection = lambda: done.append(1)  # type: ignore[method-assign]
+
+    for _ in range(3):
+        pool.chores()
+    pool.autoscaler.repaired = True
+    pool.chores()
+
+    assert (pool.autoscaler.looks, len(done)) == (4, 4)
+    said = [record.getMessage() for record in caplog.records if "Broken.look" in record.getMessage()]
+    assert len(said) == 1
+    assert "is tried again" in said[0]
