@@ -21,12 +21,15 @@ from .connection import RedisClient
 from .exceptions import ConfigurationError
 from .inspect import known_queues as used_queues
 from .message import encode
+from .printable import guard_loggers
 from .redis_url import ConnectionOptions
 
 if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = ("Streams", "streams_of")
+
+guard_loggers()
 
 
 class Streams:

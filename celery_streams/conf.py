@@ -33,6 +33,7 @@ __all__ = (
     "QueueChoice",
     "StreamsConf",
     "is_enabled",
+    "misspelt_settings",
     "unknown_settings",
 )
 
@@ -71,6 +72,12 @@ class Alerts:
     #: Workers of a queue that were killed or cannot reach Redis, while no living one consumes it.
     dead_worker_warning: int | None = 1
     dead_worker_critical: int | None = None
+    #: Messages on Celery's list of a queue, which no stock worker consumes.
+    no_stock_worker_warning: int | None = None
+    no_stock_worker_critical: int | None = 1
+    #: Messages on Celery's list of a queue where publishers write (a share) of its messages.
+    list_backlog_warning: int | None = 1_000
+    list_backlog_critical: int | None = 10_000
     #: Seconds by which the earliest delayed message is late: nobody promotes.
     overdue_warning: float | None = 5.0
     overdue_critical: float | None = 60.0
@@ -374,6 +381,9 @@ _CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
 #: All settings that users may write, without ``streams_amqp_cls``, which ``install`` keeps for itself.
 SETTINGS: tuple[str, ...] = ("streams_enabled", *("streams_" + name for name in _CONVERTERS))
 
+#: How alike two names must be to be compared letter by letter (``difflib``), and by how many letters they may differ.
+_NEARLY, _LETTERS = 0.8, 2
+
 #: Settings that only ``django_integration`` reads, from Django's settings.
 DJANGO_SETTINGS: tuple[str, ...] = ("streams_status_permission",)
 
@@ -409,6 +419,40 @@ def _unknown_names(names: Iterable[Any], namespaces: tuple[str, ...]) -> dict[st
             written = {setting.upper() for setting in written}
         found[name] = f"Unknown setting {name!r}{nearest(name, sorted(written))}"
     return found
+
+
+def misspelt_settings(conf: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return what nobody reads and is nearly the name of one of our settings: name -> a sentence with that name.
+
+    For example the environment variable ``CELERY_STREAM_URL``. Unlike :func:`unknown_settings` it may be somebody
+    else's, so that it is said and no error.
+    """
+    namespace = (getattr(conf, "prefix", None) or ENV_NAMESPACE).lower()
+    found: dict[str, str] = {}
+    for name in environ:
+        if name.isupper():
+            _compare(name, ENV_NAMESPACE, found)
+    for name in map(str, conf):
+        _compare(name, namespace if name.lower().startswith(namespace) else "", found)
+    return found
+
+
+def _compare(name: str, space: str, found: dict[str, str]) -> None:
+    plain = name.lower()
+    if plain.startswith(space + "streams_"):
+        return  # ours, or an unknown one of ours
+    known = {space + setting: setting for setting in (*SETTINGS, *DJANGO_SETTINGS)}
+    near = difflib.get_close_matches(plain, known, n=1, cutoff=_NEARLY)
+    # Somebody's CELERY_STREAMING_URL is as near as a misspelt CELERY_STREAM_URL: the word decides, and what follows.
+    if near and _is_misspelt(plain.replace("_", ""), near[0].replace("_", "")):
+        shown = near[0].upper() if name.isupper() else near[0]
+        found[name] = f"{name} is no setting, nobody reads it; did you mean {shown!r}?"
+
+
+def _is_misspelt(name: str, known: str) -> bool:
+    """Return whether at most two letters were left out, added or exchanged."""
+    changes = difflib.SequenceMatcher(None, name, known, autojunk=False).get_opcodes()
+    return sum(max(to - start, other - at) for tag, start, to, at, other in changes if tag != "equal") <= _LETTERS
 
 
 def _check_names(conf: Mapping[str, Any], environ: Mapping[str, str]) -> None:

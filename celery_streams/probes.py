@@ -28,6 +28,7 @@ __all__ = (
     "list_length",
     "needed_commands",
     "server_info",
+    "set_size",
     "silent_consumers",
     "silent_holders",
     "streams_without_group",
@@ -266,3 +267,8 @@ def heard_of(broker: StreamBroker, queues: Iterable[str]) -> tuple[float, dict[s
 def list_length(client: RedisClient, names: ListKeys) -> int:
     """Return the number of messages on the Celery lists of a queue."""
     return sum(map(int, client.call_all([("LLEN", key) for key in names.lists])))
+
+
+def set_size(client: RedisClient, key: str) -> int:
+    """Return the number of members of a set; 0 for none."""
+    return int(client.call("SCARD", key))

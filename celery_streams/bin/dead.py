@@ -15,9 +15,6 @@ from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
 from celery.exceptions import CeleryCommandException
 from celery.platforms import EX_FAILURE
 from kombu.utils.json import dumps as kombu_dumps
-from rich.box import SIMPLE
-from rich.table import Table
-from rich.text import Text
 
 from ..app import Streams, streams_of
 from ..exceptions import CannotRun, MessageError
@@ -32,8 +29,21 @@ from ..inspect import (
     replay,
 )
 from ..obstacles import Obstacle
+from ..printable import printable
 from ..worker.outcome import Reason
-from .terminal import AGE, age, bad_input, console, iso, one_line_errors, progress_bar, select_queues
+from .terminal import (
+    AGE,
+    Rows,
+    age,
+    bad_input,
+    console,
+    echo,
+    iso,
+    one_line_errors,
+    plural,
+    progress_bar,
+    select_queues,
+)
 
 __all__ = ("dead",)
 
@@ -170,14 +180,14 @@ def list_dead(ctx: click.Context, selection: Selection, limit: int | None, as_js
     if not total:
         click.echo("No dead letter.")
         return
-    table = Table(box=SIMPLE, show_edge=False, pad_edge=False)
-    for header in ("queue", "entry id", "died", "reason", "task", "task id", "exception"):
-        table.add_column(header, overflow="fold", no_wrap=header in ("entry id", "died", "reason"))
+    table = Rows(
+        ("queue", "entry id", "died", "reason", "task", "task id", "exception"), folded=("task", "task id", "exception")
+    )
     now = redis_time(streams.broker)
     for row in newest:
         died = age(max(now - row["died_at"], 0.0)) + " ago"
         words = (row["queue"], row["entry_id"], died, row["reason"], row["task"], row["task_id"], row["exception"])
-        table.add_row(*(Text(" ".join(str(word or "-").split())[:120]) for word in words))
+        table.add(*(" ".join(str(word or "-").split())[:120] for word in words))
     out = console(no_color=ctx.obj.no_color)
     out.print(table)
     if total > len(newest):
@@ -224,19 +234,19 @@ def show_dead(ctx: click.Context, queue: str, entry_id: str, as_json: bool, **kw
 
 def _show(name: str, value: Any) -> None:
     if isinstance(value, dict):
-        click.echo(f"{name}:")
+        echo(f"{name}:")
         for key, one in value.items():
-            click.echo(f"  {_plain(str(key))}: {_plain(one)}")
+            echo(f"  {_plain(str(key))}: {_plain(one)}")
     elif isinstance(value, str) and "\n" in value:
-        click.echo(f"{name}:")
-        click.echo("\n".join(f"  {_plain(line)}" for line in value.rstrip().splitlines()))
+        echo(f"{name}:")
+        click.echo("\n".join(f"  {_plain(line)}" for line in value.rstrip().split("\n")))
     elif value is not None:
-        click.echo(f"{name}: {_plain(value)}")
+        echo(f"{name}: {_plain(value)}")
 
 
 def _plain(value: Any) -> str:
     # What a message holds must not reach the terminal as a control sequence.
-    return value if isinstance(value, str) and value.isprintable() else repr(value)
+    return printable(value if isinstance(value, str) else repr(value))
 
 
 # -- replay -----------------------------------------------------------------------------------------------------------
@@ -338,9 +348,9 @@ def replay_dead(
         click.echo(json.dumps(answer, indent=2))
     else:
         more = f"; {gone:,} had gone meanwhile" if gone else ""
-        click.echo(f"Replayed {len(moved):,} of {_letters(len(chosen))}{f' to {to}' if to else ''}{more}.")
+        echo(f"Replayed {len(moved):,} of {_letters(len(chosen))}{f' to {to}' if to else ''}{more}.")
         for text in (*refused, *stay):
-            click.echo(text, err=True)
+            echo(text, err=True)
         if stay:
             click.echo("--ignore-expires and --ignore-revoked replay what would not run otherwise.", err=True)
     ctx.exit(EX_FAILURE if refused or stay else 0)
@@ -451,13 +461,13 @@ def _tell_dry_run(
     some = f"{len(chosen) - len(left):,} of " if left else ""
     click.echo(f"Would {verb} {some}{_letters(len(chosen))}.")
     for (queue, reason), count in sorted(counts.items()):
-        click.echo(f"  {queue}: {count:,} {reason}")
+        echo(f"  {queue}: {count:,} {reason}")
     for queue, entry_id, why in staying:
-        click.echo(f"  {queue}: {entry_id} would stay: {why}")
+        echo(f"  {queue}: {entry_id} would stay: {why}")
 
 
 def _letters(count: int) -> str:
-    return f"{count:,} dead letter{'' if count == 1 else 's'}"
+    return plural(count, "dead letter")
 
 
 def _summary(letter: DeadLetter) -> dict[str, Any]:

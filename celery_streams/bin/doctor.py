@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -13,9 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..app import streams_of
-from ..monitoring.checks import LEVELS
+from ..conf import nearest
+from ..monitoring.checks import CHECKS, LEVELS
 from ..monitoring.doctor import Diagnosis, diagnose
-from .terminal import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING, console, one_line_errors
+from ..printable import printable
+from .terminal import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING, bad_input, console, one_line_errors
 
 __all__ = ("doctor",)
 
@@ -27,7 +30,7 @@ _STYLES = {"ok": "green", "info": "cyan", "warning": "yellow", "critical": "bold
     cls=CeleryCommand,
     epilog="""\b
 Exit codes:
-  0   nothing, or only something to know
+  0   nothing, or only something to know or accepted
   1   at least one warning
   2   at least one critical finding
   69  Redis cannot be reached, or refuses
@@ -37,6 +40,7 @@ Exit codes:
 Examples:
   celery-streams -A proj doctor
   celery-streams -A proj doctor send_message mark_as_read
+  celery-streams -A proj doctor --accept persistence --accept memory
   celery-streams -A proj doctor --no-workers --json | jq '.findings[] | select(.level == "critical")'
 """,
 )
@@ -58,24 +62,53 @@ Examples:
     help_group="Doctor Options",
     help="Time for workers to answer.",
 )
+@click.option(
+    "--accept",
+    multiple=True,
+    metavar="CHECK",
+    cls=CeleryOption,
+    help_group="Doctor Options",
+    help="Know of this check's findings and accept them: they do not count for the exit code. May be repeated.",
+)
 @click.option("--json", "as_json", is_flag=True, cls=CeleryOption, help_group="Doctor Options", help="Print JSON.")
 @click.pass_context
 @handle_preload_options  # type: ignore[untyped-decorator]
 @one_line_errors
 def doctor(
-    ctx: click.Context, queues: tuple[str, ...], no_workers: bool, timeout: float, as_json: bool, **kwargs: Any
+    ctx: click.Context,
+    queues: tuple[str, ...],
+    no_workers: bool,
+    timeout: float,
+    accept: tuple[str, ...],
+    as_json: bool,
+    **kwargs: Any,
 ) -> None:
     """Check the server, its settings, permissions and clock, and both sides of each queue.
 
     All queues that were ever used, and those that streams_queues or task_queues name, unless QUEUEs are given.
     Changes nothing.
     """
-    found = diagnose(streams_of(ctx.obj.app), queues or None, ask_workers=not no_workers, timeout=timeout)
+    found = diagnose(
+        streams_of(ctx.obj.app),
+        queues or None,
+        ask_workers=not no_workers,
+        timeout=timeout,
+        accept=_accepted(accept),
+    )
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
     else:
         console(no_color=ctx.obj.no_color).print(render(found))
     ctx.exit(_EXIT_CODES[found.level])
+
+
+def _accepted(words: Sequence[str]) -> frozenset[str]:
+    """Return the names of checks out of words that may hold several, with dashes for spaces."""
+    names = {part.strip().replace("-", " ") for word in words for part in word.split(",") if part.strip()}
+    for name in names:
+        if name not in CHECKS:
+            raise bad_input(f"There is no check {name!r}{nearest(name, CHECKS)}; there are {', '.join(CHECKS)}")
+    return frozenset(names)
 
 
 def render(found: Diagnosis) -> RenderableType:
@@ -85,12 +118,15 @@ def render(found: Diagnosis) -> RenderableType:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in found.findings:
-        said = Text(f"{finding.queue}: {finding.what}" if finding.queue else finding.what)
+        said = Text(printable(f"{finding.queue}: {finding.what}" if finding.queue else finding.what))
         if finding.why:
-            said.append(f"\n{finding.why}", style="dim")
+            said.append(f"\n{printable(finding.why)}", style="dim")
         if finding.todo:
-            said.append(f"\n-> {finding.todo}")
-        table.add_row(Text(finding.level, style=_STYLES[finding.level]), finding.check, said)
-    counts = [(level, sum(one.level == level for one in found.findings)) for level in LEVELS]
+            said.append(f"\n-> {printable(finding.todo)}")
+        level = Text("accepted", style="dim") if finding.accepted else Text(finding.level, style=_STYLES[finding.level])
+        table.add_row(level, finding.check, said)
+    open_ones = [finding for finding in found.findings if not finding.accepted]
+    counts: list[tuple[str, int]] = [(level, sum(one.level == level for one in open_ones)) for level in LEVELS]
+    counts.append(("accepted", len(found.findings) - len(open_ones)))
     summary = ", ".join(f"{count} {level}" for level, count in counts if count)
     return Group(Text(found.server, style="dim"), Text(), table, Text(), Text(summary))

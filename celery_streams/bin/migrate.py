@@ -8,14 +8,12 @@ from typing import Any
 
 import click
 from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
-from rich.box import SIMPLE
-from rich.table import Table
 
 from ..app import Streams, streams_of
 from ..conf import nearest
 from ..installation import is_installed
 from ..migration import Direction, Migration, Moves, Plan
-from .terminal import bad_input, console, one_line_errors, progress_bar
+from .terminal import Rows, bad_input, console, echo, one_line_errors, progress_bar
 
 __all__ = ("migrate",)
 
@@ -122,7 +120,7 @@ def _warn(streams: Streams, queue: str, to: Direction) -> None:
     on_streams = is_installed(streams.app) and streams.enabled() and streams.on_streams(queue)
     if on_streams != (to == "streams"):
         where = "to streams" if on_streams else "to Celery's lists"
-        click.echo(
+        echo(
             f"Warning: {queue}: as far as this process sees, publishers still write {where} "
             "(streams_enabled, streams_queues); what they write stays there.",
             err=True,
@@ -134,19 +132,17 @@ def _tell_plans(plans: list[Plan], *, include_unacked: bool, as_json: bool, no_c
         rows = [{**asdict(plan), "total": plan.total} for plan in plans]
         click.echo(json.dumps({"dry_run": True, "queues": rows}, indent=2))
         return
-    table = Table(box=SIMPLE, show_edge=False, pad_edge=False)
-    table.add_column("queue", overflow="fold")
     to_streams = plans[0].to == "streams"
     unacked = "unacked" if include_unacked else "unacked (stays)"
     headers = ("on lists", unacked) if to_streams else ("waiting", "delayed", "abandoned", "running (stays)")
-    for header in (*headers, "in transit", "would move"):
-        table.add_column(header, justify="right", no_wrap=True)
+    numbers = (*headers, "in transit", "would move")
+    table = Rows(("queue", *numbers), right=numbers)
     for plan in plans:
         counts = (
             (plan.queued, plan.unacked) if to_streams else (plan.waiting, plan.delayed, plan.abandoned, plan.running)
         )
         total = plan.total + (plan.unacked if to_streams and include_unacked else 0)
-        table.add_row(plan.queue, *(f"{count:,}" for count in (*counts, plan.in_transit, total)))
+        table.add(plan.queue, *(f"{count:,}" for count in (*counts, plan.in_transit, total)))
     console(no_color=no_color).print(table)
 
 
@@ -167,17 +163,17 @@ def _tell_moves(done: list[Moves], *, as_json: bool) -> None:
         ]
         if moves.recalled:
             parts.append(f"{moves.recalled:,} of them taken back from stock workers")
-        click.echo(f"{moves.queue}: moved {moves.total:,} to {moves.to} ({', '.join(parts)}).")
+        echo(f"{moves.queue}: moved {moves.total:,} to {moves.to} ({', '.join(parts)}).")
 
 
 def _tell_rest(plan: Plan) -> None:
     if plan.to == "streams" and plan.unacked:
-        click.echo(
+        echo(
             f"{plan.queue}: {plan.unacked:,} are held by stock workers. Keep these running until they are done, or "
             "stop them and run this again."
         )
     if plan.to == "lists" and plan.running:
-        click.echo(
+        echo(
             f"{plan.queue}: {plan.running:,} are held by stream workers. Keep these running until they are done, or "
             "stop them and run this again."
         )

@@ -10,6 +10,7 @@ from celery.bin.purge import purge as celery_purge
 
 from ..app import streams_of
 from ..inspect import purge as purge_stream
+from ..printable import printable
 from .base import require_installed
 from .terminal import one_line_errors
 
@@ -28,7 +29,7 @@ def _run(*, queues: list[str] | None, exclude_queues: list[str] | None, **option
     celery_purge.callback(queues=names, exclude_queues=exclude_queues, **options)  # asks first, and aborts on "no"
     on_streams = [name for name in names if name in (queues or known)]
     count = sum(purge_stream(streams.broker, name) for name in on_streams)
-    ctx.obj.echo(f"Purged {count} waiting and delayed messages from the streams of {', '.join(on_streams)}.")
+    ctx.obj.echo(printable(f"Purged {count} waiting and delayed messages from the streams of {', '.join(on_streams)}."))
 
 
 purge: click.Command = copy.copy(celery_purge)

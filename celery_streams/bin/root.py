@@ -18,7 +18,7 @@ from ..exceptions import CeleryStreamsError, ConfigurationError
 from ..installation import is_installed
 from .base import ASKS_FOR_HELP, RootGroup, load_app
 from .commands import COMMANDS, add_user_options
-from .terminal import EXIT_CONFIG, EXIT_UNAVAILABLE
+from .terminal import EXIT_CONFIG, EXIT_UNAVAILABLE, one_line
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None, *, prog_name: str = "celery-streams"
 
 
 def _fail(text: str, code: int) -> None:
-    click.echo(f"Error: {text}", err=True)
+    click.echo(f"Error: {one_line(text)}", err=True)
     sys.exit(code)
 
 

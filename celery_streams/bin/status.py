@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -10,16 +11,16 @@ from typing import Any, NoReturn
 
 import click
 from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
-from rich.box import SIMPLE
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from ..app import Streams, streams_of
 from ..exceptions import BrokerError
+from ..monitoring.alerts import Alert
 from ..monitoring.status import Status, collect
-from .terminal import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING, age, console, one_line, one_line_errors
+from ..printable import printable
+from .terminal import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING, Rows, age, console, one_line, one_line_errors
 
 __all__ = ("render", "status")
 
@@ -73,8 +74,9 @@ def status(
 ) -> None:
     """Show what waits, runs, is delayed and is dead in each queue.
 
-    All queues that were ever used, and those that streams_queues or task_queues name, unless QUEUEs are given. The
-    alerts below the table come from streams_alerts.
+    All queues that were ever used, and those that streams_queues or task_queues name, unless QUEUEs are given.
+    Consumers are those of living workers. "list" is what lies on Celery's own list of the queue, "to" where publishers
+    write: to the stream, to the list, or a share of them to the stream. The alerts below come from streams_alerts.
     """
     streams = streams_of(ctx.obj.app)
     names = queues or None
@@ -91,51 +93,69 @@ def status(
 
 def render(found: Status) -> RenderableType:
     """Lay a status out for the terminal."""
-    table = Table(box=SIMPLE, show_edge=False, pad_edge=False, show_footer=len(found.queues) > 1)
     totals = found.totals
-    table.add_column("queue", "total", overflow="fold")
-    for header, footer in (
-        ("waiting", f"{totals.waiting:,}"),
-        ("pending", f"{totals.pending:,}"),
-        ("delayed", f"{totals.delayed:,}"),
-        ("dead", f"{totals.dead:,}"),
-        ("consumers", f"{totals.consumers:,}"),
-        ("oldest", age(totals.oldest_waiting)),
-    ):
-        table.add_column(header, footer, justify="right", no_wrap=True)
+    several = len(found.queues) > 1
+    headers = ("queue", "waiting", "pending", "delayed", "dead", "consumers", "oldest", "list", "to")
+    counts = (totals.waiting, totals.pending, totals.delayed, totals.dead, totals.consumers)
+    footer = ("total", *(f"{count:,}" for count in counts), age(totals.oldest_waiting), f"{totals.listed:,}", "")
+    table = Rows(headers, right=headers[1:-1], footer=footer if several else None)
     for report in found.queues:
-        state = report.state
-        table.add_row(
-            Text(state.queue, style=_STYLES[report.alerts[0].level] if report.alerts else ""),
-            f"{state.waiting:,}",
-            f"{state.pending:,}",
-            f"{state.delayed:,}",
-            f"{state.dead:,}",
-            f"{state.consumers:,}",
+        state, side = report.state, report.side
+        counts = (state.waiting, state.pending, state.delayed, state.dead, state.consumers)
+        table.add(
+            state.queue,
+            *(f"{count:,}" for count in counts),
             age(state.oldest_waiting),
+            "-" if side.length is None else f"{side.length:,}",
+            _target(side.share),
+            style=_STYLES[report.alerts[0].level] if report.alerts else "",
         )
     clock = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(found.time))
     switch = "streams are on" if found.enabled else "streams are off: publishes go to Celery's lists"
     lines: list[RenderableType] = [Text(f"{found.server}   {clock}   {switch}", style="dim"), Text()]
     lines.append(table if found.queues else Text("No queue was used yet."))
-    if found.alerts:
+    if found.alerts or found.lists_trouble:
         lines.append(Text())
-    lines += [
-        Text.assemble((alert.level, _STYLES[alert.level]), f"  {alert.queue}: {alert.message}")
-        for alert in found.alerts
-    ]
+    lines += [Text.assemble((alert.level, _STYLES[alert.level]), f"  {_said(alert)}") for alert in found.alerts]
+    if found.lists_trouble:
+        lines.append(Text(printable(found.lists_trouble), style="dim"))
     return Group(*lines)
+
+
+def _said(alert: Alert) -> str:
+    return printable(f"{alert.queue}: {alert.message}" if alert.queue else alert.message)
+
+
+def _target(share: float) -> str:
+    """Say where publishers write: to the stream, to Celery's list, or to the stream in so many cases of a hundred."""
+    if 0.0 < share < 1.0:
+        return f"{share * 100:.3g} %"
+    return "stream" if share else "list"
 
 
 def _watch(streams: Streams, queues: tuple[str, ...] | None, *, as_json: bool, interval: float, no_color: bool) -> None:
     # Redis may go away and come back while somebody watches; a wrong setting does not mend itself.
+    out = console(no_color=no_color)
     try:
         if as_json:
             _each(interval, lambda: click.echo(json.dumps(_look(streams, queues))))
-        with Live(console=console(no_color=no_color), auto_refresh=False, screen=sys.stdout.isatty()) as live:
+        if not sys.stdout.isatty():
+            _each(interval, lambda: _print(out, _picture(streams, queues)))
+        with Live(console=out, auto_refresh=False, screen=True) as live:
             _each(interval, lambda: live.update(_picture(streams, queues), refresh=True))
     except KeyboardInterrupt:
         return
+    except BrokenPipeError:
+        # Whoever read has seen enough (``| head``). Python would complain when it flushes at its end.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _print(out: Console, picture: RenderableType) -> None:
+    """Print one look after the other, each at once: nobody wants to wait for a full buffer."""
+    with out.capture() as look:  # rich itself would end the process with 1 when the pipe is closed
+        out.print(picture)
+    click.echo(look.get())
+    sys.stdout.flush()
 
 
 def _each(interval: float, show: Callable[[], None]) -> NoReturn:

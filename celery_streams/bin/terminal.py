@@ -1,4 +1,7 @@
-"""What commands share at the terminal: exit codes, errors as one line, ages, queue names, tables, progress bars."""
+"""What commands share at the terminal: exit codes, errors as one line, ages, queue names, tables, progress bars.
+
+What comes from messages is shown through ``printable`` and never read as rich's markup.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import contextlib
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
@@ -14,12 +17,18 @@ import click
 from celery.exceptions import CeleryCommandException
 from celery.platforms import EX_FAILURE, EX_USAGE
 from kombu.exceptions import OperationalError
-from rich.console import Console
+from rich.box import SIMPLE
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from ..app import Streams
 from ..conf import nearest
 from ..exceptions import CeleryStreamsError, ConfigurationError
+from ..printable import printable
 
 __all__ = (
     "AGE",
@@ -28,12 +37,15 @@ __all__ = (
     "EXIT_OK",
     "EXIT_UNAVAILABLE",
     "EXIT_WARNING",
+    "Rows",
     "age",
     "bad_input",
     "console",
+    "echo",
     "iso",
     "one_line",
     "one_line_errors",
+    "plural",
     "progress_bar",
     "select_queues",
 )
@@ -49,8 +61,11 @@ EXIT_CONFIG = 78
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Columns of a table that does not go to a terminal, so that a pipe or log gets whole lines.
-_PLAIN_WIDTH = 200
+#: Columns of a table that does not go to a terminal: a pipe or log gets whole lines.
+_PLAIN_WIDTH = 10_000
+
+#: Least width of a column that may be folded.
+_FOLDED = 20
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _AGE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhdw]?)")
@@ -114,6 +129,78 @@ def console(*, no_color: bool) -> Console:
     return Console(no_color=no_color, highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
 
 
+def echo(text: str, *, err: bool = False) -> None:
+    """Print one line, with everything that is not printable escaped."""
+    click.echo(printable(text), err=err)
+
+
+class Rows:
+    """A table; where it is wider than the terminal each row becomes a small block, so that no name is cut up.
+
+    Args:
+        headers: of the columns; the first column names the row.
+        right: the headers of numbers.
+        folded: the headers of texts that may go over several lines.
+        footer: the last row of the table, set apart.
+    """
+
+    def __init__(
+        self,
+        headers: Sequence[str],
+        *,
+        right: Collection[str] = (),
+        folded: Collection[str] = (),
+        footer: Sequence[str] | None = None,
+    ) -> None:
+        self._headers = headers
+        self._right = right
+        self._folded = folded
+        self._footer = footer
+        self._rows: list[tuple[list[str], str]] = []
+
+    def add(self, *cells: object, style: str = "") -> None:
+        """Add a row; ``style`` is that of its first cell."""
+        self._rows.append(([printable(cell) for cell in cells], style))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """Yield the table, or the blocks."""
+        table = self._table()
+        least = table.__rich_measure__(console, options.update(width=_PLAIN_WIDTH)).minimum
+        if least <= options.max_width:
+            yield table
+        else:
+            yield from self._blocks(options.max_width)
+
+    def _table(self) -> Table:
+        table = Table(box=SIMPLE, show_edge=False, padding=(0, 1, 0, 0), show_footer=self._footer is not None)
+        for index, header in enumerate(self._headers):
+            footer = self._footer[index] if self._footer is not None else ""
+            widest = max(cell_len(text) for text in (header, footer, *(cells[index] for cells, _ in self._rows)))
+            if header in self._folded:
+                table.add_column(header, footer, overflow="fold", min_width=max(min(widest, _FOLDED), len(header)))
+            else:
+                justify: JustifyMethod = "right" if header in self._right else "left"
+                table.add_column(header, footer, no_wrap=True, min_width=widest, justify=justify)
+        for cells, style in self._rows:
+            table.add_row(Text(cells[0], style=style), *map(Text, cells[1:]))
+        return table
+
+    def _blocks(self, width: int) -> Iterator[RenderableType]:
+        rows = list(self._rows)
+        if self._footer is not None:
+            rows.append((list(self._footer), "bold"))
+        for cells, style in rows:
+            yield Text(cells[0], style=style, overflow="fold")
+            line = ""
+            for header, cell in zip(self._headers[1:], cells[1:], strict=True):
+                piece = f"{header} {cell}"
+                if line and cell_len(line) + 3 + cell_len(piece) + 2 > width:
+                    yield Padding(Text(line, overflow="fold"), (0, 0, 0, 2))
+                    line = ""
+                line = f"{line}   {piece}" if line else piece
+            yield Padding(Text(line, overflow="fold"), (0, 0, 0, 2))
+
+
 @contextlib.contextmanager
 def progress_bar(text: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
     """Show a bar on stderr while it is a terminal; yields what is called with the number of items just done."""
@@ -145,5 +232,10 @@ def iso(seconds: float | None) -> str | None:
 
 
 def one_line(error: object) -> str:
-    """Return what ``error`` says, without line breaks."""
-    return " ".join(str(error).split())
+    """Return what ``error`` says, without line breaks and with nothing that is not printable."""
+    return printable(" ".join(str(error).split()))
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    """Write a number of things: ``1 dead letter``, ``1,024 dead letters``."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

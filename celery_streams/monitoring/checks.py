@@ -10,6 +10,7 @@ from ..inspect import QueueStatus
 from ..probes import ClockSkew, Denial, ServerInfo
 
 __all__ = (
+    "CHECKS",
     "LEVELS",
     "Finding",
     "Level",
@@ -18,10 +19,12 @@ __all__ = (
     "check_clock",
     "check_eviction",
     "check_memory",
+    "check_names",
     "check_namesakes",
     "check_permissions",
     "check_persistence",
     "check_role",
+    "check_settings",
     "check_version",
     "check_worlds",
     "namesakes",
@@ -31,6 +34,33 @@ Level = Literal["ok", "info", "warning", "critical"]
 
 #: Worst first.
 LEVELS: tuple[Level, ...] = ("critical", "warning", "info", "ok")
+
+#: What findings are called, for whoever accepts some.
+CHECKS: tuple[str, ...] = (
+    "both worlds",
+    "clock",
+    "consumers",
+    "database",
+    "delayed",
+    "disk",
+    "eviction",
+    "groups",
+    "install",
+    "lists",
+    "memory",
+    "migration",
+    "names",
+    "node names",
+    "permissions",
+    "persistence",
+    "queue",
+    "queues",
+    "role",
+    "server",
+    "settings",
+    "version",
+    "workers",
+)
 
 #: The oldest Redis with XAUTOCLAIM, XPENDING IDLE and XTRIM MINID.
 OLDEST_REDIS = (6, 2)
@@ -56,6 +86,8 @@ class Finding:
     #: What to do.
     todo: str = ""
     queue: str | None = None
+    #: A person knows and accepts it: it counts for nothing.
+    accepted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +193,7 @@ def check_persistence(server: ServerInfo) -> Finding:
     """What Redis was told survives its restart."""
     if not server.append_ok or not server.snapshot_ok:
         return Finding(
-            "persistence",
+            "disk",
             "critical",
             f"The last {'append to the AOF' if not server.append_ok else 'snapshot'} failed",
             "Redis may refuse writes (MISCONF), and a restart loses what is not on disk.",
@@ -285,6 +317,46 @@ def check_namesakes(before: Mapping[str, float], after: Mapping[str, float]) -> 
         )
 
 
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def check_names(unknown: Mapping[str, str | None], chosen: Iterable[str]) -> Iterable[Finding]:
+    """Every queue that ``streams_queues`` names is one that somebody knows.
+
+    Args:
+        unknown: the names that no queue, route or message has, and the nearest name that one has.
+        chosen: the queues that are on streams.
+    """
+    on_streams = set(chosen)
+    for name, near in unknown.items():
+        if near is not None:
+            yield Finding(
+                "names",
+                "warning",
+                f"streams_queues names {name!r}, which no queue, route or message has; did you mean {near!r}?",
+                f"Messages for {near!r} go to the stream all the same."
+                if near in on_streams
+                else f"Messages for {near!r} go to Celery's list.",
+                f"Correct streams_queues: {near!r}.",
+                name,
+            )
+        else:
+            yield Finding(
+                "names",
+                "info",
+                f"streams_queues names {name!r}, which no queue, route or message has yet",
+                "If it is misspelt, the queue that was meant goes to Celery's list.",
+                "Nothing, if it is right.",
+                name,
+            )
+
+
+def check_settings(misspelt: Iterable[str]) -> Iterable[Finding]:
+    """No setting or environment variable is nearly one of ours."""
+    for sentence in misspelt:
+        yield Finding("settings", "warning", sentence, "What it was to change is as it was.", "Correct its name.")
+
+
 # -- both sides of a queue --------------------------------------------------------------------------------------------
 
 
@@ -331,6 +403,16 @@ def check_worlds(
             f"The stock worker {', '.join(stock)} consumes Celery's list, which gets no new message",
             "It sits idle while its capacity is counted on.",
             f"Replace it: celery-streams worker -Q {name}",
+            name,
+        )
+    if not on and listed and workers is not None and not stock:
+        yield Finding(
+            "both worlds",
+            "critical",
+            f"{_wait(listed)} on Celery's list, where publishers write, and no stock worker consumes it",
+            "These tasks never run.",
+            f"Start a stock worker (celery worker -Q {name}), or turn streams on and celery-streams migrate {name} "
+            "--to streams.",
             name,
         )
     if not on and held:

@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-from kombu.exceptions import OperationalError
 
 from .. import keys, probes
 from ..app import Streams
+from ..conf import misspelt_settings
 from ..connection import RedisClient
 from ..exceptions import BrokerError, BrokerUnavailable, ConfigurationError, NotPermitted
-from ..inspect import queue_status
+from ..inspect import known_queues, queue_status
 from ..installation import is_installed
 from ..kombu_lists import list_keys
 from ..migration import same_database
@@ -31,14 +30,18 @@ from .checks import (
     check_clock,
     check_eviction,
     check_memory,
+    check_names,
     check_namesakes,
     check_permissions,
     check_persistence,
     check_role,
+    check_settings,
     check_version,
     check_worlds,
     namesakes,
 )
+from .names import declared_queues, unknown_names
+from .workers import WORKERS_AWAY, find_workers, sort_workers
 
 __all__ = ("Diagnosis", "diagnose", "find_workers", "sort_workers")
 
@@ -66,8 +69,8 @@ class Diagnosis:
 
     @property
     def level(self) -> Level:
-        """The worst level."""
-        return self.findings[0].level if self.findings else "ok"
+        """The worst level of what is not accepted."""
+        return next((finding.level for finding in self.findings if not finding.accepted), "ok")
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything for JSON."""
@@ -75,11 +78,17 @@ class Diagnosis:
 
 
 def diagnose(
-    streams: Streams, queues: Iterable[str] | None = None, *, ask_workers: bool = True, timeout: float = 1.0
+    streams: Streams,
+    queues: Iterable[str] | None = None,
+    *,
+    ask_workers: bool = True,
+    timeout: float = 1.0,
+    accept: Collection[str] = (),
 ) -> Diagnosis:
     """Run all checks; for ``queues``, by default all of :meth:`Streams.known_queues`.
 
-    ``ask_workers`` asks running workers through Celery's remote control and waits ``timeout`` seconds for them.
+    Findings of the checks in ``accept`` are there and count for nothing. ``ask_workers`` asks running workers through
+    Celery's remote control and waits ``timeout`` seconds for them.
 
     Raises:
         BrokerUnavailable: Redis is away.
@@ -109,19 +118,22 @@ def diagnose(
     names = _queues(streams, queues, run)
     run("permissions", lambda: [check_permissions(probes.denied_commands(broker, [*names, "doctor"][0]))])
     findings += [_check_install(streams), _check_databases(streams)]
+    findings += check_settings(misspelt_settings(streams.app.conf).values())
+    run("names", lambda: _check_queue_names(streams))
     lists, trouble = _lists(streams)
     findings += trouble
     workers: Workers | None = None
     if ask_workers and lists is not None:
         try:
             workers = find_workers(streams, timeout=timeout)
-        except _WORKERS_AWAY as exc:
+        except WORKERS_AWAY as exc:
             findings.append(cannot("workers", f"workers cannot be asked: {exc}"))
     run("node names", lambda: _check_node_names(streams, names))
     for name in names:
         run("queue", lambda name=name: _check_queue(streams, name, lists, workers))  # type: ignore[misc]
     if lists is not None:
         lists.close()
+    findings = [replace(finding, accepted=finding.check in accept) for finding in findings]
     return Diagnosis(
         server=safe_url(streams.url),
         findings=tuple(sorted(findings, key=lambda finding: LEVELS.index(finding.level))),
@@ -174,6 +186,11 @@ def _queues(
     return found
 
 
+def _check_queue_names(streams: Streams) -> Iterable[Finding]:
+    used = known_queues(streams.broker)
+    return check_names(unknown_names(streams, used=used), filter(streams.on_streams, declared_queues(streams)))
+
+
 def _check_install(streams: Streams) -> Finding:
     """The app publishes to streams when it is told to."""
     if is_installed(streams.app):
@@ -204,38 +221,6 @@ def _check_databases(streams: Streams) -> Finding:
 
 
 # -- workers ----------------------------------------------------------------------------------------------------------
-
-#: What Celery's remote control raises when the broker is away or refuses.
-_WORKERS_AWAY = (OperationalError, OSError, ConfigurationError)
-
-
-def find_workers(streams: Streams, *, timeout: float) -> Workers:
-    """Ask all workers which queues they consume, and tell stock workers from ours by their pool.
-
-    Raises:
-        OperationalError, OSError: the broker is away or refuses.
-    """
-    app = streams.app
-    with app.connection_for_write() as connection:
-        errors = (*connection.connection_errors, *connection.channel_errors)
-        try:
-            look = app.control.inspect(timeout=timeout, connection=connection)
-            consumed, stats = look.active_queues() or {}, look.stats() or {}
-        except errors as exc:
-            raise OperationalError(str(exc)) from exc
-    return sort_workers(consumed, stats)
-
-
-def sort_workers(consumed: Mapping[str, Any], stats: Mapping[str, Any]) -> Workers:
-    """Sort the replies of ``active_queues`` and ``stats``."""
-    stock: dict[str, tuple[str, ...]] = {}
-    ours: dict[str, tuple[str, ...]] = {}
-    for node, queues in sorted(consumed.items()):
-        pool = str((stats.get(node) or {}).get("pool", {}).get("implementation", ""))
-        side = ours if pool.startswith("celery_streams") else stock
-        for queue in queues or ():
-            side[queue["name"]] = (*side.get(queue["name"], ()), node)
-    return Workers(stock, ours)
 
 
 def _check_node_names(streams: Streams, queues: Sequence[str]) -> list[Finding]:

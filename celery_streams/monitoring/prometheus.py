@@ -85,6 +85,16 @@ class StreamsCollector(Collector):
             for report in status.queues:
                 family.add_metric([report.state.queue], value(report.state))
             yield family
+        share = GaugeMetricFamily(
+            "celery_streams_queue_share", "Share of new messages that goes to the stream.", labels=["queue"]
+        )
+        listed = GaugeMetricFamily("celery_streams_queue_listed", "Messages on Celery's list.", labels=["queue"])
+        for report in status.queues:
+            share.add_metric([report.state.queue], report.side.share)
+            if report.side.length is not None:
+                listed.add_metric([report.state.queue], report.side.length)
+        yield share
+        yield listed
         alerts = GaugeMetricFamily("celery_streams_queue_alerts", "Alerts by level.", labels=["queue", "level"])
         for report in status.queues:
             for level in ("warning", "critical"):

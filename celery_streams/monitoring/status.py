@@ -10,10 +10,13 @@ from typing import Any, Literal
 
 from .. import presence
 from ..app import Streams
-from ..inspect import QueueStatus, queue_status
+from ..conf import misspelt_settings
+from ..inspect import QueueStatus, known_queues, queue_status
 from ..installation import is_installed
 from ..redis_url import safe_url
-from .alerts import Alert, judge, never_used
+from .alerts import Alert, judge, misspelt_setting, never_used, unknown_queue
+from .lists import ListSide, look_at_lists
+from .names import unknown_names
 
 __all__ = ("QueueReport", "Status", "Totals", "collect")
 
@@ -27,6 +30,8 @@ class QueueReport:
     chosen: bool
     #: Critical ones first.
     alerts: tuple[Alert, ...]
+    #: Celery's own list of the queue.
+    side: ListSide
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report for JSON; ages are in seconds."""
@@ -35,6 +40,9 @@ class QueueReport:
             "length": self.state.length,
             "lag": self.state.lag,
             "chosen": self.chosen,
+            "listed": self.side.length,
+            "share": self.side.share,
+            "stock_workers": self.side.stock_workers,
             "alerts": [alert.as_dict() for alert in self.alerts],
         }
 
@@ -48,6 +56,8 @@ class Totals:
     delayed: int
     dead: int
     consumers: int
+    #: Messages on Celery's lists, as far as they could be looked at.
+    listed: int
     #: The greatest age in seconds; None when nothing waits.
     oldest_waiting: float | None
 
@@ -64,11 +74,15 @@ class Status:
     enabled: bool
     #: By name.
     queues: tuple[QueueReport, ...]
+    #: Why Celery's lists could not be looked at.
+    lists_trouble: str | None = None
+    #: About settings that look like ours and that nobody reads.
+    settings: tuple[Alert, ...] = ()
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
         """The alerts of all queues, critical ones first."""
-        found = [alert for queue in self.queues for alert in queue.alerts]
+        found = [*(alert for queue in self.queues for alert in queue.alerts), *self.settings]
         return tuple(sorted(found, key=lambda alert: alert.level != "critical"))
 
     @property
@@ -87,6 +101,7 @@ class Status:
             delayed=sum(state.delayed for state in states),
             dead=sum(state.dead for state in states),
             consumers=sum(state.consumers for state in states),
+            listed=sum(report.side.length or 0 for report in self.queues),
             oldest_waiting=max((s.oldest_waiting for s in states if s.oldest_waiting is not None), default=None),
         )
 
@@ -97,6 +112,7 @@ class Status:
             "server": self.server,
             "enabled": self.enabled,
             "level": self.level,
+            "lists_trouble": self.lists_trouble,
             "queues": [queue.as_dict() for queue in self.queues],
             "totals": asdict(self.totals),
             "alerts": [alert.as_dict() for alert in self.alerts],
@@ -106,8 +122,9 @@ class Status:
 def collect(streams: Streams, queues: Iterable[str] | None = None, *, now: float | None = None) -> Status:
     """Ask Redis for the state of ``queues``: by default all of :meth:`Streams.known_queues`.
 
-    A queue that was asked for and is none of these is reported with zeros and an alert. Two round trips for each queue;
-    each queue is consistent in itself, not all of them together. Works whether or not streams are enabled.
+    A queue that was asked for and is none of these is reported with zeros and an alert. Three round trips for each
+    queue; each queue is consistent in itself, not all of them together. Works whether or not streams are enabled. While
+    messages are on Celery's lists, running workers are asked which of these they consume; that may take a second.
 
     Raises:
         BrokerError: Redis is away, or refuses.
@@ -115,16 +132,25 @@ def collect(streams: Streams, queues: Iterable[str] | None = None, *, now: float
     """
     conf = streams.conf
     broker = streams.broker
-    known = streams.known_queues()
+    used = known_queues(broker)
+    known = sorted({*used, *streams.named_queues()})
     workers = presence.workers(broker)
     reports = []
-    for name in known if queues is None else sorted(set(queues)):
+    names = known if queues is None else sorted(set(queues))
+    sides, trouble = look_at_lists(streams, names)
+    unknown = unknown_names(streams, used=used)
+    for name in names:
         state = queue_status(broker, name, workers=workers)
-        alerts = judge(state, conf.alerts) if name in known else [never_used(name)]
-        reports.append(QueueReport(state, streams.on_streams(name), tuple(alerts)))
+        side = sides[name]
+        near = unknown.get(name) if not side.length else None
+        alerts = judge(state, conf.alerts, side) if name in known else [never_used(name)]
+        alerts += [unknown_queue(name, near)] if near else []
+        reports.append(QueueReport(state, streams.on_streams(name), tuple(alerts), side))
     return Status(
         time=time.time() if now is None else now,
         server=safe_url(streams.url),
         enabled=is_installed(streams.app) and streams.enabled(),
         queues=tuple(reports),
+        lists_trouble=trouble,
+        settings=tuple(map(misspelt_setting, misspelt_settings(streams.app.conf).values())),
     )

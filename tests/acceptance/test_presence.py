@@ -66,3 +66,38 @@ def test_idle_worker_goes_on_living_and_reading(project, app, worker):
     assert living.count(False) == 0
     assert [len(found.consumers_of("celery")), len(found.consumers_of("mails"))] == [1, 2]
     assert [report.state.consumers for report in collect(streams_of(app)).queues] == [1, 2]
+
+
+def test_list_that_a_stock_worker_of_another_queue_leaves_alone_is_critical(project, app, worker):
+    """The corner of a bad rollback: streams are off, and the stock workers that are up consume something else."""
+    off = project.app(enabled=False)
+    worker("lists", name="stock", queues="other", concurrency=1)
+    worker("streams", name="streams", queues="celery,mails", concurrency=1)
+    streams = streams_of(off)
+    for queue in ("celery", "other"):
+        off.tasks["tests.proj.actions.act"].apply_async(["ok"], queue=queue)
+    eventually(lambda: project.ledger.runs())
+
+    found = collect(streams, ["celery", "mails"])
+
+    assert [(alert.queue, alert.name, alert.level) for alert in found.alerts] == [
+        ("celery", "no_stock_worker", "critical")
+    ]
+    odd = [one for one in diagnose(streams, ["celery"]).findings if one.check == "both worlds"]
+    assert [one.level for one in odd] == ["critical"]
+
+
+def test_list_that_a_stock_worker_is_working_at_is_no_alert(project, app, worker):
+    off = project.app(enabled=False)
+    act = off.tasks["tests.proj.actions.act"]
+    worker("lists", name="stock", queues="celery", concurrency=1)
+    worker("streams", name="streams", queues="mails", concurrency=1)
+    for _ in range(20):
+        act.apply_async(["sleep", 1.0])
+    eventually(lambda: project.ledger.runs())
+
+    [report] = collect(streams_of(off), ["celery"]).queues
+
+    assert report.side.length > 0
+    assert report.side.stock_workers == ("stock@" + report.side.stock_workers[0].partition("@")[2],)
+    assert report.alerts == ()

@@ -178,7 +178,7 @@ def test_status_as_a_dictionary_is_json(app: MakeApp, broker: StreamBroker) -> N
     assert (found["queues"][0]["length"], found["queues"][0]["lag"]) == (3, 2)
     assert found["totals"]["waiting"] == 2
     assert found["alerts"] == found["queues"][0]["alerts"]
-    assert found["alerts"][0]["message"] == "1 dead letters (warning from 1)"
+    assert found["alerts"][0]["message"] == "1 dead letter (warning from 1)"
 
 
 def test_status_of_a_redis_that_is_away_says_so(app: MakeApp) -> None:
@@ -200,7 +200,7 @@ def test_command_prints_a_line_for_each_queue_and_totals(app: MakeApp, broker: S
     assert cells["send_message"] == ["2", "1", "1", "1", "1"]
     assert cells["mark_as_read"] == ["0", "0", "0", "0", "0"]
     assert cells["total"] == ["2", "1", "1", "1", "1"]
-    assert lines[-1] == "warning  send_message: 1 dead letters (warning from 1)"
+    assert lines[-1] == "warning  send_message: 1 dead letter (warning from 1)"
 
 
 def test_command_shows_the_named_queues_only(app: MakeApp, broker: StreamBroker) -> None:
@@ -332,6 +332,8 @@ def test_metrics_are_the_figures_of_the_status(app: MakeApp, broker: StreamBroke
         ("celery_streams_queue_workers", "send_message"): 0,
         ("celery_streams_queue_dead_workers", "send_message"): 0,
         ("celery_streams_queue_overdue_seconds", "send_message"): 0,
+        ("celery_streams_queue_share", "send_message"): 1.0,
+        ("celery_streams_queue_listed", "send_message"): 0,
         ("celery_streams_queue_alerts", "send_message", "warning"): 1,
         ("celery_streams_queue_alerts", "send_message", "critical"): 0,
     }

@@ -14,6 +14,7 @@ from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.inspect import QueueStatus
 from celery_streams.monitoring.checks import (
+    CHECKS,
     Finding,
     Workers,
     check_clock,
@@ -304,3 +305,33 @@ def test_every_command_that_is_sent_is_checked_for_permission() -> None:
 
     assert {"XADD", "XREADGROUP", "HSET", "SMEMBERS", "TIME"} <= sent
     assert sent - checked == set()
+
+
+def test_every_check_can_be_accepted_by_its_name() -> None:
+    named: set[str] = set()
+    for path in (PACKAGE / "monitoring").glob("*.py"):
+        named |= set(re.findall(r'Finding\(\s*"([^"]+)"', path.read_text()))
+        named |= set(re.findall(r'(?:cannot|\brun)\(\s*"([^"]+)"', path.read_text()))
+
+    assert {"persistence", "node names", "queue", "workers"} <= named
+    assert named == set(CHECKS)
+
+
+def test_failed_write_is_no_matter_of_accepting_a_server_without_persistence() -> None:
+    found = check_persistence(replace(GOOD, append_ok=False))
+
+    assert (found.check, found.level) == ("disk", "critical")
+
+
+@pytest.mark.parametrize(
+    ("share", "stock", "level"),
+    [(0.0, (), "critical"), (0.0, ("s@host",), None), (0.05, (), "critical"), (0.05, ("s@host",), "info")],
+)
+def test_messages_on_a_list_that_no_stock_worker_consumes_are_critical(
+    share: float, stock: tuple[str, ...], level: str | None
+) -> None:
+    workers = Workers({"q": stock} if stock else {}, {"q": ("w@host",)})
+
+    found = list(check_worlds("q", replace(EMPTY, consumers=1), listed=3, share=share, workers=workers))
+
+    assert [one.level for one in found] == ([level] if level else [])
