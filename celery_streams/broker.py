@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 from . import keys, scripts
@@ -30,11 +30,17 @@ STEP_BYTES = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class StreamRef:
-    """One task stream: its queue, the index of its priority step, and its key."""
+    """One task stream, or the front of one: its queue, the index of its priority step, and its key."""
 
     queue: str
     step: int
     key: str
+    #: The key of its front, where what is put back waits for its turn before all else; a front has none.
+    front: str = field(default="", compare=False)
+
+    def at_front(self) -> StreamRef:
+        """Return the front of this stream."""
+        return StreamRef(self.queue, self.step, self.front)
 
 
 class Entry(NamedTuple):
@@ -116,12 +122,18 @@ class StreamBroker:
 
     def streams(self, queues: Iterable[str]) -> list[StreamRef]:
         """Return the task streams of ``queues`` by priority first: all queues' step 0, then all queues' step 1 ..."""
-        names = list(queues)
+        names = [self.queue_keys(queue) for queue in queues]
         return [
-            StreamRef(queue, step, self.queue_keys(queue).streams[step])
+            StreamRef(one.queue, step, one.streams[step], one.fronts[step])
             for step in range(len(self.steps))
-            for queue in names
+            for one in names
         ]
+
+    def present(self, queue: str) -> list[str]:
+        """Return the keys of the task streams of ``queue``, and of those fronts that are there. One round trip."""
+        names = self.queue_keys(queue)
+        found = self.client.call_all([("EXISTS", front) for front in names.fronts])
+        return [*names.streams, *(front for front, there in zip(names.fronts, found, strict=True) if there)]
 
     # -- publish
 
@@ -140,7 +152,7 @@ class StreamBroker:
         else:
             entry_id = self.client.run(
                 scripts.PUBLISH,
-                [key, names.delayed, *names.streams],
+                [key, names.delayed, *names.streams, *names.fronts],
                 [max_length, message.headers, message.properties, message.body],
             )
             if not entry_id:
@@ -162,7 +174,7 @@ class StreamBroker:
         names = self.queue_keys(queue)
         stored = self.client.run(
             scripts.DELAY,
-            [names.delayed, names.delayed_messages, names.wake, *(names.streams if max_length else ())],
+            [names.delayed, names.delayed_messages, names.wake, *(names.streams + names.fronts if max_length else ())],
             [due_ms, member, pack(message), max_length or 0],
         )
         if not stored:
@@ -213,10 +225,11 @@ class StreamBroker:
         return int(self.client.run(scripts.TOUCH, streams, [keys.GROUP, *consumers]))
 
     def _forget(self, queues: Iterable[str], consumer: str, idle_ms: int) -> int:
-        streams = [ref.key for ref in self.streams(queues)]
+        streams = self.streams(queues)
         if not streams:
             return 0
-        return int(self.client.run(scripts.FORGET, streams, [keys.GROUP, consumer, idle_ms]))
+        names = [*(ref.key for ref in streams), *(ref.front for ref in streams)]
+        return int(self.client.run(scripts.FORGET, names, [keys.GROUP, consumer, idle_ms, len(streams)]))
 
     # -- read
 
@@ -224,26 +237,35 @@ class StreamBroker:
     def read_command(streams: Sequence[StreamRef], consumer: str, *, count: int) -> tuple[Any, ...]:
         """Return the command of a read that does not block, for a pipeline; see :meth:`parse_read`."""
         width = sum(ref.step == streams[0].step for ref in streams)
-        return (scripts.READ, [ref.key for ref in streams], [keys.GROUP, consumer, count, width])
+        names = [key for ref in streams for key in (ref.front, ref.key)]
+        return (scripts.READ, names, [keys.GROUP, consumer, count, width])
 
     @staticmethod
     def parse_read(streams: Sequence[StreamRef], reply: Any) -> list[Delivery]:
         """Turn the reply to :meth:`read_command` into deliveries."""
         found: list[Delivery] = []
         for index, entries in reply or ():
-            ref = streams[index - 1]
+            ref = streams[(index - 1) // 2]
+            if index % 2:
+                ref = ref.at_front()
             found += [delivery(ref, entry_id, fields) for entry_id, fields in entries]
         return found
 
     def read(self, streams: Sequence[StreamRef], consumer: str, *, count: int) -> list[Delivery]:
-        """Read up to ``count`` new entries of the highest priority that has any, without blocking."""
+        """Read up to ``count`` new entries of the highest priority that has any, without blocking.
+
+        What was put back, or became due, comes before what waits on its stream.
+        """
         return self.parse_read(streams, self.client.run(*self.read_command(streams, consumer, count=count)))
 
     @staticmethod
     def send_blocking_read(
         connection: BlockingConnection, streams: Sequence[StreamRef], consumer: str, *, block_ms: int
     ) -> None:
-        """Ask for the next entry of any of ``streams``; the reply is taken with :meth:`receive_blocking_read`."""
+        """Ask for the next entry of any of ``streams``; the reply is taken with :meth:`receive_blocking_read`.
+
+        Fronts need no listening to: they are written to only while something waits on their streams.
+        """
         names = [ref.key for ref in streams]
         connection.send(
             "XREADGROUP",
@@ -298,30 +320,45 @@ class StreamBroker:
     def release(self, consumer: str, entries: Sequence[Entry]) -> int:
         """Put un-started ``entries`` back for other consumers, with no delivery counted; returns how many.
 
-        Large ones take several steps.
+        They run before what waits on their streams, in their order. Large ones take several steps.
         """
-        count = 0
-        left = list(entries)
+        count, left = 0, list(entries)
         while left:
+            order: dict[StreamRef, int] = {}
+            at: list[Any] = []
+            for ref, entry_id in left:
+                at += [order.setdefault(ref, len(order) + 1), entry_id]
             put_back, looked, _ = self.client.run(
-                *_by_stream(scripts.RELEASE, [keys.GROUP, consumer, STEP_BYTES], left)
+                scripts.RELEASE, self._ways_back(order), [keys.GROUP, consumer, STEP_BYTES, *at]
             )
             count += put_back
             del left[:looked]
         return count
 
-    def release_all(self, streams: Sequence[StreamRef], consumer: str) -> int:
-        """Put back everything that is pending for ``consumer`` on ``streams``; returns how many.
+    def _ways_back(self, streams: Iterable[StreamRef]) -> list[str]:
+        """Return for each stream or front its key, and those of its task stream, of the front and of the mark."""
+        names: list[str] = []
+        for ref in streams:
+            known = self.queue_keys(ref.queue)
+            names += [ref.key, known.streams[ref.step], known.fronts[ref.step], known.marks[ref.step]]
+        return names
 
-        Many, and large ones, take several steps.
+    def release_all(self, streams: Sequence[StreamRef], consumer: str) -> int:
+        """Put back everything that is pending for ``consumer`` on ``streams`` and their fronts; returns how many.
+
+        It runs before what waits there, in its order. Many, and large ones, take several steps.
         """
         if not streams:
             return 0
+        sources: dict[StreamRef, None] = {}
+        for ref in streams:
+            known = self.queue_keys(ref.queue)
+            for key in (known.fronts[ref.step], known.streams[ref.step]):
+                sources[StreamRef(ref.queue, ref.step, key)] = None
+        names = self._ways_back(sources)
         count, more = 0, 1
         while more:
-            put_back, _, more = self.client.run(
-                scripts.RELEASE, [ref.key for ref in streams], [keys.GROUP, consumer, STEP_BYTES]
-            )
+            put_back, _, more = self.client.run(scripts.RELEASE, names, [keys.GROUP, consumer, STEP_BYTES])
             count += put_back
         return count
 
@@ -332,16 +369,31 @@ class StreamBroker:
         *,
         history: dict[str, Any],
         delay_ms: int = 0,
+        behind: bool = False,
     ) -> bool:
-        """Put one entry back with a new ``history``, after ``delay_ms``; returns whether it was still ours."""
-        names = self.queue_keys(entry.stream.queue)
+        """Put one entry back with a new ``history``, after ``delay_ms``; returns whether it was still ours.
+
+        Args:
+            behind: it goes behind what waits on its stream by then; else it runs before that.
+        """
+        stream, entry_id = entry.stream, entry.id.decode()
+        names = self.queue_keys(stream.queue)
         # Entry ids are unique within one stream only.
-        member = f"{history.get('first', entry.id.decode())}:back:{entry.stream.step}:{entry.id.decode()}"
+        member = f"{history.get('first', entry_id)}:back:{stream.key}:{entry_id}"
         return bool(
             self.client.run(
                 scripts.REQUEUE,
-                [entry.stream.key, names.delayed, names.delayed_messages, names.wake],
-                [keys.GROUP, consumer, entry.id, encode_history(history), delay_ms, member, entry.stream.step],
+                [*self._ways_back([stream]), names.delayed, names.delayed_messages, names.wake],
+                [
+                    keys.GROUP,
+                    consumer,
+                    entry.id,
+                    encode_history(history),
+                    delay_ms,
+                    member,
+                    stream.step,
+                    int(behind),
+                ],
             )
         )
 
@@ -361,7 +413,7 @@ class StreamBroker:
         was no longer ours. One more round trip for the first retry to a queue that this broker never wrote to.
         """
         # Two messages with one task id, each of which is retried, are two: the entry tells them apart.
-        member = f"{member}:{entry.stream.queue}:{entry.stream.step}:{entry.id.decode()}"
+        member = f"{member}:{entry.stream.key}:{entry.id.decode()}"
         if queue != entry.stream.queue and queue not in self._known_queues:
             # A full Redis refuses to remember the name, and yet the retry must be stored.
             with contextlib.suppress(BrokerFull):
@@ -431,7 +483,9 @@ class StreamBroker:
         return [int(position) for position in self.client.run(scripts.EXTEND, list(order), args)]
 
     def promote(self, queues: Sequence[str], *, limit: int = 500) -> Promotion:
-        """Move due messages of ``queues`` to their streams, at most ``limit`` and :data:`STEP_BYTES` in this step.
+        """Move due messages of ``queues`` to their streams, before what waits there.
+
+        At most ``limit`` and :data:`STEP_BYTES` in this step.
 
         A queue that Redis refuses (a key of another type) does not hold up the others, and is not raised about: see
         :attr:`Promotion.refusal`.
@@ -441,14 +495,17 @@ class StreamBroker:
         names: list[str] = []
         for queue in queues:
             known = self.queue_keys(queue)
-            names += [known.delayed, known.delayed_messages, *known.streams]
-        moved, missing, wait, refusal = self.client.run(scripts.PROMOTE, names, [len(self.steps), limit, STEP_BYTES])
+            names += [known.delayed, known.delayed_messages, *known.streams, *known.fronts, *known.marks]
+        moved, missing, wait, refusal = self.client.run(
+            scripts.PROMOTE, names, [keys.GROUP, len(self.steps), limit, STEP_BYTES]
+        )
         return Promotion(moved, missing, None if wait < 0 else int(wait), refusal.decode())
 
     def busy_queues(self, queues: Sequence[str]) -> list[str]:
         """Return those of ``queues`` that have pending entries."""
-        streams = [key for queue in queues for key in self.queue_keys(queue).streams]
-        found = self.client.run(scripts.BUSY, streams, [keys.GROUP, len(self.steps)]) if streams else ()
+        names = [self.queue_keys(queue) for queue in queues]
+        streams = [key for one in names for key in (*one.streams, *one.fronts)]
+        found = self.client.run(scripts.BUSY, streams, [keys.GROUP, 2 * len(self.steps)]) if streams else ()
         return [queues[int(index)] for index in found]
 
     def recover(
@@ -470,18 +527,27 @@ class StreamBroker:
         names = self.queue_keys(queue)
         moved, vanished, exhausted, more = self.client.run(
             scripts.RECOVER,
-            [names.delayed, names.delayed_messages, names.wake, names.claims, *names.streams],
+            [
+                names.delayed,
+                names.delayed_messages,
+                names.wake,
+                names.claims,
+                *names.streams,
+                *names.fronts,
+                *names.marks,
+            ],
             [keys.GROUP, consumer, idle_ms, limit, STEP_BYTES, turn_ms, delivery_limit, MAX_BACKOFF_MS],
         )
+        places = [*(streams := self.streams([queue])), *(ref.at_front() for ref in streams)]
         return Recovery(
             moved,
             vanished,
             tuple(
                 (
-                    delivery(StreamRef(queue, step, names.streams[step]), entry_id, fields),
+                    delivery(places[index], entry_id, fields),
                     holder.decode(errors="replace"),
                 )
-                for step, entry_id, fields, holder in exhausted
+                for index, entry_id, fields, holder in exhausted
             ),
             bool(more),
         )

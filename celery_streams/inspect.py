@@ -167,7 +167,7 @@ def known_queues(broker: StreamBroker) -> list[str]:
 
 
 def queue_status(broker: StreamBroker, queue: str, *, workers: Sequence[WorkerPresence] | None = None) -> QueueStatus:
-    """Return the state of ``queue``; a queue that was never used is all zeros. Three round trips.
+    """Return the state of ``queue``; a queue that was never used is all zeros. Four round trips.
 
     ``workers`` are those of :func:`presence.workers`, for whoever asks for many queues, or does not need to know of
     consumers; by default they are asked for.
@@ -176,14 +176,15 @@ def queue_status(broker: StreamBroker, queue: str, *, workers: Sequence[WorkerPr
     names = broker.queue_keys(queue)
     commands: list[tuple[Any, ...]] = [("TIME",), ("ZCARD", names.delayed), ("XLEN", names.dead)]
     commands += [("ZRANGE", names.delayed, 0, 0, "WITHSCORES")]
-    for stream in names.streams:
+    streams = broker.present(queue)
+    for stream in streams:
         commands += [("XLEN", stream), ("XINFO", "GROUPS", stream), ("XINFO", "CONSUMERS", stream, keys.GROUP)]
     clock, delayed, dead, head, *rest = broker.client.call_all(commands, missing_is_none=True)
     now_ms = int(clock[0]) * 1000 + int(clock[1]) // 1000
     length = pending = 0
     heard: dict[str, float] = {}
     looks: list[tuple[Any, ...]] = []
-    for index, stream in enumerate(names.streams):
+    for index, stream in enumerate(streams):
         entries, groups, held = rest[3 * index : 3 * index + 3]
         group = own_group(groups)
         length += entries or 0
@@ -233,9 +234,8 @@ def own_group(groups: Sequence[Any] | None) -> dict[bytes, Any] | None:
 
 def consumers(broker: StreamBroker, queue: str) -> list[ConsumerInfo]:
     """Return the consumers of ``queue``, all its priority steps together."""
-    names = broker.queue_keys(queue)
     replies = broker.client.call_all(
-        [("XINFO", "CONSUMERS", stream, keys.GROUP) for stream in names.streams], missing_is_none=True
+        [("XINFO", "CONSUMERS", stream, keys.GROUP) for stream in broker.present(queue)], missing_is_none=True
     )
     found: dict[str, ConsumerInfo] = {}
     for reply in replies:
@@ -419,7 +419,7 @@ def purge(broker: StreamBroker, queue: str) -> int:
     """
     names = broker.queue_keys(queue)
     count = 0
-    for stream in names.streams:
+    for stream in (*names.fronts, *names.streams):
         while True:
             discarded = int(broker.client.run(scripts.PURGE, [stream], [keys.GROUP, _PURGE_STEP]))
             count += discarded

@@ -8,6 +8,8 @@ key                                            type    holds
 =============================================  ======  ===========================================================
 ``celery-streams:{Q}``                         stream  messages of the highest priority (0, the default); one group
 ``celery-streams:{Q}:3`` ``:6`` ``:9``         stream  messages of the lower priority steps (kombu's direction)
+``celery-streams:{Q}:front`` ``:3:front`` ...  stream  what was put back or became due while others waited: read first
+``celery-streams:{Q}:front:mark`` ...          string  last entry put to the stream as to a front; expires by itself
 ``celery-streams:{Q}:delayed``                 zset    member -> due time in milliseconds since the epoch
 ``celery-streams:{Q}:delayed:messages``        hash    member -> the packed message (see ``message.pack``)
 ``celery-streams:{Q}:wake``                    stream  at most one entry; a new one says "an earlier due time came"
@@ -23,8 +25,8 @@ key                                            type    holds
 ``celery-streams:revoked:stamps``              zset    ``[header, stamp]`` in JSON whose tasks are revoked -> likewise
 =============================================  ======  ===========================================================
 
-An entry of a task stream has the fields ``headers``, ``properties`` and ``body``, and ``history`` when it was put
-back at least once.
+A front is there only while it is needed; it has the group, pending entries and heartbeats of a task stream. An entry of
+either has the fields ``headers``, ``properties`` and ``body``, and ``history`` when it was put back at least once.
 """
 
 from __future__ import annotations
@@ -73,11 +75,13 @@ def step_index(steps: tuple[int, ...], priority: Any) -> int:
 
 @dataclass(frozen=True, slots=True)
 class QueueKeys:
-    """The keys of one queue; ``streams`` runs parallel to ``steps``, highest priority first."""
+    """The keys of one queue; ``streams``, ``fronts``, ``marks`` run parallel to ``steps``, highest priority first."""
 
     queue: str
     steps: tuple[int, ...]
     streams: tuple[str, ...]
+    fronts: tuple[str, ...]
+    marks: tuple[str, ...]
     delayed: str
     delayed_messages: str
     wake: str
@@ -96,10 +100,13 @@ class QueueKeys:
 def queue_keys(prefix: str, queue: str, steps: tuple[int, ...] = DEFAULT_STEPS) -> QueueKeys:
     """Return the keys of ``queue``."""
     base = f"{prefix}:{{{queue}}}"
+    streams = tuple(base if index == 0 else f"{base}:{step}" for index, step in enumerate(steps))
     return QueueKeys(
         queue=queue,
         steps=steps,
-        streams=tuple(base if index == 0 else f"{base}:{step}" for index, step in enumerate(steps)),
+        streams=streams,
+        fronts=tuple(f"{stream}:front" for stream in streams),
+        marks=tuple(f"{stream}:front:mark" for stream in streams),
         delayed=f"{base}:delayed",
         delayed_messages=f"{base}:delayed:messages",
         wake=f"{base}:wake",

@@ -132,9 +132,9 @@ class Migration:
 
     def plan(self, queue: str, to: Direction) -> Plan:
         """Return what would be moved now; changes nothing."""
-        names, ours = list_keys(queue, self._options), self.broker.queue_keys(queue)
+        names = list_keys(queue, self._options)
         status = queue_status(self.broker, queue, workers=())
-        abandoned = sum(1 for stream in ours.streams for _ in self._abandoned(stream))
+        abandoned = sum(1 for stream in self.broker.present(queue) for _ in self._abandoned(stream))
         keep = keys.migration_keys(self.broker.prefix, queue)
         sides = [self.lists] if self._one_database else [self.lists, self.broker.client]
         transit = [(side.call("LLEN", keep.outgoing), side.call("LLEN", keep.incoming)) for side in sides]
@@ -274,9 +274,10 @@ class Migration:
             before = moves.total
             moves.skipped = 0
             self._undelay(moves, target)
-            for step, stream in enumerate(ours.streams):
-                self._surrender(moves, target, stream, step)
-                self._surrender_abandoned(moves, target, stream, step)
+            for step, both in enumerate(zip(ours.fronts, ours.streams, strict=True)):
+                for stream in both:
+                    self._surrender(moves, target, stream, step)
+                    self._surrender_abandoned(moves, target, stream, step)
             if moves.total == before:
                 break
         return moves

@@ -212,9 +212,8 @@ def denied_commands(broker: StreamBroker, queue: str) -> list[Denial]:
 
 def streams_without_group(broker: StreamBroker, queue: str) -> dict[str, int]:
     """Return the streams of ``queue`` that hold entries and have no consumer group, with the number of entries."""
-    names = broker.queue_keys(queue)
     found: dict[str, int] = {}
-    for stream in names.streams:
+    for stream in broker.present(queue):
         length, groups = broker.client.call_all([("XLEN", stream), ("XINFO", "GROUPS", stream)], missing_is_none=True)
         if length and own_group(groups) is None:
             found[stream] = int(length)
@@ -224,7 +223,7 @@ def streams_without_group(broker: StreamBroker, queue: str) -> dict[str, int]:
 def silent_holders(broker: StreamBroker, queue: str, *, idle_ms: int) -> list[SilentHolder]:
     """Return the consumers whose entries had no heartbeat for ``idle_ms``, by name; 1,000 entries a stream are read."""
     found: dict[str, SilentHolder] = {}
-    for stream in broker.queue_keys(queue).streams:
+    for stream in broker.present(queue):
         look = ("XPENDING", stream, keys.GROUP, "IDLE", idle_ms, "-", "+", 1_000)
         (held,) = broker.client.call_all([look], missing_is_none=True)
         for _, consumer, idle, _ in held or ():
@@ -240,7 +239,7 @@ def silent_consumers(broker: StreamBroker, queue: str, *, silent: float) -> list
     """Return the consumers that hold nothing and that Redis has not heard of for ``silent`` seconds."""
     holding: set[str] = set()
     idle: dict[str, float] = {}
-    for stream in broker.queue_keys(queue).streams:
+    for stream in broker.present(queue):
         (reply,) = broker.client.call_all([("XINFO", "CONSUMERS", stream, keys.GROUP)], missing_is_none=True)
         for consumer in map(pairs, reply or ()):
             name = consumer[b"name"].decode()
@@ -255,7 +254,7 @@ def heard_of(broker: StreamBroker, queues: Iterable[str]) -> tuple[float, dict[s
     now = 0.0
     found: dict[str, float] = {}
     for queue in queues:
-        looks = [("XINFO", "CONSUMERS", stream, keys.GROUP) for stream in broker.queue_keys(queue).streams]
+        looks = [("XINFO", "CONSUMERS", stream, keys.GROUP) for stream in broker.present(queue)]
         clock, *replies = broker.client.call_all([("TIME",), *looks], missing_is_none=True)
         now = int(clock[0]) + int(clock[1]) / 1e6
         for consumer in (pairs(one) for reply in replies for one in reply or ()):

@@ -159,7 +159,7 @@ class TaskPool(StreamsPool):
         self._wanted = list(streams)
         for ref in streams:
             if ref not in self._known:
-                self._known.append(ref)
+                self._known += [ref, ref.at_front()]
         self._table.streams[:] = self._known
         for child in list(self._children.values()):
             self._announce_to(child)

@@ -1,7 +1,7 @@
 -- Tell which queues have pending entries.
 --
--- KEYS     the task streams of all queues, queue after queue
--- ARGV     group, number of task streams of a queue
+-- KEYS     the task streams and fronts of all queues, queue after queue
+-- ARGV     group, number of them for each queue
 -- Returns  indices (from 0) of the queues
 -- Needs    pending
 local group, steps = ARGV[1], tonumber(ARGV[2])

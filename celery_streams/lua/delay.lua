@@ -1,6 +1,6 @@
 -- Store a message that is due later; wake the promoters when it is due before all others.
 --
--- KEYS     delayed, delayed messages, wake, then the task streams of the queue (read only when there is a bound)
+-- KEYS     delayed, delayed messages, wake, then the task streams and fronts of the queue when there is a bound
 -- ARGV     due time in ms since the epoch, member, packed message, greatest number of messages of the queue (0 = none)
 -- Returns  1, or 0 when the queue is full
 -- Needs    postpone, wake

@@ -1,14 +1,18 @@
 -- Delete consumers from the group, but never one that still holds an entry: XGROUP DELCONSUMER would strand it.
 --
--- KEYS     task streams
--- ARGV     group, consumer ('' = every consumer that nobody heard of for so long), idle time in ms
+-- KEYS     task streams, then their fronts
+-- ARGV     group, consumer ('' = every consumer that nobody heard of for so long), idle time in ms, number of task
+--          streams
 -- Returns  number of consumers deleted
 -- Needs    described, open_full, pending
--- A stream without the group has no consumers.
-local group, consumer, idle = ARGV[1], ARGV[2], tonumber(ARGV[3])
+-- A stream without the group has no consumers. A front that is empty goes with all its consumers: it is made again when
+-- something is put back.
+local group, consumer, idle, streams = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local count = 0
-for _, key in ipairs(KEYS) do
-    if pending(key, group) then
+for index, key in ipairs(KEYS) do
+    if index > streams and redis.call('EXISTS', key) == 1 and redis.call('XLEN', key) == 0 then
+        redis.call('UNLINK', key)
+    elseif pending(key, group) then
         open_full(key) -- Redis 6.2 refuses XGROUP when it is full
         local names = {}
         if consumer ~= '' then

@@ -1,15 +1,16 @@
--- Move messages whose time has come from the delayed set to their streams.
+-- Move messages whose time has come from the delayed set to their streams, before what waits there.
 --
--- KEYS     for each queue: delayed, delayed messages, then its task streams by priority step
--- ARGV     number of task streams of a queue, greatest number of messages to move in all, and of their bytes
+-- KEYS     for each queue: delayed, delayed messages, then its task streams by priority step, then their fronts, then
+--          their marks
+-- ARGV     group, number of task streams of a queue, greatest number of messages to move in all, and of their bytes
 -- Returns  {messages moved, members without a message, milliseconds until the next is due (-1 = nothing is delayed;
 --          0 = there is more to move now), what Redis said about the first queue that it refused, or ''}
--- Needs    clock, open_full, unpacked
+-- Needs    clock, open_full, put_ahead, unpacked
 -- The message that goes beyond the bytes is moved still, so that one that is larger than all that moves too.
 -- A value that is no packed message becomes an entry with the one field `packed`: a worker will dead-letter it.
 -- Stored first, removed then: a store that is refused (a key of another type, a missing permission) loses nothing. The
 -- rest of that queue stays where it is, and counts as nothing that is due; the other queues go on.
-local steps, left, bytes = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local group, steps, left, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local now = clock()
 local moved, missing, nearest, refusal = 0, 0, -1, ''
 
@@ -20,6 +21,7 @@ end
 
 -- Returns the message of a refusal, or nothing.
 local function promote(base)
+    local targets = {}
     local delayed, messages = KEYS[base], KEYS[base + 1]
     local due = redis.pcall('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, left)
     if refused(due) then return refused(due) end
@@ -29,9 +31,10 @@ local function promote(base)
         if refused(packed) then return refused(packed) end
         if packed then
             local fields, step = unpacked(packed)
-            local key = KEYS[base + 2 + math.min(step or 0, steps - 1)]
-            local stored = redis.pcall('XADD', key, '*', unpack(fields or {'packed', packed}))
-            if refused(stored) then return refused(stored) end
+            local at = base + 2 + math.min(step or 0, steps - 1)
+            local stream, front, mark = KEYS[at], KEYS[at + steps], KEYS[at + 2 * steps]
+            local fine, said = pcall(put_ahead, targets, stream, front, mark, group, fields or {'packed', packed})
+            if not fine then return refused(said) or tostring(said) end
             moved = moved + 1
             bytes = bytes - #packed
         else
@@ -50,7 +53,7 @@ local function promote(base)
     end
 end
 
-for base = 1, #KEYS, steps + 2 do
+for base = 1, #KEYS, 3 * steps + 2 do
     local said = promote(base)
     if said and refusal == '' then refusal = said end
     if left <= 0 or bytes <= 0 then

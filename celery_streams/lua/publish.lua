@@ -1,6 +1,6 @@
 -- Append a message unless the queue is full (streams_max_length); without a bound a plain XADD is used instead.
 --
--- KEYS     task stream of the message, delayed, then all task streams of the queue
+-- KEYS     task stream of the message, delayed, then all task streams and fronts of the queue
 -- ARGV     greatest number of messages of the queue, headers, properties, body
 -- Returns  the entry id, or false when the queue is full: then nothing was stored
 local stream, delayed = KEYS[1], KEYS[2]

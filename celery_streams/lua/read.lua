@@ -1,29 +1,37 @@
 -- Read new entries of the highest priority that has any, without blocking.
 --
--- KEYS     task streams, in the order in which they shall be served
--- ARGV     group, consumer, count (entries in all), width (streams of the same priority, which stand side by side)
+-- KEYS     pairs: the front of a task stream, the task stream; in the order in which they shall be served
+-- ARGV     group, consumer, count (entries in all), width (pairs of the same priority, which stand side by side)
 -- Returns  a list of {index of the stream in KEYS (from 1), entries as XREADGROUP gives them}
--- Raises   NOGROUP when a stream or its group is missing, or what else Redis said of a stream that it refused; but not
---          when something was found, which is pending now and would be forgotten: a later read raises
+-- Raises   NOGROUP when a task stream or its group is missing, or what else Redis said of a stream that it refused; but
+--          not when something was found, which is pending now and would be forgotten: a later read raises
 -- Nothing is settled here; what is returned is pending for the consumer. A missing group ends the read, so that it is
--- made again as soon as its queue comes first; a key of another type stays, and hides no other stream.
-local group, consumer, left, width = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+-- made again as soon as its queue comes first; a key of another type stays, and hides no other stream. A front is there
+-- only while something was put back.
+local group, consumer, left, width = ARGV[1], ARGV[2], tonumber(ARGV[3]), 2 * tonumber(ARGV[4])
 local found, refusal = {}, nil
 for index, key in ipairs(KEYS) do
     -- Fetched along, a lower priority would wait here behind a higher one, and others would overtake it.
     if #found > 0 and (index - 1) % width == 0 then break end
-    local reply = redis.pcall('XREADGROUP', 'GROUP', group, consumer, 'COUNT', left, 'STREAMS', key, '>')
-    if reply and reply['err'] then
-        refusal = refusal or reply
-        if string.find(reply['err'], 'NOGROUP', 1, true) then
-            refusal = reply
-            break
+    local front = index % 2 == 1
+    if not front or redis.call('EXISTS', key) == 1 then
+        local reply = redis.pcall('XREADGROUP', 'GROUP', group, consumer, 'COUNT', left, 'STREAMS', key, '>')
+        if front and reply and reply['err'] and string.find(reply['err'], 'NOGROUP', 1, true) then
+            redis.call('XGROUP', 'CREATE', key, group, '0')
+            reply = redis.pcall('XREADGROUP', 'GROUP', group, consumer, 'COUNT', left, 'STREAMS', key, '>')
         end
-    elseif reply then
-        local entries = reply[1][2]
-        found[#found + 1] = {index, entries}
-        left = left - #entries
-        if left <= 0 then break end
+        if reply and reply['err'] then
+            refusal = refusal or reply
+            if string.find(reply['err'], 'NOGROUP', 1, true) then
+                refusal = reply
+                break
+            end
+        elseif reply then
+            local entries = reply[1][2]
+            found[#found + 1] = {index, entries}
+            left = left - #entries
+            if left <= 0 then break end
+        end
     end
 end
 if #found == 0 and refusal then return refusal end

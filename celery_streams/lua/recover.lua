@@ -1,12 +1,13 @@
--- Put back what a dead consumer held: entries whose idle time reached the visibility timeout.
+-- Put back what a dead consumer held, before what waits: entries whose idle time reached the visibility timeout.
 --
--- KEYS     delayed, delayed messages, wake, claims, then the task streams of the queue by priority step
+-- KEYS     delayed, delayed messages, wake, claims, then the task streams of the queue by priority step, then their
+--          fronts, then their marks
 -- ARGV     group, our consumer, least idle time in ms, greatest number of entries, and of their bytes, length of a turn
 --          in ms, delivery limit, greatest back-off in ms
 -- Returns  {entries put back, entries that had been deleted by someone else, exhausted, 1 when there may be more};
---          exhausted is a list of {index of the stream, entry id, fields, consumer}: these are now pending for our
---          consumer, which must dead-letter them
--- Needs    clock, open_full, pack, pending, postpone, settle, size, split, storable, wake
+--          exhausted is a list of {index of the stream or front, entry id, fields, consumer}: these are now pending for
+--          our consumer, which must dead-letter them
+-- Needs    clock, open_full, pack, pending, postpone, put_ahead, settle, size, split, storable, wake
 -- One claimer looks in each turn, however many workers there are; a turn in which it found as many as it may put back
 -- is given up, so that the rest need not wait for the next one. The crash is counted in `history`; the first
 -- re-delivery is at once, the next ones wait 1, 2, 4 ... seconds. An entry that is not a message does not wait: the
@@ -16,8 +17,9 @@
 local delayed, messages, woken, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, consumer, idle, left, bytes = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local turn, limit, longest = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
-local streams = {}
-for i = 5, #KEYS do
+local steps = (#KEYS - 4) / 3
+local streams, targets = {}, {}
+for i = 5, 4 + 2 * steps do
     local summary = pending(KEYS[i], group)
     if summary and summary[1] > 0 then streams[#streams + 1] = i end
 end
@@ -52,13 +54,13 @@ local function crashed(id, known, holder)
     return past
 end
 
-local function recover(step, id, fields, holder)
-    local key = KEYS[5 + step]
+local function recover(i, id, fields, holder)
+    local key, step = KEYS[i], (i - 5) % steps
     local kept, named, plain = split(fields)
     local past = crashed(id, named.history, holder)
     if past.crashes >= limit then
         redis.call('XCLAIM', key, group, consumer, 0, id, 'JUSTID')
-        exhausted[#exhausted + 1] = {step, id, fields, holder}
+        exhausted[#exhausted + 1] = {i - 5, id, fields, holder}
         return
     end
     moved = moved + 1
@@ -66,13 +68,13 @@ local function recover(step, id, fields, holder)
         kept = storable(kept)
         kept[#kept + 1] = 'history'
         kept[#kept + 1] = cjson.encode(past)
-        redis.call('XADD', key, '*', unpack(kept))
+        put_ahead(targets, KEYS[5 + step], KEYS[5 + steps + step], KEYS[5 + 2 * steps + step], group, kept)
         settle(key, group, id)
         return
     end
     local due = now + math.min(1000 * 2 ^ (past.crashes - 2), longest)
     -- Entry ids are unique within one stream only.
-    local member = past.first .. ':crash:' .. past.crashes .. ':' .. step .. ':' .. id
+    local member = past.first .. ':crash:' .. past.crashes .. ':' .. (i - 5) .. ':' .. id
     postpone(delayed, messages, member, due, pack(step, named, cjson.encode(past)))
     settle(key, group, id)
     wake(delayed, woken, member, due)
@@ -87,7 +89,7 @@ for _, i in ipairs(streams) do
             left = left - 1
             if entry then
                 bytes = bytes - size(entry[2])
-                recover(i - 5, id, entry[2], holder)
+                recover(i, id, entry[2], holder)
             else
                 redis.call('XACK', key, group, id)
                 vanished = vanished + 1

@@ -1,18 +1,19 @@
--- Put un-started entries back for other consumers, with no delivery counted.
+-- Put un-started entries back for other consumers, before what waits, with no delivery counted.
 --
--- KEYS     task streams
--- ARGV     group, consumer, greatest number of bytes to put back, then pairs: index of the stream in KEYS, entry id;
---          no pair at all means everything that is pending for the consumer on these streams
--- Returns  {number of entries put back, number of pairs that were looked at, 1 when there may be more}
--- Needs    open_full, owned, pending, settle, size, split, storable
--- An entry that another consumer holds, or that is not pending, is left alone. The copy gets a new entry id at the
--- end of its stream, which also wakes a blocked reader; `first` in its history keeps the id it was published with.
+-- KEYS     quadruples: a task stream or its front; the task stream, its front, its mark
+-- ARGV     group, consumer, greatest number of bytes to put back, then pairs: index of the quadruple (from 1), entry
+--          id; no pair at all means everything that is pending for the consumer on the first of each quadruple
+-- Returns  {number of entries put back, number of entries that were looked at, 1 when there may be more}
+-- Needs    open_full, owned, pending, put_ahead, settle, size, split, storable
+-- An entry that another consumer holds, or that is not pending, is left alone. The copy gets a new entry id; `first` in
+-- its history keeps the id it was published with.
 -- The entry that goes beyond the bytes is put back still, so that one that is larger than all that goes back too.
 -- Stored first, acknowledged then: a store that is refused (a key of another type, a missing permission) loses nothing.
 local group, consumer, bytes = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local count, looked = 0, 0
+local count, looked, targets = 0, 0, {}
 
-local function put_back(key, id)
+local function put_back(at, id)
+    local key, stream, front, mark = KEYS[at], KEYS[at + 1], KEYS[at + 2], KEYS[at + 3]
     looked = looked + 1
     if not owned(key, group, consumer, id) then return end
     local entry = redis.call('XRANGE', key, id, id)[1]
@@ -28,7 +29,7 @@ local function put_back(key, id)
         fields[#fields + 1] = 'history'
         fields[#fields + 1] = cjson.encode({first = id})
     end
-    redis.call('XADD', key, '*', unpack(fields))
+    put_ahead(targets, stream, front, mark, group, fields)
     settle(key, group, id)
     count = count + 1
 end
@@ -36,14 +37,14 @@ end
 if #ARGV > 3 then
     for i = 4, #ARGV, 2 do
         if bytes <= 0 then return {count, looked, 1} end
-        put_back(KEYS[tonumber(ARGV[i])], ARGV[i + 1])
+        put_back(4 * tonumber(ARGV[i]) - 3, ARGV[i + 1])
     end
     return {count, looked, 0}
 end
-for _, key in ipairs(KEYS) do
-    for _, held in ipairs(pending(key, group, '-', '+', 1000, consumer) or {}) do
+for at = 1, #KEYS, 4 do
+    for _, held in ipairs(pending(KEYS[at], group, '-', '+', 1000, consumer) or {}) do
         if bytes <= 0 then return {count, looked, 1} end
-        put_back(key, held[1])
+        put_back(at, held[1])
     end
 end
 return {count, looked, looked >= 1000 and 1 or 0}

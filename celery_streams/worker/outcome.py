@@ -11,7 +11,7 @@ failed           dead letter (``streams_dead_letter_failures``), else ack; dead 
 retried          retry: ack together with storing the message that ``self.retry()`` made
 ignored          ack
 rejected         dead letter
-requeued         requeue at once, marked redelivered
+requeued         requeue behind what waits, marked redelivered: before it, a task that rejects and rejects would spin
 expired          ack
 revoked          ack, also when terminated while it ran
 unknown          requeue after 1 to 30 s until ``streams_unknown_task_ttl``, then dead letter
@@ -129,6 +129,8 @@ class Outcome:
     crash: bool = False
     #: Only with REQUEUE: whether the next delivery is marked as redelivered.
     redelivered: bool = True
+    #: Only with REQUEUE: whether it goes behind what waits, as a new message would; else it runs before that.
+    behind: bool = False
 
 
 _ACK = Outcome(Action.ACK)
@@ -166,7 +168,7 @@ def _decide(event: Event, given: Circumstances) -> Outcome:
     if event in (Event.DISOWNED, Event.KEPT):
         return _LEAVE
     if event in (Event.REQUEUED, Event.INTERRUPTED):
-        return Outcome(Action.REQUEUE)
+        return Outcome(Action.REQUEUE, behind=event is Event.REQUEUED)
     if event in (Event.EARLY, Event.LIMITED):
         return Outcome(Action.REQUEUE, delay=given.early_by, redelivered=False)
     if event is Event.EXPECTED:

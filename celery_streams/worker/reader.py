@@ -32,6 +32,9 @@ BLOCK_MS = 5_000
 #: Seconds beyond BLOCK_MS after which a connection that does not answer is taken for dead (a peer gone without RST).
 GRACE = 3.0
 
+#: Seconds after which a consumer that is idle looks also at what it need not listen to: the fronts of its streams.
+LOOK = 30.0
+
 #: Seconds: least and greatest pause while Redis is away.
 _PAUSES = (0.1, 2.0)
 
@@ -110,6 +113,7 @@ class Reader:
         self._pause = _PAUSES[0]
         self._turn = 0
         self._quiet = False
+        self._looked_at = 0.0
         self._introduced: Sequence[StreamRef] = ()
         self._armed: Sequence[StreamRef] = ()
         self._sent_at = 0.0
@@ -140,8 +144,10 @@ class Reader:
             self._introduced = self.streams
         if self._strays_due and time.monotonic() >= self._strays_due[0]:
             self._put_strays_back()
-        # After a wait that brought nothing there is nothing to read either: wait again.
-        found = [] if self._quiet and not self._settler.waiting else self._exchange(count, assisted=assisted)
+        # After a wait that brought nothing there is nothing to read either: wait again. Only what was put to a front
+        # between two waits, while something waited on its stream that another consumer took, would lie there.
+        again = self._quiet and not self._settler.waiting and time.monotonic() - self._looked_at < LOOK
+        found = [] if again else self._exchange(count, assisted=assisted)
         self._quiet = False
         if not found and block and not self._stopped() and not self._settler.waiting:
             found = self._wait()
@@ -166,7 +172,7 @@ class Reader:
             commands.append(StreamBroker.read_command(streams, self.consumer, count=count))
         if not commands:
             return []
-        sent_at = time.monotonic()
+        sent_at = self._looked_at = time.monotonic()
         replies = self.broker.client.pipeline(commands)
         if acks:
             try:

@@ -250,6 +250,7 @@ class Settler:
                     delivery.entry,
                     history=past,
                     delay_ms=int(outcome.delay * 1000),
+                    behind=outcome.behind,
                 ),
             )
         return self._bury(delivery, outcome, death or Death(), past, acked_early=acked_early)

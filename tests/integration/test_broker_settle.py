@@ -312,7 +312,7 @@ def test_retry_with_a_due_time_is_delayed(broker: StreamBroker) -> None:
 
     state = redis_state(broker.client)
     assert state[STREAM].entries == {}
-    member = f"id:1:q:0:{held.entry_id.decode()}"
+    member = f"id:1:{STREAM}:{held.entry_id.decode()}"
     assert state[STREAM + ":delayed"] == {member: 2**45}
     assert state[STREAM + ":delayed:messages"] == {member: pack(message(2, step=1))}
     assert [entry["due"] for entry in state[STREAM + ":wake"].entries.values()] == [b"%d" % 2**45]

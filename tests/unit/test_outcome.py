@@ -18,6 +18,7 @@ ACK = Outcome(Action.ACK)
 LEAVE = Outcome(Action.LEAVE)
 RETRY = Outcome(Action.RETRY)
 AGAIN = Outcome(Action.REQUEUE, redelivered=True)
+BEHIND = Outcome(Action.REQUEUE, redelivered=True, behind=True)
 #: The first crash: at once. One below the limit: after 1, 2, 4 seconds.
 CRASH_0 = Outcome(Action.REQUEUE, crash=True)
 CRASH_3 = Outcome(Action.REQUEUE, crash=True, delay=4.0)
@@ -53,7 +54,7 @@ failed        no     yes       -         -        no     -         LEAVE
 retried       yes    -         -         -        -      -         RETRY
 retried       no     -         -         -        -      -         LEAVE
 rejected      -      -         -         -        -      -         REJECTED
-requeued      yes    -         -         -        -      -         AGAIN
+requeued      yes    -         -         -        -      -         BEHIND
 requeued      no     -         -         -        -      -         LEAVE
 unknown       yes    -         -         -        -      -         SOON
 unknown       no     -         -         -        -      -         LEAVE
@@ -95,6 +96,7 @@ OUTCOMES = {
     "LEAVE": LEAVE,
     "RETRY": RETRY,
     "AGAIN": AGAIN,
+    "BEHIND": BEHIND,
     "CRASH_0": CRASH_0,
     "CRASH_3": CRASH_3,
     "LATER": LATER,

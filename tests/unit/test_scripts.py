@@ -19,7 +19,7 @@ PRELUDE = sorted(path.stem for path in (LUA / "prelude").glob("*.lua"))
 
 def used(text: str) -> set[str]:
     code = re.sub(r"--.*", "", text)
-    return {name for name in PRELUDE if re.search(rf"(?<![\w.]){name}\(", code)}
+    return {name for name in PRELUDE if re.search(rf"(?<![\w.]){name}\(|pcall\({name},", code)}
 
 
 def needed(text: str) -> set[str]:
@@ -38,10 +38,12 @@ def test_each_function_stands_once_and_in_front_of_those_that_need_it(verb: str)
     text = scripts.load(verb).text
 
     for name in PRELUDE:
-        uses = re.search(rf"(?<![\w.]){name}\(", re.sub(r"--.*|local function \w+", "", text))
+        uses = name in used(re.sub(r"local function \w+", "", text))
         assert text.count(f"local function {name}(") == bool(uses)
         if uses:
-            assert text.index(f"local function {name}(") < re.search(rf"(?<!function )\b{name}\(", text).start()  # type: ignore[union-attr]
+            assert text.index(f"local function {name}(") < min(
+                found.start() for found in re.finditer(rf"(?<!function )(?<![\w.]){name}\(|pcall\({name},", text)
+            )
 
 
 @pytest.mark.parametrize("verb", ["ack", "read", "extend"])

@@ -1,5 +1,6 @@
 -- XPENDING; nothing when there is no such stream or group, for then nothing is held there.
 local function pending(key, group, ...)
+    if redis.call('EXISTS', key) == 0 then return nil end
     local reply = redis.pcall('XPENDING', key, group, ...)
     local refusal = reply['err']
     if not refusal then return reply end
