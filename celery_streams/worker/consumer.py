@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from celery import bootsteps
+from celery.utils.graph import DependencyGraph
 from celery.utils.sysinfo import load_average
 from celery.worker import heartbeat, state
 from celery.worker.consumer.agent import Agent
@@ -23,6 +24,7 @@ from celery.worker.consumer.events import Events
 from celery.worker.consumer.gossip import Gossip
 from celery.worker.consumer.heart import Heart as CeleryHeart
 from celery.worker.consumer.mingle import Mingle
+from celery.worker.consumer.tasks import Tasks as CeleryTasks
 from kombu.common import QoS
 
 from ..app import streams_of
@@ -87,7 +89,7 @@ class StreamTasks(bootsteps.StartStopStep):  # type: ignore[misc]
     """In the place of Celery's Tasks step."""
 
     requires = (Mingle,)
-    name = "celery_streams.worker.consumer.StreamTasks"
+    name = CeleryTasks.name
 
     def __init__(self, c: Any, **kwargs: Any) -> None:
         c.task_consumer = c.qos = None
@@ -165,7 +167,7 @@ class Heart(CeleryHeart):  # type: ignore[misc]
     """Celery's Heart step with our sender."""
 
     requires = (Events,)
-    name = "celery_streams.worker.consumer.Heart"
+    name = CeleryHeart.name
 
     def start(self, c: Any) -> None:
         """Begin to send."""
@@ -177,7 +179,7 @@ class Control(CeleryControl):  # type: ignore[misc]
     """Celery's remote control, with a mailbox that knows of the children."""
 
     requires = (StreamTasks,)
-    name = "celery_streams.worker.consumer.Control"
+    name = CeleryControl.name
 
     def __init__(self, c: Any, **kwargs: Any) -> None:
         super().__init__(c, **kwargs)
@@ -186,6 +188,10 @@ class Control(CeleryControl):  # type: ignore[misc]
             self.start = self.box.start
             self.stop = self.box.stop
             self.shutdown = self.box.shutdown
+
+
+#: Celery's step -> ours.
+_IN_PLACE_OF = {CeleryTasks: StreamTasks, CeleryHeart: Heart, CeleryControl: Control}
 
 
 class Consumer(CeleryConsumer):  # type: ignore[misc]
@@ -200,7 +206,12 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         self.connection_errors = (*self.connection_errors, *self.channel_errors)
 
     class Blueprint(CeleryConsumer.Blueprint):  # type: ignore[misc]
-        """Celery's steps, two of them exchanged; native delayed delivery is RabbitMQ's."""
+        """Celery's steps, three of them exchanged; native delayed delivery is RabbitMQ's.
+
+        A project's own step may name one of the three, in its ``requires`` or among the steps, by class or by string:
+        ours, which has its name, stands for it. Loaded beside ours, Celery's Tasks would take the place of what the
+        worker reads.
+        """
 
         default_steps: ClassVar = [
             Connection,
@@ -213,6 +224,22 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             Evloop,
             Agent,
         ]
+
+        def load_step(self, step: Any) -> tuple[str, Any]:
+            """Load one step, given as a class or by its path."""
+            name, found = super().load_step(step)
+            return name, _IN_PLACE_OF.get(found, found)
+
+        def _finalize_steps(self, steps: dict[str, Any]) -> Any:
+            # As Celery's, which takes the edges from the steps' own lists: those are left as the project wrote them.
+            last = self._find_last()
+            self._firstpass(steps)
+            edges = [(step, [_IN_PLACE_OF.get(one, one) for one in step.requires]) for step in steps.values()]
+            self.graph = DependencyGraph(edges, formatter=self.GraphFormatter(root=last))
+            for step in steps.values():
+                if last is not None and step is not last:
+                    self.graph.add_edge(last, step)
+            return self.graph.topsort()
 
     def on_connection_error_before_connected(self, exc: BaseException) -> None:
         """Let the children read although Celery's connection cannot be made: Redis may be full, and only they drain it.
