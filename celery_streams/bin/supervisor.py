@@ -2,7 +2,8 @@
 
 1. Each worker is the same command line once more, with a node name of its own.
 2. Signals (TERM, INT, QUIT, HUP, USR1, USR2) are passed on; the workers do what Celery's worker does with them. They
-   have sessions of their own, so that Ctrl-C in a terminal reaches each of them once.
+   have sessions of their own, so that Ctrl-C in a terminal reaches each of them once. The handler only notes a signal;
+   the loop passes it on, between two starts: a worker either gets it or is never started.
 3. A worker that is killed or crashes is started again, after a pause that grows while it keeps dying. One that ends
    with an error of its own ends the others, warmly, and the supervisor with that exit code: a service manager shall
    know. One that ends with 0 (remote control) is not replaced.
@@ -12,6 +13,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -19,11 +21,14 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+
+from ..poll import readable
 
 __all__ = ("Supervisor", "Watcher", "project_modules")
 
@@ -170,16 +175,21 @@ class Supervisor:
         self._next_look = 0.0
         self._stopping = False
         self._code = 0
+        self._received: deque[int] = deque()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
 
     def run(self) -> int:
         """Run until all workers have ended; returns the exit code."""
         for number in _PASSED_ON:
             if number == signal.SIGHUP and sys.stdout.isatty():
                 continue  # the terminal was closed: as Celery's worker, end
-            signal.signal(number, self._pass_on)
+            signal.signal(number, self._note)
         while True:
             now = time.monotonic()
             for worker in self._workers:
+                self._pass_on_received()
                 if not self._stopping:
                     worker.start_if_due(now)
                 code = worker.ended(now)
@@ -190,11 +200,22 @@ class Supervisor:
             if self._watcher is not None and now >= self._next_look and not self._stopping:
                 self._next_look = now + _LOOK
                 self._reload(self._watcher.changed(), now)
-            # Signals are passed on at once, by the handler; only the end of a process is noticed a tick later.
-            # What would wake this loop for that differs between systems (pidfd, kqueue, SIGCHLD with a pipe).
-            time.sleep(_TICK)
+            # Only the end of a process is noticed a tick later. What would wake this loop for that differs between
+            # systems (pidfd, kqueue, SIGCHLD with a pipe).
+            if readable([self._wake_read], timeout=_TICK):
+                os.read(self._wake_read, 4096)
+            self._pass_on_received()
 
-    def _pass_on(self, number: int, frame: Any) -> None:
+    def _note(self, number: int, frame: Any) -> None:
+        self._received.append(number)
+        with contextlib.suppress(BlockingIOError):  # it was woken often enough
+            os.write(self._wake_write, b".")
+
+    def _pass_on_received(self) -> None:
+        while self._received:
+            self._pass_on(self._received.popleft())
+
+    def _pass_on(self, number: int) -> None:
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._stopping = True
         for worker in self._workers:
@@ -215,7 +236,7 @@ class Supervisor:
             if code:
                 self._code = code
                 _say(f"A worker ended with exit code {code}; the others end too.")
-                self._pass_on(signal.SIGTERM, None)
+                self._pass_on(signal.SIGTERM)
 
     def _reload(self, path: Path | None, now: float) -> None:
         if path is None:
