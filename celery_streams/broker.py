@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 from . import keys, scripts
-from .connection import BlockingConnection, RedisClient
+from .connection import BlockingConnection, RedisClient, explained
 from .exceptions import BrokerError, BrokerFull, GroupExists, MessageError, QueueFull
 from .message import Message, decode_json, encode_history, encode_json, pack
 
@@ -499,7 +499,7 @@ class StreamBroker:
         moved, missing, wait, refusal = self.client.run(
             scripts.PROMOTE, names, [keys.GROUP, len(self.steps), limit, STEP_BYTES]
         )
-        return Promotion(moved, missing, None if wait < 0 else int(wait), refusal.decode())
+        return Promotion(moved, missing, None if wait < 0 else int(wait), explained(scripts.PROMOTE, refusal.decode()))
 
     def busy_queues(self, queues: Sequence[str]) -> list[str]:
         """Return those of ``queues`` that have pending entries."""

@@ -20,16 +20,19 @@ from .exceptions import (
     BrokerError,
     BrokerFull,
     BrokerUnavailable,
+    ClusterNode,
+    ConfigurationError,
     GroupExists,
     GroupMissing,
     KeyMissing,
+    KeyOfOtherType,
     LoginRefused,
     NotPermitted,
 )
 from .redis_url import ConnectionOptions, make_pool, safe_url
 from .scripts import Script
 
-__all__ = ("BlockingConnection", "RedisClient", "pairs")
+__all__ = ("BlockingConnection", "RedisClient", "explained", "pairs")
 
 #: Seconds after which an unused connection is looked at before it is used again.
 _STALE_AFTER = 1.0
@@ -49,6 +52,23 @@ _PASSING_ERRORS = (
     redis.exceptions.ClusterDownError,
     redis.exceptions.TryAgainError,
 )
+
+#: What only a node of a Cluster says: that another one has the key, or that keys lie apart. redis-py has classes for
+#: the first three, and cuts the word off the text.
+_CLUSTER_WORDS: dict[type[Exception], str] = {
+    redis.exceptions.MovedError: "MOVED ",
+    redis.exceptions.AskError: "ASK ",
+    redis.exceptions.ClusterCrossSlotError: "CROSSSLOT ",
+}
+_CLUSTER = re.compile(r"(?:^|: -?|-)(?:MOVED|ASK|CROSSSLOT) |non local key in a cluster node")
+
+#: How Redis 6.2 and 7.0 say that a script may not send a command, which they do not name; and where it stands.
+_SCRIPT_DENIED = "The user executing the script can't"
+_SCRIPT_LINE = re.compile(r"user_script: ?([0-9]+)")
+_SCRIPT_CALL = re.compile(r"redis\.p?call\(\s*'([A-Z]+)'(?:, '([A-Z]+)')?")
+
+#: Commands whose second word is a command of its own.
+_CONTAINERS = frozenset(("CLIENT", "CONFIG", "MEMORY", "XGROUP", "XINFO"))
 
 
 def pairs(flat: Sequence[Any]) -> dict[bytes, Any]:
@@ -113,12 +133,12 @@ class RedisClient:
                     replies[index] = self._exchange(connection, [_words(commands[index], in_full=True)])[0]
         except (redis.RedisError, OSError) as exc:
             self._drop(connection)
-            raise self._translate(exc, _name(commands[0])) from exc
+            raise self._translate(exc, commands[0][0]) from exc
         except BaseException:
             self._drop(connection)
             raise
         found = [
-            self._translate(reply, _name(commands[index])) if isinstance(reply, Exception) else reply
+            self._translate(reply, commands[index][0]) if isinstance(reply, Exception) else reply
             for index, reply in enumerate(replies)
         ]
         self._take_back(connection, found)
@@ -140,6 +160,37 @@ class RedisClient:
                     raise reply
                 replies[index] = None
         return replies
+
+    def greet(self) -> None:
+        """Make a first contact, and check that the server is one that can hold streams.
+
+        ``HELLO`` says what it is, and needs no permission; a proxy that does not know it is taken as it is.
+
+        Raises:
+            ClusterNode: it is a node of a Redis Cluster.
+            ConfigurationError: it is a Sentinel.
+            BrokerError: it is away, or refuses the user.
+        """
+        try:
+            said = pairs(self.call("HELLO"))
+        except (BrokerUnavailable, LoginRefused):
+            raise
+        except BrokerError:
+            self.call("PING")
+            return
+        mode = said.get(b"mode", b"")
+        if mode == b"cluster":
+            raise ClusterNode(self._no_cluster("cluster_enabled"))
+        if mode == b"sentinel":
+            raise ConfigurationError(
+                f"The server at {self.shown} is a Sentinel: use sentinel:// and name the master with ?master_name=..."
+            )
+
+    def _no_cluster(self, said: str) -> str:
+        return (
+            f"Redis at {self.shown} is a node of a Redis Cluster ({said}), which is not supported yet; use a single "
+            "server or Sentinel"
+        )
 
     def open(self) -> BlockingConnection:
         """Return a connection of its own, for reads that block."""
@@ -196,19 +247,25 @@ class RedisClient:
                 replies.append(exc)
         return replies
 
-    def _translate(self, exc: Exception, command: str) -> BrokerError:
+    def _translate(self, exc: Exception, sent: str | Script) -> BrokerError:
         """Return our error for the driver's: the one place where the text of a reply decides anything."""
         text = str(exc) or type(exc).__name__
+        command = f"{sent.name}.lua" if isinstance(sent, Script) else sent
         failed = f"Redis at {self.shown} failed {command}: {text}"
         if isinstance(exc, redis.exceptions.AuthenticationError) or text.startswith(("NOAUTH", "WRONGPASS")):
             return LoginRefused(f"Redis at {self.shown} refused the login: {text}")
+        if _SCRIPT_DENIED in text and isinstance(sent, Script):
+            return NotPermitted(f"Redis at {self.shown} does not permit {_denied_call(sent, text)} ({command}): {text}")
         if isinstance(exc, redis.exceptions.NoPermissionError) or "NOPERM" in text:
             return NotPermitted(f"Redis at {self.shown} does not permit {command}: {text}")
+        if isinstance(exc, tuple(_CLUSTER_WORDS)) or _CLUSTER.search(text):
+            said = _CLUSTER_WORDS.get(type(exc), "")
+            return ClusterNode(self._no_cluster(f"{said}{text}"))
         if isinstance(exc, (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)):
             return BrokerUnavailable(f"Redis at {self.shown} cannot be reached: {text}")
         about_key = _ABOUT_A_KEY.search(text)
         if about_key:
-            return GroupMissing(failed) if about_key[1] == "NOGROUP" else BrokerError(failed)
+            return GroupMissing(failed) if about_key[1] == "NOGROUP" else KeyOfOtherType(failed)
         if isinstance(exc, _PASSING_ERRORS) or _PASSING.search(text):
             return BrokerUnavailable(f"Redis at {self.shown} is not ready: {text}")
         if isinstance(exc, redis.exceptions.OutOfMemoryError) or "OOM command" in text:
@@ -281,5 +338,20 @@ def _words(command: tuple[Any, ...], *, in_full: bool = False) -> tuple[Any, ...
     return ("EVALSHA", script.sha, len(keys), *keys, *args)
 
 
-def _name(command: tuple[Any, ...]) -> str:
-    return f"{command[0].name}.lua" if isinstance(command[0], Script) else str(command[0])
+def explained(script: Script, text: str) -> str:
+    """Return what a script reports of a refusal, with the command that it was not permitted to send."""
+    return f"not permitted: {_denied_call(script, text)} ({text})" if _SCRIPT_DENIED in text else text
+
+
+def _denied_call(script: Script, text: str) -> str:
+    """Return the command that a script was not permitted to send: what stands in the line that the server names."""
+    lines = script.text.splitlines()
+    place = _SCRIPT_LINE.search(text)
+    number = int(place[1]) if place else 0
+    called = _calls(lines[number - 1]) if 0 < number <= len(lines) else []
+    return " or ".join(called or _calls(script.text))
+
+
+def _calls(text: str) -> list[str]:
+    found = _SCRIPT_CALL.findall(text)
+    return list(dict.fromkeys(f"{one} {two}" if one in _CONTAINERS and two else one for one, two in found))

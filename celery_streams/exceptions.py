@@ -11,7 +11,9 @@
         ├── BrokerFull                maxmemory reached with the noeviction policy
         ├── LoginRefused              wrong user or password
         ├── NotPermitted              an ACL forbids the command or a key
+        ├── ClusterNode               the server is a node of a Redis Cluster (also a ConfigurationError)
         ├── KeyMissing                there is no such key
+        ├── KeyOfOtherType            the key holds a value of another type
         ├── GroupMissing              there is no such stream or consumer group
         ├── GroupExists               the consumer group is there already
         └── QueueFull                 streams_max_length reached (backpressure)
@@ -29,10 +31,12 @@ __all__ = (
     "BrokerUnavailable",
     "CannotRun",
     "CeleryStreamsError",
+    "ClusterNode",
     "ConfigurationError",
     "GroupExists",
     "GroupMissing",
     "KeyMissing",
+    "KeyOfOtherType",
     "LoginRefused",
     "MessageError",
     "NotPermitted",
@@ -79,8 +83,16 @@ class NotPermitted(BrokerError):
     """Redis forbids this user the command or a key."""
 
 
+class ClusterNode(BrokerError, ConfigurationError):
+    """The server is a node of a Redis Cluster, which is not supported yet."""
+
+
 class KeyMissing(BrokerError):
     """There is no such key."""
+
+
+class KeyOfOtherType(BrokerError):
+    """The key holds a value of another type."""
 
 
 class GroupMissing(BrokerError):

@@ -13,7 +13,7 @@ from typing import Any
 from . import keys
 from .broker import StreamBroker
 from .connection import RedisClient, pairs
-from .exceptions import BrokerError, BrokerUnavailable
+from .exceptions import BrokerError, BrokerUnavailable, NotPermitted
 from .inspect import own_group
 from .kombu_lists import ListKeys
 
@@ -204,7 +204,7 @@ def denied_commands(broker: StreamBroker, queue: str) -> list[Denial]:
         raise opened
     denied: dict[str, Denial] = {}
     for command, reply in zip(commands, replies, strict=True):
-        if isinstance(reply, BrokerError) and "does not permit" in str(reply):
+        if isinstance(reply, NotPermitted):
             name = " ".join(command[:2]) if command[0] in _CONTAINERS else str(command[0])
             denied[name] = Denial(name, str(reply))
     return list(denied.values())

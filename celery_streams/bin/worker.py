@@ -137,7 +137,7 @@ def _first_contact(streams: Any, *, patient: bool) -> None:
     told = False
     while True:
         try:
-            broker.client.call("PING")
+            broker.client.greet()
             broker.client.close()
             return
         except BrokerUnavailable as exc:

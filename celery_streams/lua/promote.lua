@@ -14,9 +14,10 @@ local group, steps, left, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]),
 local now = clock()
 local moved, missing, nearest, refusal = 0, 0, -1, ''
 
--- Returns the message of a refusal, or nothing.
+-- Returns the message of a refusal, or nothing. From Redis 7 on it says where, as an error that is raised does.
 local function refused(reply)
-    return type(reply) == 'table' and reply['err']
+    if type(reply) ~= 'table' or not reply['err'] then return nil end
+    return reply['err'] .. (reply['line'] and ', on @user_script:' .. reply['line'] or '')
 end
 
 -- Returns the message of a refusal, or nothing.

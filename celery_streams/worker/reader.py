@@ -111,6 +111,7 @@ class Reader:
         self._blocking: BlockingConnection | None = None
         self._client_id = 0
         self._pause = _PAUSES[0]
+        self._refusal = ""
         self._turn = 0
         self._quiet = False
         self._looked_at = 0.0
@@ -153,7 +154,7 @@ class Reader:
             found = self._wait()
         if self._pause != _PAUSES[0]:
             logger.info("Redis is back; %s goes on.", self.consumer)
-            self._pause = _PAUSES[0]
+            self._pause, self._refusal = _PAUSES[0], ""
         return found
 
     def close(self) -> None:
@@ -320,7 +321,9 @@ class Reader:
         self._sleep()
 
     def _refused(self, exc: BrokerError) -> None:
-        logger.error("Cannot read %s: %s", ", ".join(sorted({ref.queue for ref in self.streams})), exc)
+        if str(exc) != self._refusal:
+            self._refusal = str(exc)
+            logger.error("Cannot read %s: %s", ", ".join(sorted({ref.queue for ref in self.streams})), exc)
         self.close()
         self._sleep()
 

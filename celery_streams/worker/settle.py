@@ -24,7 +24,15 @@ from kombu.utils.json import JSONEncoder
 
 from ..broker import Delivery, Entry, StreamBroker, StreamRef
 from ..conf import StreamsConf
-from ..exceptions import BrokerError, BrokerFull, BrokerUnavailable, GroupMissing
+from ..exceptions import (
+    BrokerError,
+    BrokerFull,
+    BrokerUnavailable,
+    GroupMissing,
+    KeyOfOtherType,
+    LoginRefused,
+    NotPermitted,
+)
 from ..message import Message
 from ..running_task import HeldRetry
 from ..signals import entry_lost, message_dead_lettered
@@ -38,6 +46,10 @@ T = TypeVar("T")
 
 #: Seconds: least and greatest pause between two attempts while Redis is away.
 _PAUSES = (0.05, 2.0)
+
+#: Refusals that last until a person mends something. The task ran: if its process ended over them it would run again,
+#: and be refused again.
+_LASTING = (LoginRefused, NotPermitted, KeyOfOtherType)
 
 _encode = JSONEncoder(separators=(",", ":")).encode
 
@@ -326,22 +338,32 @@ class Settler:
         return result
 
     def insist(self, action: Callable[[], T], verb: str) -> tuple[T | None, bool]:
-        """Carry out ``action`` however long Redis is away; ``verb`` is for the log.
+        """Carry out ``action`` however long Redis is away, or refuses; ``verb`` is for the log.
 
         Returns the result, and whether an earlier attempt may have been carried out too.
         """
         pause, repeated = _PAUSES[0], False
+        told = ""
         while True:
             try:
                 return action(), repeated
-            except (BrokerUnavailable, BrokerFull) as exc:
+            except (BrokerUnavailable, BrokerFull, *_LASTING) as exc:
                 if not self._insists:
                     raise
                 if self._give_up():
                     self.gave_up = True
                     logger.warning("Cannot %s: %s. Stopping: the entry stays pending for other workers.", verb, exc)
                     return None, True
-                logger.warning("Cannot %s: %s. Trying again in %.1fs.", verb, exc, pause)
+                if not isinstance(exc, _LASTING):
+                    logger.warning("Cannot %s: %s. Trying again in %.1fs.", verb, exc, pause)
+                elif str(exc) != told:
+                    told = str(exc)
+                    logger.error(
+                        "Cannot %s: %s. %s does nothing else until that is mended.",
+                        verb,
+                        told.rstrip("."),
+                        self.consumer,
+                    )
                 self._sleep(pause * random.uniform(0.5, 1.0))
                 pause, repeated = min(pause * 2, _PAUSES[1]), True
             except GroupMissing:
