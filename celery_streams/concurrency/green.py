@@ -97,7 +97,8 @@ class GreenPool(thread.TaskPool):
         """End the task that the green thread ``pid`` runs (``revoke(terminate=True)``, cold shutdown)."""
         green = self._green.get(pid)
         shot = green.runner.record.snapshot() if green is not None else None
-        request = self._requests.get(shot.running) if shot is not None and shot.running is not None else None
+        running = shot.running if shot is not None else None
+        request = self.parent.requests.known.get(running) if running is not None else None
         if request is not None:  # else that task ended, and the thread may run another one
             self.in_hub(self._end_task, shot, TaskEnded(request=request))
 
@@ -120,16 +121,16 @@ class GreenPool(thread.TaskPool):
         early = runner.record.kept_message() is not None
         if exc.hard_limit is not None:
             limit = exc.hard_limit
-            self.post(lambda: self.aftermath.settle_lost(delivery, consumer, hard_limit=limit, early=early))
+            self.mailbox.post(lambda: self.parent.lost.settle_lost(delivery, consumer, hard_limit=limit, early=early))
         elif not early:
             until = time.monotonic() + self.streams.conf.visibility_timeout / 3
             self._terminated[delivery.entry] = _Terminated(delivery, consumer, exc.request, until)
-            self.post(self._settle_terminated)
+            self.mailbox.post(self._settle_terminated)
 
     def chores(self) -> None:
         """Settle what was terminated, too."""
         super().chores()
-        self.chore(self._settle_terminated)
+        self.mailbox.chore(self._settle_terminated)
 
     def _settle_terminated(self) -> None:
         """Acknowledge what Celery's Request has announced as revoked; put back everything else.
@@ -139,9 +140,9 @@ class GreenPool(thread.TaskPool):
         """
         for entry, ended in list(self._terminated.items()):
             if ended.request._already_revoked:
-                self.aftermath.broker.ack(ended.consumer, [entry])
+                self.parent.lost.settler(ended.consumer).acknowledge([entry])
             elif ended.request._already_cancelled or time.monotonic() >= ended.until:
-                self.aftermath.broker.release(ended.consumer, [entry])
+                self.parent.lost.settler(ended.consumer).put_back([entry], insist=False)
             else:
                 continue
             self._terminated.pop(entry, None)

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..presence import ConsumerPresence
 from ..worker import revoked_stamps
 from ..worker.child import consumer_name
 from ..worker.dead_children import Casualty, Cause
-from ..worker.hand_back import Handback, Restrictable
+from ..worker.hand_back import Restrictable
 from ..worker.slots import SlotTable, Snapshot
 from .base import StreamsPool, parted
 from .process import Child, child_target, send_signal
@@ -143,10 +143,11 @@ class TaskPool(StreamsPool):
         return child
 
     def _fork(self, process: Any) -> None:
-        if self.services is None:
+        services = self.parent.services
+        if services is None:
             process.start()
             return
-        with self.services.paused(), warnings.catch_warnings():
+        with services.paused(), warnings.catch_warnings():
             # The services' threads are between two rounds and hold nothing: see Services.paused.
             warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
             process.start()
@@ -163,12 +164,10 @@ class TaskPool(StreamsPool):
         self._table.streams[:] = self._known
         for child in list(self._children.values()):
             self._announce_to(child)
-        if not streams and self.services is not None:
-            self.guarded(self.give_back)
 
     def give_back(self) -> None:
         """Put back at once what the children fetched and did not start."""
-        Handback(self.aftermath.broker, self.holders).run_once(everything=True)
+        self.parent.give_back()
 
     def _announce_to(self, child: Child) -> None:
         wanted = [ref for ref in self._wanted if child.queues is None or ref.queue in child.queues]
@@ -192,8 +191,8 @@ class TaskPool(StreamsPool):
 
     def _watch(self, child: Child) -> None:
         child.watched = (child.process.sentinel, child.control.fileno())
-        self._hub.add_reader(child.watched[0], self.guarded, self._reap, child)
-        self._hub.add_reader(child.watched[1], self.guarded, self._hear, child)
+        self._hub.add_reader(child.watched[0], self.mailbox.guarded, self._reap, child)
+        self._hub.add_reader(child.watched[1], self.mailbox.guarded, self._hear, child)
 
     def _unwatch(self, child: Child) -> None:
         # Before the descriptors are closed: their numbers are given to the next child at once.
@@ -211,7 +210,7 @@ class TaskPool(StreamsPool):
                 elif kind == "kept":
                     child.kept = args[0]
                 elif kind == "counts":
-                    self.counted(args[0])
+                    self.parent.counted(args[0])
         except (EOFError, OSError):
             # A child whose pipe was found closed once is heard again when it is reaped.
             if len(child.watched) > 1:
@@ -222,8 +221,8 @@ class TaskPool(StreamsPool):
         """Notice children whose end nobody told of, and start successors."""
         super().chores()
         for child in list(self._children.values()):
-            self.chore(partial(self._look_at, child), f"The look at child {child.consumer}")
-        self.chore(self.maintain_pool)
+            self.mailbox.chore(partial(self._look_at, child), f"The look at child {child.consumer}")
+        self.mailbox.chore(self.maintain_pool)
 
     def _look_at(self, child: Child) -> None:
         if not child.process.is_alive():
@@ -244,7 +243,7 @@ class TaskPool(StreamsPool):
         del self._children[child.index]
         self._free.append(child.index)
         child.control.close()
-        request = self._requests.get(shot.running) if shot.running is not None else None
+        request = self.parent.requests.known.get(shot.running) if shot.running is not None else None
         cause = child.cause
         if request is not None and cause == Cause():
             cause = Cause(revoked=request._already_revoked, cancelled=request._already_cancelled)
@@ -252,7 +251,7 @@ class TaskPool(StreamsPool):
             cause = Cause(cancelled=True)
         if exitcode not in _CLEAN and shot.running is None and not self._stopping:
             logger.error("Child process %s (pid %s) exited: %s", child.consumer, child.process.pid, exitcode)
-        self.aftermath.take(
+        self.parent.dead.take(
             Casualty(
                 child.consumer,
                 shot,
@@ -274,7 +273,7 @@ class TaskPool(StreamsPool):
         said = {child.control.fileno(): child for child in self._children.values()}
         ended = [child.process.sentinel for child in said.values()]
         try:
-            found = readable([self._wake_read, *ended, *said], timeout=timeout)
+            found = readable([self.mailbox.descriptor, *ended, *said], timeout=timeout)
         except (OSError, ValueError) as exc:  # the main thread ended a child meanwhile
             logger.debug("Looking at the children again: %s", exc)
             return
@@ -296,11 +295,11 @@ class TaskPool(StreamsPool):
         assert isinstance(holder, Child)
         if _same(holder.snapshot(), shot):
             send_signal(shot.pid, signal.SIGUSR1)
-            self.post(lambda: self._report_soft(holder, shot))
+            self.mailbox.post(lambda: self._report_soft(holder, shot))
 
     def _report_soft(self, child: Child, shot: Snapshot) -> None:
         if shot.running is not None:
-            request = self._request_of(child, shot, shot.running)
+            request = self.parent.requests.of(child, shot, shot.running)
             if request is not None:
                 request.on_timeout(True, shot.soft)
 
@@ -351,26 +350,25 @@ class TaskPool(StreamsPool):
     def on_stop(self) -> None:
         """Let running tasks finish (warm), or what is left of them end (cold); then stop the services."""
         self._stopping = True
-        if self.services is not None:
-            self.services.stop_delayed()
         for child in list(self._children.values()):
             child.tell("stop")
-        self.guarded(self.give_back)
-        killed = False
-        while self._children:
-            self._wait_for_children(0.1)
-            if worker_state.should_terminate and not killed:
-                killed = True
-                self._terminate_all()
-        self._finish()
+        self._end(self._wait_for_end)
 
     def on_terminate(self) -> None:
         """End all children now; what they ran goes back."""
         self._stopping = True
-        self._terminate_all()
-        while self._children:
+        self._end(self._terminate_all)
+
+    def _end(self, end_crew: Callable[[], None]) -> None:
+        self.parent.stop(end_crew=end_crew)
+        if self._table is not None:
+            self._table.close()
+
+    def _wait_for_end(self) -> None:
+        while self._children and not worker_state.should_terminate:
             self._wait_for_children(0.1)
-        self._finish()
+        if self._children:
+            self._terminate_all()
 
     def _terminate_all(self) -> None:
         children = list(self._children.values())
@@ -383,31 +381,17 @@ class TaskPool(StreamsPool):
             self._wait_for_children(0.05)
         for child in list(self._children.values()):
             send_signal(child.process.pid, signal.SIGKILL)
+        while self._children:
+            self._wait_for_children(0.1)
 
     def _wait_for_children(self, timeout: float) -> None:
         wait([child.process.sentinel for child in self._children.values()], timeout=timeout)
         for child in list(self._children.values()):
             if not child.process.is_alive():
-                self.guarded(self._reap, child)
+                self.mailbox.guarded(self._reap, child)
             else:
                 child.send()
-        self._drain()
-
-    def _finish(self) -> None:
-        if self.services is not None:
-            deadline = time.monotonic() + 2.0
-            while self.aftermath.run_once() and time.monotonic() < deadline:
-                # What is left needs Redis, which is away or refuses: it is asked again, this often.
-                time.sleep(0.05)
-            self.services.stop()
-            self.guarded(
-                self.services.broker.forget_consumer,
-                sorted({r.queue for r in self._known}),
-                self.services.claimer.consumer,
-            )
-            self.services = None
-        if self._table is not None:
-            self._table.close()
+        self.mailbox.drain()
 
     # -- what is asked
 

@@ -47,7 +47,6 @@ class TaskPool(StreamsPool):
         self._watched = -1
         self._scheduled = False
         self._at_work = 0
-        self._known: set[StreamRef] = set()
         signals.worker_process_init.send(sender=self.hostname)
 
     def holders(self) -> Sequence[Restrictable]:
@@ -70,8 +69,8 @@ class TaskPool(StreamsPool):
             broker,
             self._name,
             self._runner.settler,
-            wake=self._wake_read,
-            on_wake=self._drain,
+            wake=self.mailbox.descriptor,
+            on_wake=self.mailbox.drain,
             stopped=lambda: False,
             alone=True,
             on_read=self.note_read,
@@ -94,7 +93,6 @@ class TaskPool(StreamsPool):
         assert self._runner is not None
         if self.options.get("threads") is True and streams:
             raise ImproperlyConfigured("-P solo needs a broker transport with an event loop; use -P threads -c 1")
-        self._known.update(streams)
         self._runner.executor.use_events(self._eventer())
         self._runner.executor.use_timer(getattr(self.consumer, "timer", None))
         self._runner.executor.prepare()
@@ -114,7 +112,7 @@ class TaskPool(StreamsPool):
     def _schedule(self) -> None:
         if self._hub is not None and not self._scheduled:
             self._scheduled = True
-            self._hub.call_soon(self.guarded, self._round)
+            self._hub.call_soon(self.mailbox.guarded, self._round)
 
     @contextlib.contextmanager
     def _working(self) -> Iterator[None]:
@@ -141,7 +139,7 @@ class TaskPool(StreamsPool):
             found = bool(batch)
             self._run(batch, flush=False)  # the next read, which follows at once, takes the acknowledgement along
         # The event loop may take its time, and a read that failed took nothing along.
-        self.guarded(self._runner.settler.flush)
+        self.mailbox.guarded(self._runner.settler.flush)
         if found:
             self._schedule()
             return
@@ -151,7 +149,7 @@ class TaskPool(StreamsPool):
             self._reader.recover_from(exc)
             self._schedule()
         else:
-            self._hub.add_reader(self._watched, self.guarded, self._finish_read)
+            self._hub.add_reader(self._watched, self.mailbox.guarded, self._finish_read)
 
     def _finish_read(self) -> None:
         assert self._reader is not None
@@ -189,14 +187,14 @@ class TaskPool(StreamsPool):
     def _settle_raised(self, delivery: Delivery) -> None:
         assert self._runner is not None
         early = self._runner.record.kept_message() is not None
-        self.guarded(partial(self.aftermath.settle_lost, delivery, self._name, early=early, exited=True))
+        self.mailbox.guarded(partial(self.parent.lost.settle_lost, delivery, self._name, early=early, exited=True))
 
     def chores(self) -> None:
         """Notice a connection that does not answer."""
         super().chores()
         if self._runner is not None:
-            self.chore(self._runner.executor.settle_later)
-        self.chore(self._look_at_connection)
+            self.mailbox.chore(self._runner.executor.settle_later)
+        self.mailbox.chore(self._look_at_connection)
 
     def _look_at_connection(self) -> None:
         if self._watched >= 0 and self._reader is not None and self._reader.due():
@@ -206,22 +204,18 @@ class TaskPool(StreamsPool):
 
     def on_stop(self) -> None:
         """Leave; nothing runs now, for the main thread is here, unless a signal interrupted it."""
-        if self.services is None:
-            return
         if self._at_work:
             # Celery's handler for a cold shutdown stops the pool, and again when its loop has ended. Here it stands
             # in the middle of a task or of a command to Redis, which must not be pulled away from under it.
             return
-        services, self.services = self.services, None
-        services.stop()
+        self.parent.stop(end_crew=self._close)
+
+    def _close(self) -> None:
         if self._runner is not None:
-            self.guarded(self._runner.settler.flush)  # what ran must not be put back, whatever ended the last round
+            # What ran must not be put back, whatever ended the last round.
+            self.mailbox.guarded(self._runner.settler.flush)
         if self._reader is not None:
             self._reader.close()
-        queues = sorted({ref.queue for ref in self._known})
-        self.guarded(services.broker.release_all, sorted(self._known, key=lambda ref: ref.step), self._name)
-        for name in (self._name, services.claimer.consumer):
-            self.guarded(services.broker.forget_consumer, queues, name)
 
     on_terminate = on_stop
 

@@ -111,7 +111,6 @@ class TaskPool(StreamsPool):
         self._not_returned = 0
         self._stopping = False
         self._streams: list[StreamRef] = []
-        self._known: set[StreamRef] = set()
         self._wake_in, self._wake_out = os.pipe()
         self._reader_thread: threading.Thread | None = None
 
@@ -153,22 +152,20 @@ class TaskPool(StreamsPool):
         """Have the reader read these streams from now on."""
         with self._changed:
             self._streams = list(streams)
-            self._known.update(streams)
             for runner in list(self._threads):
                 runner.executor.use_events(self._eventer())
                 runner.executor.use_timer(getattr(self.consumer, "timer", None))
                 runner.executor.prepare()
             self._changed.notify_all()
         self._interrupt()
-        if not streams:
-            self.guarded(self._give_back)
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
+        """Put back at once what waits for a thread."""
         shot = self._backlog.restrict()
         with self._changed:
             self._free += len(shot.waiting) - self._not_returned
             self._not_returned = len(shot.waiting)
-        self.aftermath.broker.release(self._name, shot.waiting)
+        self.parent.lost.settler(self._name).put_back(shot.waiting, insist=False)
         self._backlog.returned(shot.batch)
         self._not_returned = 0
 
@@ -182,7 +179,7 @@ class TaskPool(StreamsPool):
         """Settle what strategies did from the timer, too."""
         super().chores()
         for runner in list(self._threads):
-            self.guarded(runner.executor.settle_later)
+            self.mailbox.guarded(runner.executor.settle_later)
 
     # -- the reader thread
 
@@ -257,7 +254,7 @@ class TaskPool(StreamsPool):
         logger.error("Task of entry %s raised %r", delivery.entry_id.decode(), exc, exc_info=True)
         consumer = runner.settler.consumer
         early = runner.record.kept_message() is not None
-        self.post(lambda: self.aftermath.settle_lost(delivery, consumer, early=early, exited=True))
+        self.mailbox.post(lambda: self.parent.lost.settle_lost(delivery, consumer, early=early, exited=True))
 
     # -- size and stop
 
@@ -286,9 +283,9 @@ class TaskPool(StreamsPool):
         with self._changed:
             self._changed.notify_all()
         self._interrupt()
-        if self.services is not None:
-            self.services.stop_delayed()
-        self.guarded(self._give_back)
+        self.parent.stop(end_crew=lambda: self._wait_for_threads(wait_for))
+
+    def _wait_for_threads(self, wait_for: float | None) -> None:
         for _ in list(self._threads):
             self._backlog.end()
         deadline = None if wait_for is None else time.monotonic() + wait_for
@@ -298,23 +295,9 @@ class TaskPool(StreamsPool):
             if deadline is not None and time.monotonic() >= deadline:
                 break
             living.join(timeout=0.05)
-            self.do_posted()  # the thread of the chores reads the pipe, and eventlet allows one reader
+            self.mailbox.do_posted()  # the thread of the chores reads the pipe, and eventlet allows one reader
         if self._reader_thread is not None:
             self._reader_thread.join(timeout=2.0)
-        self._leave()
-
-    def _leave(self) -> None:
-        if self.services is None:
-            return
-        services, self.services = self.services, None
-        self.aftermath.run_once()
-        running = [record for record in self.holders() if record.snapshot().running is not None]
-        services.stop()
-        queues = sorted({ref.queue for ref in self._known})
-        if not running:
-            self.guarded(services.broker.release_all, sorted(self._known, key=lambda ref: ref.step), self._name)
-        for name in (self._name, services.claimer.consumer):
-            self.guarded(services.broker.forget_consumer, queues, name)
 
     @property
     def num_processes(self) -> int:

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from ..broker import StreamBroker
 from .heartbeat import Holder
+from .settle import Settler
 from .slots import Snapshot
 
 __all__ = ("Handback", "Restrictable")
@@ -37,10 +37,11 @@ class Restrictable(Holder, Protocol):
 class Handback:
     """Takes back what waits behind tasks that run longer than :data:`HOLD`."""
 
-    def __init__(self, broker: StreamBroker, holders: Callable[[], Iterable[Restrictable]]) -> None:
+    def __init__(self, settler: Callable[[str], Settler], holders: Callable[[], Iterable[Restrictable]]) -> None:
         #: Entries put back so far.
         self.released = 0
-        self._broker = broker
+        #: Makes a settler for a consumer.
+        self._settler = settler
         self._holders = holders
 
     def run_once(self, *, now: float | None = None, everything: bool = False) -> int:
@@ -57,9 +58,9 @@ class Handback:
             if not (shot.waiting or shot.finished) or not (long or everything):
                 continue
             shot = holder.restrict()
-            self._broker.ack(holder.consumer, shot.finished)
-            if shot.waiting:
-                count += self._broker.release(holder.consumer, shot.waiting)
+            settler = self._settler(holder.consumer)
+            settler.acknowledge(shot.finished)
+            count += settler.put_back(shot.waiting, insist=False)
             holder.returned(shot.batch)
         if count:
             self.released += count

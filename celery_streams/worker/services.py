@@ -27,6 +27,7 @@ from .delayed import Promoter
 from .hand_back import Handback, Restrictable
 from .heartbeat import Heartbeat
 from .presence import Presence
+from .settle import Settler
 from .slots import Snapshot
 from .time_limits import TimeLimits
 
@@ -68,6 +69,8 @@ class Services:
         conf = streams.conf
         broker = streams.new_broker()
         self.broker = broker
+        self._streams = streams
+        self._node = node
         self.heartbeat = Heartbeat(broker, holders, visibility_timeout=conf.visibility_timeout)
         self.presence = Presence(
             broker,
@@ -87,7 +90,7 @@ class Services:
             alive=lambda: sorted({holder.consumer for holder in holders()}),
         )
         self.limits = TimeLimits(holders, on_soft=on_soft, on_hard=on_hard)  # type: ignore[arg-type]
-        self.handback = Handback(broker, handed_back)
+        self.handback = Handback(self._settler, handed_back)
         self.promoter = Promoter(streams.new_broker(), queues)
         self._gate = threading.RLock()
         self._stop = threading.Event()
@@ -99,6 +102,9 @@ class Services:
             _Duty("presence", self.presence.run_once, self.heartbeat.interval),
             _Duty("claimer", self.claimer.run_once, self.claimer.interval),
         ]
+
+    def _settler(self, consumer: str) -> Settler:
+        return Settler(self.broker, consumer, conf=self._streams.conf, hostname=self._node, insist=False)
 
     def start(self) -> None:
         """Start the threads."""

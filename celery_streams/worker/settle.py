@@ -171,6 +171,15 @@ class Settler:
             return
         self._confirm(sent, lost or (), assisted=assisted or repeated)
 
+    def acknowledge(self, entries: Sequence[Entry]) -> None:
+        """Acknowledge what ran in a process that cannot do so itself any more; what is not its own is left alone.
+
+        Raises:
+            BrokerError: Redis is away, or refused.
+        """
+        if entries:
+            self.broker.ack(self.consumer, entries)
+
     # -- what was not started
 
     def put_back(self, entries: Sequence[Entry], *, insist: bool = True) -> int:

@@ -1,4 +1,4 @@
-"""Aftermath: what becomes of everything that a child held when it died."""
+"""Dead children: what becomes of everything that a child held when it died."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from celery_streams import inspect, streams_of
 from celery_streams.broker import Delivery, Entry, StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
-from celery_streams.worker.dead_children import Aftermath, Casualty, Cause
+from celery_streams.worker.dead_children import Casualty, Cause, DeadChildren
+from celery_streams.worker.lost_tasks import LostTasks
 from celery_streams.worker.slots import Snapshot
 from tests.eventually import eventually
 from tests.redis_state import StreamState, read_all, redis_state
@@ -49,7 +50,8 @@ class Scene:
         self.app = app
         self.broker = broker
         self.told: list[Any] = []
-        self.aftermath = Aftermath(app, "w@h", streams_of(app), eventer=lambda: None)
+        self.lost = LostTasks(app, "w@h", streams_of(app), eventer=lambda: None)
+        self.dead = DeadChildren(self.lost)
         broker.ensure_groups([QUEUE])
 
     def task(self, **options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -81,13 +83,13 @@ class Scene:
             exited=exited,
         )
         kept = running.message if early and running is not None else None
-        self.aftermath.take(
+        self.dead.take(
             Casualty(DEAD, shot, KILLED, cause or Cause(), kept=kept, streams=self.broker.streams([QUEUE]), clean=clean)
         )
 
     def finish(self) -> None:
         clock = Clock()
-        eventually(lambda: self.aftermath.run_once(now=clock) == 0)
+        eventually(lambda: self.dead.run_once(now=clock) == 0)
 
     def left(self) -> dict[str, Any]:
         status = inspect.queue_status(self.broker, QUEUE)
@@ -159,7 +161,7 @@ def test_running_task_of_a_killed_child_waits_again_at_once_with_its_crash_count
     assert scene.left() == but(waiting=1)
     (history,) = scene.histories()
     assert history == {"first": running.entry_id.decode(), "crashes": 1, "redelivered": 1, "worker": "w@h"}
-    assert scene.aftermath.crashes == 1
+    assert scene.lost.crashes == 1
 
 
 def test_second_crash_is_followed_by_a_pause(scene: Scene) -> None:
@@ -287,7 +289,7 @@ def test_entry_that_another_worker_has_claimed_is_left_alone(scene: Scene) -> No
 
     scene.died(running=running)
 
-    assert (scene.left(), scene.aftermath.crashes) == (but(pending=1), 0)
+    assert (scene.left(), scene.lost.crashes) == (but(pending=1), 0)
 
 
 def test_lost_task_that_was_acknowledged_early_is_dead_and_failed(scene: Scene) -> None:
@@ -318,7 +320,7 @@ def test_lost_entry_that_cannot_be_decoded_goes_its_way_all_the_same(scene: Scen
     scene.finish()
 
     assert scene.left() == but(waiting=1)
-    assert scene.aftermath.unfinished == 0
+    assert scene.dead.unfinished == 0
 
 
 class NoBackend:
@@ -387,7 +389,7 @@ def test_child_that_left_by_itself_needs_nothing(scene: Scene) -> None:
     scene.died(clean=True)
 
     assert redis_state(scene.broker.client) == before
-    assert scene.aftermath.unfinished == 0
+    assert scene.dead.unfinished == 0
 
 
 def test_stream_that_was_deleted_does_not_keep_what_was_held_on_others(scene: Scene) -> None:
@@ -421,11 +423,11 @@ def test_work_goes_on_where_it_was_when_redis_is_back(app: Callable[..., Celery]
         server.kill()
 
         scene.died(finished=[done], running=running, waiting=[waiting])
-        unfinished = scene.aftermath.unfinished
+        unfinished = scene.dead.unfinished
         server.start()
         client.close()  # what it kept open is closed at the other end
         scene.finish()
 
         assert unfinished == 1
-        assert (scene.left(), scene.aftermath.crashes) == (but(waiting=2), 1)
+        assert (scene.left(), scene.lost.crashes) == (but(waiting=2), 1)
         client.close()

@@ -256,7 +256,7 @@ class Broken:
 def test_chore_that_fails_keeps_no_other_waiting_and_is_logged_once(
     pool: solo.TaskPool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pool.queues, pool.autoscaler = [QUEUE], Broken()
+    pool.parent.queues, pool.autoscaler = [QUEUE], Broken()
     done: list[int] = []
     pool._look_at_connection = lambda: done.append(1)  # type: ignore[method-assign]
 

@@ -12,12 +12,14 @@ import pytest
 
 from celery_streams import keys
 from celery_streams.broker import Delivery, Entry, StreamBroker
+from celery_streams.conf import StreamsConf
 from celery_streams.connection import RedisClient
 from celery_streams.exceptions import BrokerError
 from celery_streams.worker.claimer import Claimer
 from celery_streams.worker.delayed import Promoter
 from celery_streams.worker.hand_back import Handback
 from celery_streams.worker.heartbeat import Heartbeat
+from celery_streams.worker.settle import Settler
 from celery_streams.worker.slots import Slot, SlotTable, Snapshot
 from tests.eventually import eventually
 from tests.redis_state import delivered, make_idle, message, number_of, read_all, redis_now_ms, redis_state
@@ -138,7 +140,10 @@ def test_long_task_does_not_lose_its_entry_when_those_behind_it_are_handed_back(
     assert child.begin(1)
     holder = SlotHolder(parent)
 
-    released = Handback(broker, lambda: [holder]).run_once(now=time.monotonic() + 60)
+    def settler(name: str) -> Settler:
+        return Settler(broker, name, conf=StreamsConf(), hostname="h", insist=False)
+
+    released = Handback(settler, lambda: [holder]).run_once(now=time.monotonic() + 60)
     Heartbeat(broker, lambda: [holder], visibility_timeout=TIMEOUT).run_once()
 
     assert released == 2

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from celery_streams.broker import Entry, StreamRef
+from celery_streams.conf import StreamsConf
 from celery_streams.exceptions import BrokerUnavailable
 from celery_streams.worker.hand_back import HOLD, Handback
+from celery_streams.worker.settle import Settler
 from celery_streams.worker.slots import Snapshot
 from celery_streams.worker.time_limits import TimeLimits, without_effect
 
@@ -230,7 +232,11 @@ class Store:
 
 def handback(*holders: StandIn) -> tuple[Handback, Store]:
     store = Store()
-    return Handback(store, lambda: holders), store  # type: ignore[arg-type]
+
+    def settler(consumer: str) -> Settler:
+        return Settler(store, consumer, conf=StreamsConf(), hostname="h", insist=False)  # type: ignore[arg-type]
+
+    return Handback(settler, lambda: holders), store
 
 
 def test_entries_behind_a_long_task_go_back_and_finished_ones_are_acknowledged() -> None:

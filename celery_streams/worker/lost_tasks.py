@@ -1,0 +1,234 @@
+"""Lost tasks: settles messages whose process is gone, and tells whom Celery tells of a lost task.
+
+The signals, errbacks and results of a task that will not run again are those of Celery's Request. In the parent's main
+thread, where Celery runs such code too; called for children that died, for what a claimer found over its limit, and for
+tasks that ended a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from billiard.common import human_status
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import WorkerLostError
+from celery import states
+
+from ..app import Streams
+from ..broker import Delivery, Entry, StreamBroker
+from ..exceptions import BrokerUnavailable, MessageError
+from .chords import claim_left
+from .outcome import Action, Circumstances, Event, Outcome, decide
+from .requests import build_request
+from .settle import Death, Settler
+from .task_errors import unwrapped
+from .task_options import options_of
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ("LostTasks",)
+
+logger = logging.getLogger(__name__)
+
+#: Errbacks, signals, hooks and backends raise anything; the message must not stay pending for it.
+_UNTOLD = "Telling of the lost task %s[%s] failed; it is settled all the same."
+
+
+class LostTasks:
+    """Settles what was lost with its process. ``eventer`` is asked for at each use: Celery makes a new one after a
+    reconnect."""
+
+    def __init__(self, app: Celery, hostname: str, streams: Streams, *, eventer: Callable[[], Any]) -> None:
+        self.app = app
+        self.hostname = hostname
+        self.streams = streams
+        #: Processes that died with a task running.
+        self.crashes = 0
+        self._eventer = eventer
+        self._broker: StreamBroker | None = None
+
+    @property
+    def broker(self) -> StreamBroker:
+        """A broker of the main thread's own."""
+        if self._broker is None:
+            self._broker = self.streams.new_broker()
+        return self._broker
+
+    def settler(self, consumer: str) -> Settler:
+        """Return a settler that acts for ``consumer`` and does not insist."""
+        return Settler(self.broker, consumer, conf=self.streams.conf, hostname=self.hostname, insist=False)
+
+    def still_holds(self, consumer: str, entry: Entry) -> bool:
+        """Return whether ``entry`` is pending for ``consumer``; it is a heartbeat, too."""
+        return not self.broker.extend([(consumer, entry)])
+
+    def settle_exhausted(self, delivery: Delivery, consumer: str) -> None:
+        """Settle a message over its limit that a claimer took for ``consumer``."""
+        if not self.still_holds(consumer, delivery.entry) or self.claim_left(delivery):
+            return  # another worker's by now; or a part of a chord that has to wait, and is found again
+        self.crashes += 1
+        self.settle_lost(delivery, consumer, claimed=True)
+
+    def settle_interrupted(self, delivery: Delivery, consumer: str) -> None:
+        """Put a message back whose task a cold shutdown ended."""
+        outcome = decide(Event.INTERRUPTED, Circumstances())
+        self.settler(consumer).settle(delivery, outcome, history=_history(delivery))
+
+    def claim_left(self, delivery: Delivery) -> float:
+        """Return for how long the dead process may have claimed the body of its chord; see :mod:`.chords`."""
+        try:
+            headers = delivery.message.decode_headers() if delivery.message is not None else {}
+            task = self.app.tasks.get(headers.get("task"))
+            if task is None or not headers.get("group"):
+                return 0.0
+            return claim_left(task.backend, headers["group"])
+        except Exception:
+            # Any result backend's own errors; what follows is what Celery would do.
+            logger.exception("Cannot ask whether a chord is being dispatched: entry %s.", delivery.entry_id.decode())
+            return 0.0
+
+    def settle_lost(
+        self,
+        delivery: Delivery,
+        consumer: str,
+        *,
+        exitcode: int | None = None,
+        hard_limit: float | None = None,
+        early: bool = False,
+        exited: bool = False,
+        claimed: bool = False,
+    ) -> None:
+        """Settle a message whose process is gone.
+
+        Args:
+            hard_limit: the time limit in seconds for which it was killed; None when it died by itself.
+            early: it was acknowledged before it ran.
+            exited: the body raised SystemExit or KeyboardInterrupt.
+            claimed: a claimer found it; whether the dead worker had started it, nobody knows.
+
+        Raises:
+            BrokerUnavailable: Redis is away; call again.
+        """
+        verdict: list[str] = []
+        settler = self.settler(consumer)
+        history = _history(delivery)
+        try:
+            request = build_request(
+                self.app,
+                delivery,
+                hostname=self.hostname,
+                eventer=self._eventer(),
+                on_ack=lambda *_: verdict.append("ack"),
+                on_reject=lambda *args: verdict.append("requeue" if args and args[-1] else "reject"),
+            )
+        except Exception as exc:
+            # Decoding runs serializers and user codecs; whatever it raises, the message must not stay pending.
+            logger.error("Cannot decode entry %s of a lost task: %r", delivery.entry_id.decode(), exc, exc_info=True)
+            request = None
+        if request is None:
+            limit = self.streams.conf.delivery_limit
+            event = Event.MALFORMED if delivery.message is None else Event.LOST
+            outcome = decide(event, Circumstances(crashes=_crashes(history), delivery_limit=limit))
+            settler.settle(delivery, outcome, death=Death(exception=_status(exitcode)), history=history)
+            return
+        plan = options_of(request.task, self.streams)
+        event = Event.TIMED_OUT if hard_limit is not None else Event.EXITED if exited else Event.LOST
+        given = replace(
+            plan.given,
+            acks_late=not early,
+            reject_on_worker_lost=None if claimed else request.task.reject_on_worker_lost,
+            crashes=_crashes(history),
+        )
+        outcome = decide(event, given)
+        death = Death(request.task.name, request.id)
+        if event is not Event.TIMED_OUT:
+            einfo = _lost(exitcode)
+            death = Death(request.task.name, request.id, repr(unwrapped(einfo.exception)), einfo.traceback)
+            stored = getattr(request, "_success_was_stored", None)
+            meta = stored() if stored is not None else None
+            if meta:
+                logger.warning("Task %s[%s] succeeded before its process was lost.", request.name, request.id)
+                self._count_chord_part(request, meta)
+                outcome = decide(Event.SUCCEEDED, given)
+            elif outcome.action is not Action.REQUEUE or getattr(request.task, "retry_on_worker_lost", False):
+                outcome = self._announce_lost(request, einfo, outcome, verdict, early=early)
+            else:
+                logger.warning(
+                    "Task %s[%s] lost its process (%s); it runs again (crash %d, limit %d).",
+                    request.name,
+                    request.id,
+                    _status(exitcode),
+                    _crashes(history) + 1,
+                    plan.given.delivery_limit,
+                )
+        else:
+            try:
+                request.on_timeout(False, hard_limit)
+            except BrokerUnavailable:
+                raise
+            except Exception:
+                logger.exception(_UNTOLD, request.name, request.id)
+            death = Death(request.task.name, request.id, f"TimeLimitExceeded({hard_limit},)")
+        settler.settle(delivery, outcome, death=death, history=history, acked_early=early)
+
+    @staticmethod
+    def _count_chord_part(request: Any, meta: Any) -> None:
+        """Count the result for its chord: the process may have died between storing and counting.
+
+        A result that was counted already is counted again under the same name, which changes nothing.
+        """
+        context = request._context
+        if not context.chord or not isinstance(meta, dict):
+            return
+        try:
+            request.task.backend.on_chord_part_return(context, states.SUCCESS, meta.get("result"))
+        except BrokerUnavailable:
+            raise
+        except Exception:
+            logger.exception(_UNTOLD, request.name, request.id)
+
+    def _announce_lost(
+        self, request: Any, einfo: ExceptionInfo, outcome: Outcome, verdict: list[str], *, early: bool
+    ) -> Outcome:
+        task = request.task
+        rejects, late = task.reject_on_worker_lost, task.acks_late
+        # Celery's Request asks the task whether the message goes back; on streams that is decided already.
+        task.reject_on_worker_lost, task.acks_late = outcome.action is Action.REQUEUE, not early
+        try:
+            request.on_failure(einfo)
+        except BrokerUnavailable:
+            raise
+        except Exception:
+            logger.exception(_UNTOLD, request.name, request.id)
+        finally:
+            task.reject_on_worker_lost, task.acks_late = rejects, late
+        if "ack" in verdict and outcome.action is Action.REQUEUE:
+            return Outcome(Action.ACK)  # retry_on_worker_lost stored a new message
+        return outcome
+
+
+def _history(delivery: Delivery) -> dict[str, Any]:
+    try:
+        return delivery.message.decode_history() if delivery.message is not None else {}
+    except MessageError:
+        return {}  # whoever reads it next dead-letters it as malformed
+
+
+def _crashes(history: dict[str, Any]) -> int:
+    return int(history.get("crashes") or 0)
+
+
+def _status(exitcode: int | None) -> str:
+    return "its worker is gone" if exitcode is None else str(human_status(exitcode))
+
+
+def _lost(exitcode: int | None) -> ExceptionInfo:
+    try:
+        raise WorkerLostError(f"Worker exited prematurely: {_status(exitcode)}.")
+    except WorkerLostError:
+        return ExceptionInfo(sys.exc_info())
