@@ -15,8 +15,10 @@ def main() -> None:
     if {"-P", "--pool"} & options and not {"--processes", "--reload"} & options:  # the supervisor's workers patch it
         try:
             maybe_patch_concurrency()
-        except ModuleNotFoundError as exc:
-            sys.exit(f"Error: this pool needs the package {exc.name!r}, which is not installed")
+        except (ImportError, AttributeError, ValueError) as exc:
+            # gevent and eventlet are packages of their own; any other pool is looked at when the app is known.
+            if isinstance(exc, ModuleNotFoundError) and exc.name in ("gevent", "eventlet"):
+                sys.exit(f"Error: this pool needs the package {exc.name!r}, which is not installed")
     from .bin.root import main as run
 
     run(prog_name="celery-streams")

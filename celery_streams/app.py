@@ -43,6 +43,8 @@ class Streams:
         self._places: frozenset[Any] | None = None
         #: Children per queue (``-Q name:count``), set by the worker command.
         self.children: dict[str, int] = {}
+        #: Names of ``-Q`` that look like a pattern and are none, set by the worker command.
+        self.literal_queues: frozenset[str] = frozenset()
         #: Celery's command line runs because code called ``app.start`` or ``app.worker_main``.
         self.started_by_code = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -44,10 +45,26 @@ _CELERY_COMMANDS = (
 )
 
 
+def _enter(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Change into ``--workdir``, before anything is imported."""
+    if value:
+        try:
+            os.chdir(value)
+        except OSError as exc:
+            raise click.BadParameter(f"{value}: {exc.strerror}", ctx, param) from exc
+
+
+def _our_param(param: click.Parameter) -> click.Parameter:
+    if param.name == "workdir":
+        param = copy.copy(param)
+        param.callback = _enter
+    return param
+
+
 @click.group(
     cls=RootGroup,
     invoke_without_command=True,
-    params=list(celery_group.params),
+    params=[_our_param(param) for param in celery_group.params],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.pass_context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import time
 from pathlib import Path
@@ -11,18 +12,20 @@ from typing import TYPE_CHECKING, Any
 import click
 from celery import concurrency
 from celery.bin.base import CeleryOption
-from celery.bin.worker import WorkersPool, detach
+from celery.bin.worker import detach
 from celery.bin.worker import worker as celery_worker
 from celery.exceptions import ImproperlyConfigured
 from celery.platforms import create_pidlock
 from celery.utils.nodenames import node_format, nodename, nodesplit
 from kombu.utils.compat import detect_environment
 
-from ..app import streams_of
+from ..app import Streams, streams_of
 from ..concurrency import OWN_POOLS, pool_for
-from ..exceptions import BrokerUnavailable, ConfigurationError
+from ..exceptions import BrokerError, BrokerUnavailable, ConfigurationError
 from . import relaunch
 from .base import require_installed
+from .daemon_options import Autoscale, Pool, check_daemon_options
+from .queue_names import read_queue_words
 from .supervisor import Supervisor, Watcher, project_modules
 from .terminal import EXIT_CONFIG, one_line_errors
 
@@ -35,20 +38,6 @@ __all__ = ("worker",)
 _FIRST_CONTACT = (3, 0.5)
 
 
-def parse_queues(names: list[str] | None) -> tuple[list[str] | None, dict[str, int]]:
-    """Split ``name:count`` (children per queue) into the names and the counts."""
-    counts: dict[str, int] = {}
-    plain: list[str] = []
-    for word in names or ():
-        name, _, count = word.rpartition(":")
-        if name and count.isdigit() and int(count):
-            counts[name] = int(count)
-            plain.append(name)
-        else:
-            plain.append(word)
-    return (plain or None), counts
-
-
 @one_line_errors
 def _run(**options: Any) -> Any:
     ctx = click.get_current_context()
@@ -56,13 +45,14 @@ def _run(**options: Any) -> Any:
     require_installed(app)
     processes, reload = options.pop("processes"), options.pop("reload")
     streams = streams_of(app)
-    queues, counts = parse_queues(options.get("queues"))
-    options["queues"] = queues
-    streams.children = counts
+    words = read_queue_words(options.get("queues"), functools.cache(lambda: _existing_queues(streams)))
+    options["queues"] = list(words.names) or None
+    streams.children, streams.literal_queues = words.counts, words.literal
     options["pool"] = pool_for(options["pool"])
-    if counts:
+    if words.counts:
         given = ctx.get_parameter_source("concurrency") is click.core.ParameterSource.COMMANDLINE
-        _share_children(options, counts, given=given)
+        _share_children(options, words.counts, given=given)
+    check_daemon_options(options)
     supervised = reload or processes > 1
     if not supervised:  # the workers of a supervisor are programs of their own, and check it for themselves
         _require_patched(options["pool"])
@@ -102,20 +92,37 @@ def _require_patched(pool: type[StreamsPool]) -> None:
         )
 
 
+def _existing_queues(streams: Streams) -> set[str]:
+    """Return the names of the queues that are known; only those of the settings while Redis does not answer."""
+    try:
+        return {*streams.app.amqp.queues, *streams.known_queues()}
+    except BrokerError:
+        return {*streams.app.amqp.queues, *streams.named_queues()}  # the first contact says what is wrong
+
+
 def _share_children(options: dict[str, Any], counts: dict[str, int], *, given: bool) -> None:
     """Set ``-c`` to the children that ``-Q name:count`` asks for, and one for each queue without a count.
 
     Raises:
-        click.UsageError: there are no children, or ``-c`` was given and leaves a queue without any.
+        click.UsageError: there are no children, or ``-c`` or another option contradicts the counts.
     """
     if not options["pool"].__module__.endswith(".prefork"):
         raise click.UsageError("-Q name:count gives children to queues, which only -P prefork has")
+    if options.get("autoscale"):
+        raise click.UsageError("-Q name:count fixes the number of children, and --autoscale changes it: leave one out")
+    excluded = counts.keys() & set(options.get("exclude_queues") or ())
+    if excluded:
+        raise click.UsageError(f"-Q gives children to {', '.join(sorted(excluded))}, which -X excludes")
     others = sum(name not in counts for name in options["queues"])
-    needed = sum(counts.values()) + bool(others)
+    asked = sum(counts.values())
     if not given:
-        options["concurrency"] = sum(counts.values()) + others
-    elif (allowed := _children(options["concurrency"])) < needed:
-        raise click.UsageError(f"-Q asks for {needed} children, and -c allows {allowed}")
+        options["concurrency"] = asked + others
+        return
+    allowed = _children(options["concurrency"])
+    if allowed < asked + bool(others):
+        raise click.UsageError(f"-Q asks for {asked + bool(others)} children, and -c allows {allowed}")
+    if allowed > asked and not others:
+        raise click.UsageError(f"-Q gives its queues {asked} children, and -c starts {allowed}: leave one out")
 
 
 def _children(concurrency: Any) -> int:
@@ -212,9 +219,10 @@ concurrency.ALIASES.update(OWN_POOLS)
 
 
 def _our_param(param: click.Parameter) -> click.Parameter:
-    if param.name == "pool":
+    known = {"pool": Pool, "autoscale": Autoscale}
+    if param.name in known:
         param = copy.copy(param)
-        param.type = WorkersPool()
+        param.type = known[param.name]()
     return param
 
 
@@ -244,6 +252,7 @@ worker.help = """Start a worker on Redis Streams: the options are those of celer
 \b
 -Q send_message:3,mark_as_read:2 starts three children for one queue and two for the other.
 -Q 'chat.*' reads all queues that match, also those that come up while the worker runs.
+-Q 'tenant\\:42,jobs\\[1\\]' names queues; those that exist need no backslash.
 
 \b
 Examples

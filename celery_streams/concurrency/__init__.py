@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery.concurrency import ALIASES
 from kombu.utils.imports import symbol_by_name
 
 from ..exceptions import ConfigurationError
@@ -41,5 +42,7 @@ def pool_for(pool: Any) -> Any:
             raise ConfigurationError(f"This pool needs the package {exc.name!r}, which is not installed") from exc
     if any(cls.__module__.startswith(__name__) for cls in pool.__mro__):
         return pool
-    known = ", ".join(sorted({path.partition(":")[0].rpartition(".")[2] for path in POOLS}))
-    raise ConfigurationError(f"Pool {name} cannot run streams; use one of: {known}")
+    names = sorted({alias for alias, path in ALIASES.items() if path in POOLS} - {"processes"} | OWN_POOLS.keys())
+    raise ConfigurationError(
+        f"Pool {name} cannot run streams; use one of: {', '.join(names)}, or derive it from one of {__name__}"
+    )

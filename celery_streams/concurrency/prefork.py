@@ -170,8 +170,18 @@ class TaskPool(StreamsPool):
         self.parent.give_back()
 
     def _announce_to(self, child: Child) -> None:
-        wanted = [ref for ref in self._wanted if child.queues is None or ref.queue in child.queues]
-        child.tell("consume", list(self._known), wanted)
+        child.tell("consume", list(self._known), [ref for ref in self._wanted if self._is_for(child, ref.queue)])
+
+    def _is_for(self, child: Child, queue: str) -> bool:
+        """Return whether ``child`` reads ``queue``: with ``-Q name:count`` exactly so many read a queue with a count.
+
+        A queue without a count, perhaps one that remote control added, is read by the children that have no queue of
+        their own, and by all when there are none of those.
+        """
+        counted = self.streams.children
+        if child.queues is not None:
+            return queue in child.queues or (queue not in counted and None not in self._shares)
+        return queue not in counted or all(ref.queue in counted for ref in self._wanted)
 
     def forward(self, *message: Any) -> None:
         """Tell all children something that remote control changed."""

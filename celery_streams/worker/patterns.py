@@ -16,7 +16,7 @@ from ..exceptions import BrokerError
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("LOOK_EVERY", "QueuePatterns", "is_pattern")
+__all__ = ("LOOK_EVERY", "QueuePatterns", "existing_queues", "is_pattern")
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,16 @@ LOOK_EVERY = 5.0
 def is_pattern(name: str) -> bool:
     """Return whether a name of ``-Q`` is a shell pattern."""
     return any(letter in name for letter in "*?[")
+
+
+def existing_queues(app: Celery) -> list[str]:
+    """Return the queues on streams that are known; those of the settings only while Redis is away."""
+    streams = streams_of(app)
+    try:
+        return streams.known_queues()
+    except BrokerError as exc:
+        logger.warning("Cannot look for queues: %s", exc)
+        return streams.named_queues()
 
 
 class QueuePatterns:
@@ -44,17 +54,12 @@ class QueuePatterns:
     def find(self) -> list[str]:
         """Return the queues that match and were not returned before; of the settings only while Redis is away."""
         streams = streams_of(self._app)
-        known = streams.named_queues()
-        try:
-            known = streams.known_queues()
-        except BrokerError as exc:
-            logger.warning("Cannot look for queues that match %s: %s", ", ".join(self._patterns), exc)
         new = sorted(
             name
-            for name in known
+            for name in existing_queues(self._app)
             if name not in self._found
             and streams.on_streams(name)
-            # A name may itself hold such characters.
+            # A queue that comes up later may itself have such a name.
             and any(name == pattern or fnmatchcase(name, pattern) for pattern in self._patterns)
         )
         self._found.update(new)

@@ -28,7 +28,7 @@ from kombu.utils.imports import symbol_by_name
 from ..app import streams_of
 from ..redis_url import safe_url
 from .option_values import count, misunderstood, seconds
-from .patterns import QueuePatterns, is_pattern
+from .patterns import QueuePatterns, existing_queues, is_pattern
 
 __all__ = ("NO_EFFECT", "Worker", "ineffective_settings", "put_on_streams")
 
@@ -89,7 +89,7 @@ class StreamsWork(WorkController):  # type: ignore[misc]
             ImproperlyConfigured: it is none.
         """
         multiplier = kwargs.get("prefetch_multiplier") or self.app.conf.worker_prefetch_multiplier
-        self._refuse(misunderstood({"worker_prefetch_multiplier": (multiplier, "amount")}, ()))
+        self._refuse(misunderstood({"worker_prefetch_multiplier (--prefetch-multiplier)": (multiplier, "amount")}, ()))
         super().on_before_init(**kwargs)
 
     def on_init_blueprint(self) -> None:
@@ -103,12 +103,13 @@ class StreamsWork(WorkController):  # type: ignore[misc]
             self._select_streams()
         conf = self.app.conf
         values = {
-            "task_time_limit": (self.time_limit, "seconds"),
-            "task_soft_time_limit": (self.soft_time_limit, "seconds"),
-            "worker_max_tasks_per_child": (self.max_tasks_per_child, "count"),
-            "worker_max_memory_per_child": (self.max_memory_per_child, "amount"),
+            "task_time_limit (--time-limit)": (self.time_limit, "seconds"),
+            "task_soft_time_limit (--soft-time-limit)": (self.soft_time_limit, "seconds"),
+            "worker_max_tasks_per_child (--max-tasks-per-child)": (self.max_tasks_per_child, "count"),
+            "worker_max_memory_per_child (--max-memory-per-child)": (self.max_memory_per_child, "amount"),
             "worker_soft_shutdown_timeout": (conf.get("worker_soft_shutdown_timeout"), "seconds"),
-            "worker_concurrency": (self.concurrency, "count"),
+            "worker_concurrency (-c)": (self.concurrency, "count"),
+            "--heartbeat-interval": (self.options.get("heartbeat_interval"), "amount"),
         }
         self._refuse(misunderstood(values, list(self.app.tasks.values())))
         # By name, for pools stand above the worker: they are made of its parts.
@@ -141,7 +142,7 @@ class StreamsWork(WorkController):  # type: ignore[misc]
         Raises:
             ImproperlyConfigured: none of the project's queues is on streams, and none was named.
         """
-        patterns = [name for name in include or () if is_pattern(name)]
+        patterns = self._patterns(include or ())
         self.queue_patterns = QueuePatterns(self.app, patterns, excluded=exclude or ())
         if patterns:
             include = [name for name in include if name not in patterns] + self.queue_patterns.find()
@@ -155,6 +156,15 @@ class StreamsWork(WorkController):  # type: ignore[misc]
         super().setup_queues(include, exclude)
         if self.app.conf.worker_direct:
             self.app.amqp.queues.deselect(worker_direct(self.hostname).name)
+
+    def _patterns(self, names: Iterable[str]) -> list[str]:
+        """Return those of ``names`` that are patterns: a queue that has such a name is meant itself."""
+        streams = streams_of(self.app)
+        found = [name for name in names if is_pattern(name) and name not in streams.literal_queues]
+        if found:
+            existing = {*self.app.amqp.queues, *existing_queues(self.app)}
+            found = [name for name in found if name not in existing]
+        return found
 
     def _chosen_queues(self, *, excluded: Sequence[str]) -> list[str]:
         """Return what a worker without -Q reads: stock would read ``selected``, and streams_queues may name more."""
@@ -222,11 +232,22 @@ class Worker(StreamsWork, CeleryWorker):  # type: ignore[misc]
             f"  .> keys:        {streams.conf.key_prefix}:{{QUEUE}}",
             f"  .> claims:      after {streams.conf.visibility_timeout:g}s without a heartbeat",
         ]
+        if streams.children:
+            lines.append(f"  .> children:    {self._split(streams.children)}")
         no_effect = ineffective_settings(self.app.conf)
         if self.optimization == "fair":
             no_effect["-O fair"] = _FAIR
         lines += [f"  .> no effect:   {name} ({why})" for name, why in no_effect.items()]
         return "\n".join(lines) + "\n"
+
+    def _split(self, counts: dict[str, int]) -> str:
+        """Say how many children read which queue (``-Q name:count``)."""
+        others = [name for name in self.app.amqp.queues.consume_from if name not in counts]
+        rest = int(self.concurrency) - sum(counts.values())
+        parts = [f"{count} for {name}" for name, count in counts.items()]
+        if rest > 0:
+            parts.append(f"{rest} for {', '.join(others) or 'the queues that match'}")
+        return "; ".join(parts)
 
     def install_platform_tweaks(self, worker: Any) -> None:
         """Install Celery's signal handlers; HUP starts the program again as it was really started.

@@ -141,6 +141,68 @@ def test_limit_or_count_that_means_nothing_ends_the_worker_at_its_start(project,
     assert "ready." not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("-Q", "send_message:0"), "send_message:0"),
+        (("-Q", "celery,:x"), ":x"),
+        (("-Q", ""), "-Q"),
+        (("-Q", "celery,"), "-Q"),
+        (("-Q", "send_message:2", "-c", "8"), "-c starts 8"),
+        (("-Q", "a:2,b", "--autoscale", "4,2"), "--autoscale"),
+        (("-Q", "a:2,b", "-X", "a"), "-X"),
+        (("--autoscale", "1"), "--autoscale"),
+        (("--autoscale", "0"), "--autoscale"),
+        (("--autoscale", "-3,5"), "--autoscale"),
+        (("--autoscale", "many,few"), "--autoscale"),
+        (("--autoscale", "1,2,3"), "--autoscale"),
+        (("--time-limit", "-5"), "--time-limit"),
+        (("--soft-time-limit", "-0.5"), "--soft-time-limit"),
+        (("--max-tasks-per-child", "-1"), "--max-tasks-per-child"),
+        (("--max-tasks-per-child", "0"), "--max-tasks-per-child"),
+        (("--max-memory-per-child", "-1"), "--max-memory-per-child"),
+        (("--prefetch-multiplier", "-1"), "--prefetch-multiplier"),
+        (("--heartbeat-interval", "-1"), "--heartbeat-interval"),
+        (("-c", "-2"), "-c"),
+        (("--pidfile", "/no/such/directory/w.pid"), "--pidfile"),
+        (("--pidfile", "/tmp"), "--pidfile"),
+        (("-f", "/no/such/directory/%n.log"), "--logfile"),
+        (("-f", "/tmp"), "--logfile"),
+        (("-S", "/no/such/directory/state"), "--statedb"),
+        (("-B", "-s", "/no/such/directory/beat"), "--schedule"),
+        (("--uid", "nobody-of-that-name"), "--uid"),
+        (("--gid", "nobody-of-that-name"), "--gid"),
+        (("--umask", "open"), "--umask"),
+        (("--workdir", "/no/such/directory"), "--workdir"),
+        (("-P", "custom"), "CELERY_CUSTOM_WORKER_POOL"),
+    ],
+)
+def test_option_that_cannot_be_is_refused_in_one_line_that_names_it(project, options, said):
+    words = ("worker", "-A", "tests.proj", "-l", "INFO", *options)
+    done = run(project.environment(enabled=True), *words)
+
+    assert said in refusal(done)
+    assert "ready." not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("nowhere.pools:TaskPool", "No module named 'nowhere'"),
+        ("tests.proj.actions:NoSuchPool", "NoSuchPool"),
+        ("celery.concurrency.base:BasePool", "use one of: asyncio, eventlet, gevent, prefork, solo, threads"),
+    ],
+)
+def test_custom_pool_that_cannot_be_used_is_named_with_the_reason(project, path, said):
+    environment = {**project.environment(enabled=True), "CELERY_CUSTOM_WORKER_POOL": path}
+
+    line = refusal(run(environment, "worker", "-A", "tests.proj", "-P", "custom"))
+
+    assert said in line
+    assert "package" not in line
+    assert path.partition(":")[0] in line
+
+
 @pytest.mark.parametrize("command", [("worker",), ("purge", "-f")])
 @pytest.mark.parametrize(
     ("settings", "code"),

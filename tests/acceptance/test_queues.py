@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.eventually import eventually
 
 
@@ -39,6 +41,53 @@ def test_queues_are_added_and_cancelled_while_the_worker_runs(project, act, work
 def queues_of(act):
     (queues,) = act.app.control.inspect(timeout=5, limit=1).active_queues().values()
     return [queue["name"] for queue in queues]
+
+
+def test_counts_of_q_are_kept_to_the_child_and_said_in_the_banner(project, act, worker):
+    running = worker(queues="a:2,b", concurrency=5)
+
+    busy = [act.apply_async(("sleep", n), {"seconds": 3.0}, queue="a") for n in range(4)]
+    first = [project.starts(result.id)[0] for result in busy[:2]]
+    others = [act.apply_async(("sleep", n), {"seconds": 1.0}, queue="b") for n in range(3)]
+    beside = [project.starts(result.id)[0] for result in others]
+
+    assert "children:    2 for a; 3 for b" in running.log
+    assert len({run["pid"] for run in (*first, *beside)}) == 5
+    assert [project.ledger.runs(result.id) for result in busy[2:]] == [[], []]
+    assert [result.get(timeout=15) for result in busy] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("queues", "readers"), [("a:1,b:1", 2), ("a:1,b:1,c", 1)])
+def test_queue_that_is_added_to_a_worker_with_counts_is_read(project, act, worker, queues, readers):
+    running = worker(queues=queues, concurrency=None)
+    control = {"destination": [running.hostname], "reply": True, "timeout": 5, "limit": 1}
+
+    act.app.control.add_consumer("added", **control)
+    results = [act.apply_async(("sleep", n), {"seconds": 0.3}, queue="added") for n in range(4)]
+
+    assert [result.get(timeout=10) for result in results] == [0, 1, 2, 3]
+    assert len({run["pid"] for run in project.ledger.runs()}) == readers
+
+
+def test_queue_whose_name_looks_like_a_pattern_or_a_count_is_read_and_no_other(project, act, worker):
+    odd = ["jobs[1]", "tenant:42", "celery:0"]
+    mine = [act.apply_async(("ok", name), queue=name) for name in odd]
+    others = [act.apply_async(("ok", name), queue=name) for name in ("jobs1", "tenant")]
+
+    running = worker(queues=",".join(odd), concurrency=1)
+
+    assert [result.get(timeout=10) for result in mine] == odd
+    assert [project.ledger.runs(result.id) for result in others] == [[], []]
+    assert queues_of(act) == odd
+    assert "children:" not in running.log
+
+
+def test_backslash_names_a_queue_that_is_not_there_yet(project, act, worker):
+    worker(queues=r"tenant\:42,jobs\[1\],new\:7:1", concurrency=2)
+
+    results = [act.apply_async(("ok", name), queue=name) for name in ("tenant:42", "jobs[1]", "new:7")]
+
+    assert [result.get(timeout=10) for result in results] == ["tenant:42", "jobs[1]", "new:7"]
 
 
 def test_pattern_reads_the_queues_that_match_also_those_that_come_up_later(project, act, worker):
