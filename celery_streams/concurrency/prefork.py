@@ -219,8 +219,8 @@ class TaskPool(StreamsPool):
                     self._early_deaths = 0
                 elif kind == "kept":
                     child.kept = args[0]
-                elif kind == "counts":
-                    self.parent.counted(args[0])
+                elif kind == "tasks":
+                    child.task_names.update(args[0])
         except (EOFError, OSError):
             # A child whose pipe was found closed once is heard again when it is reaped.
             if len(child.watched) > 1:
@@ -247,6 +247,7 @@ class TaskPool(StreamsPool):
         self._unwatch(child)
         child.process.join()
         exitcode = child.process.exitcode
+        self.parent.counted(child.new_starts())
         shot = child.snapshot()
         kept = child.slot.kept_message() if shot.acked_early else None
         child.slot.clear()
@@ -328,6 +329,11 @@ class TaskPool(StreamsPool):
             if child.process.pid == pid:
                 child.slot.ask_terminate()
         send_signal(pid, signal or _SIGTERM)
+
+    def count_starts(self) -> None:
+        """Add what the children started to Celery's totals."""
+        for child in list(self._children.values()):
+            self.parent.counted(child.new_starts())
 
     # -- size
 

@@ -46,6 +46,9 @@ class Child:
     cause: Cause = field(default_factory=Cause)
     #: What strategies of its tasks keep, as it said.
     kept: tuple[Entry, ...] = ()
+    #: The names of the tasks that it counts, by its numbers, and how many starts were taken into the totals.
+    task_names: dict[int, str] = field(default_factory=dict)
+    totals: dict[int, int] = field(default_factory=dict)
     #: Descriptors that the event loop watches: its end, and what it says.
     watched: tuple[int, ...] = ()
 
@@ -67,6 +70,17 @@ class Child:
     def mark_lost(self, batch: int) -> None:
         """Tell it that the entry that it is running is no longer its own."""
         self.slot.mark_lost(batch)
+
+    def new_starts(self) -> dict[str, int]:
+        """Return how many tasks it has started since the last call, by name."""
+        found: dict[str, int] = {}
+        counts = self.slot.counts()
+        for number, name in self.task_names.items():
+            new = counts[number] - self.totals.get(number, 0)
+            if new:
+                self.totals[number] = counts[number]
+                found[name] = new
+        return found
 
     # -- what it is told
 

@@ -65,6 +65,7 @@ class ActiveRequests:
         """Make Celery's worker state say what the children are doing: active and reserved requests."""
         with self._lock:
             self._looked_at = time.monotonic()
+            self._crew.count_starts()
             self._sync()
 
     def _sync(self) -> None:

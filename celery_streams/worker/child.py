@@ -15,7 +15,6 @@ import os
 import secrets
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -39,7 +38,7 @@ from .kept_messages import MOST_KEPT
 from .own_process import guard_forks
 from .reader import Pace, Reader
 from .settle import Settler
-from .slots import MAX_BATCH, Slot, SlotTable
+from .slots import COUNTED, MAX_BATCH, Slot, SlotTable
 from .task_errors import log_raised
 
 if TYPE_CHECKING:
@@ -97,7 +96,9 @@ class ChildLoop:
         self._control = control
         self._options = options
         self._numbers: dict[StreamRef, int] = {}
-        self._counts: Counter[str] = Counter()
+        #: How this child numbers the tasks that it counts, and the names that the parent was not told yet.
+        self._task_numbers: dict[str, int] = {}
+        self._untold_names: list[str] = []
         self._ran = 0
         self._finished = 0
         self._outgrown = False
@@ -219,6 +220,7 @@ class ChildLoop:
             if self.stopping:
                 break
             self._tell_kept()
+            self._tell_names()
             self.executor.run_timers()
             if len(self._kept) >= MOST_KEPT:
                 self._sleep(0.05)
@@ -301,7 +303,6 @@ class ChildLoop:
         except (SystemExit, KeyboardInterrupt):
             if not common._should_have_exited[0]:  # terminate_handler_fired() of billiard 4.3.1 and later
                 self.slot.exited()
-                self._report()
             raise
         finally:
             self.running = False
@@ -320,17 +321,21 @@ class ChildLoop:
             self._kept_told = True
 
     def _count(self, name: str) -> None:
-        self._counts[name] += 1
+        number = self._task_numbers.get(name)
+        if number is None:
+            number = self._task_numbers[name] = min(len(self._task_numbers), COUNTED - 1)
+            self._untold_names.append(name)
+            self._tell_names()
+        self.slot.count(number)
+
+    def _tell_names(self) -> None:
+        # Never waiting: a parent that is busy or stopped must not hold up its children.
+        if self._untold_names and writable(self._control.fileno()):
+            self.tell("tasks", {self._task_numbers[name]: name for name in self._untold_names})
+            self._untold_names.clear()
 
     def _confirmed(self) -> None:
         self.slot.settled(self._finished)
-        self._report()
-
-    def _report(self) -> None:
-        # Never waiting: a parent that is busy or stopped must not hold up its children.
-        if self._counts and writable(self._control.fileno()):
-            self.tell("counts", dict(self._counts))
-            self._counts.clear()
 
     def _worn_out(self) -> bool:
         most = self._options.max_tasks
@@ -349,7 +354,7 @@ class ChildLoop:
             self._events.end()
         self.executor.settle_later()
         self.settler.flush(assisted=self.slot.restricted())
-        self._report()
+        self._tell_names()
         broker = self.settler.broker
         if self.settler.gave_up:
             # What this child could not tell Redis stands in its slot: the parent does it, if it lives on.

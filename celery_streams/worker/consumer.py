@@ -152,6 +152,7 @@ class WorkerHeartbeat(heartbeat.Heart):  # type: ignore[misc]
     def _send(self, event: str, retry: bool = True) -> Any:
         if self._send_sent_signal is not None:
             self._send_sent_signal(sender=self)
+        self._pool.count_starts()
         return self.eventer.send(
             event,
             freq=self.interval,

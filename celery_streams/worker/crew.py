@@ -37,6 +37,9 @@ class Crew(Protocol):
     def kept_message(self, holder: Restrictable) -> Any:
         """Return the message of a task that was acknowledged before it ran."""
 
+    def count_starts(self) -> None:
+        """Add what was started elsewhere since the last time to Celery's totals."""
+
     def on_soft(self, holder: Restrictable, shot: Snapshot) -> None:
         """Tell a task that its soft time limit is over (called by the services thread)."""
 

@@ -94,6 +94,8 @@ class _InlinePool:
         token = current.set(run.task) if run is not None and run.kept else None
         if run is not None:
             run.started = True
+            if not around.in_parent:
+                around.count(run.name)
         accept_callback(os.getpid(), time.monotonic())
         try:
             try:

@@ -102,6 +102,7 @@ class Parent:
         """What the main thread looks after now and then."""
         self.mailbox.chore(self.mailbox.drain)
         self.mailbox.chore(self.dead.run_once)
+        self.mailbox.chore(self.crew.count_starts)
 
     def counted(self, counts: dict[str, int]) -> None:
         """Add tasks that children started to Celery's totals."""

@@ -6,6 +6,7 @@ A slot is a piece of a shared memory map, one for each child:
 * how far it is: entries ``[0, finished)`` ran and are waiting to be acknowledged in one go, ``started - 1`` is
   running if it is greater than ``finished - 1``, the rest has not been started;
 * since when, and the time limits of what runs;
+* how often each task was started, by numbers that the child tells the parent names for;
 * what the parent asks of it: ``restrict`` takes entries back that were not started.
 
 The child writes its half of the header, the parent the other; no lock is shared, so nobody can die holding one. The
@@ -30,7 +31,7 @@ from typing import Any
 from ..broker import Entry, StreamRef
 from ..message import Message, pack, unpack
 
-__all__ = ("MAX_BATCH", "Slot", "SlotTable", "Snapshot")
+__all__ = ("COUNTED", "MAX_BATCH", "Slot", "SlotTable", "Snapshot")
 
 #: Entries that a child holds at most; DESIGN: small tasks are fetched in batches, measured best near 100.
 MAX_BATCH = 100
@@ -55,7 +56,10 @@ _RETURNED, _TERMINATE = 36, 37
 
 _ENTRY = struct.Struct("<QQI4x")  # milliseconds, sequence, index of the stream
 _ENTRIES_AT = 256
-_MESSAGE_AT = _ENTRIES_AT + _ENTRY.size * MAX_BATCH
+#: Tasks that a child counts by name; what it starts of more of them is counted under the last number.
+COUNTED = 256
+_COUNTS_AT = _ENTRIES_AT + _ENTRY.size * MAX_BATCH
+_MESSAGE_AT = _COUNTS_AT + 8 * COUNTED
 _LENGTH = struct.Struct("<I")
 _LOW = 0xFFFFFFFF
 
@@ -104,6 +108,8 @@ class Slot:
         self._memory = memory
         self._at = index * _SLOT_SIZE
         header = memoryview(memory)[self._at : self._at + _ENTRIES_AT]
+        counts = memoryview(memory)[self._at + _COUNTS_AT : self._at + _MESSAGE_AT]
+        self._counts = counts.cast("Q")
         self._words, self._longs, self._doubles = header.cast("I"), header.cast("Q"), header.cast("d")
         self._batch = 0
         self._done = 0
@@ -117,6 +123,7 @@ class Slot:
     def attach(self, pid: int) -> None:
         """Take the slot for a new child: everything in it is cleared."""
         self._memory[self._at : self._at + _ENTRIES_AT] = bytes(_ENTRIES_AT)
+        self._memory[self._at + _COUNTS_AT : self._at + _MESSAGE_AT] = bytes(8 * COUNTED)
         self._batch = self._done = 0
         self._longs[_PID] = pid
 
@@ -191,6 +198,10 @@ class Slot:
         """Say that the body of the running task raised SystemExit or KeyboardInterrupt."""
         self._words[_FLAGS] |= EXITED
 
+    def count(self, number: int) -> None:
+        """Count a start of the task that the child calls ``number``."""
+        self._counts[number] += 1
+
     def retried(self) -> None:
         """Say that the message of the running task was settled as retried, though its body goes on."""
         self._words[_FLAGS] |= RETRIED
@@ -212,6 +223,10 @@ class Slot:
         return self._longs[_RESTRICTED] >> 32 == self._batch
 
     # -- the parent's half
+
+    def counts(self) -> list[int]:
+        """Return how often the child has started the tasks that it calls by these numbers, also after its death."""
+        return list(self._counts)
 
     def restrict(self) -> Snapshot:
         """Take back everything that was not started: the child will start none of ``waiting`` any more."""

@@ -117,17 +117,8 @@ class SlowPath:
         strategy = self._strategies.get(name)
         if strategy is None:
             app = self._around.app
-            strategy = self._strategies[name] = self._counted(app.tasks[name].start_strategy(app, self.consumer), name)
+            strategy = self._strategies[name] = app.tasks[name].start_strategy(app, self.consumer)
         return strategy
-
-    def _counted(self, strategy: Callable[..., Any], name: str) -> Callable[..., Any]:
-        def run(*args: Any) -> Any:
-            result = strategy(*args)
-            if self.consumer.run.started and not self._around.in_parent:
-                self._around.count(name)
-            return result
-
-        return run
 
     @staticmethod
     def _report(run: Run) -> Report:

@@ -247,3 +247,53 @@ def test_celery_call_publishes_to_the_worker(plain):
 
     assert done.returncode == 0, done.stderr
     assert plain.value(plain.app.AsyncResult(done.stdout.strip())) == "from the shell"
+
+
+ENDINGS = {
+    "ok": (("ok",), {}, 1),
+    "error": (("error", "no"), {}, 1),
+    "reject": (("reject",), {}, 1),
+    "ignore": (("ignore",), {}, 1),
+    "retry": (("retry", "done"), {"kwargs": {"until": 2, "countdown": 0}}, 3),
+    "hard limit": (("sleep",), {"kwargs": {"seconds": 30}, "time_limit": 1}, 1),
+    "odd error": (("raise", "odd"), {"kwargs": {"kind": "own"}}, 1),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_start_is_in_the_totals_however_the_task_ends(side, ending):
+    args, options, starts = ENDINGS[ending]
+    name = "tests.proj.actions.act_totals"
+
+    def total():
+        return side.inspect.stats()[side.worker.hostname]["total"].get(name, 0)
+
+    before = total()
+    result = side.task("act_totals").apply_async(args, **options)
+    side.ran(result.id, times=starts)
+
+    assert eventually(lambda: total() == before + starts)
+
+
+def test_task_that_runs_is_in_the_totals_before_it_ends(side):
+    name = "tests.proj.actions.act_totals"
+    before = side.inspect.stats()[side.worker.hostname]["total"].get(name, 0)
+
+    result = side.task("act_totals").delay("sleep", "long", seconds=2)
+    side.ran(result.id)
+
+    assert side.inspect.stats()[side.worker.hostname]["total"].get(name, 0) == before + 1
+    assert side.value(result) == "long"
+
+
+def test_own_command_sees_what_runs_and_nothing_that_has_ended(side):
+    def what_runs():
+        return side.inspect._request("what_runs")[side.worker.hostname]
+
+    result = side.act.delay("sleep", "done", seconds=1)
+    side.ran(result.id)
+
+    busy = eventually(lambda: (found := what_runs())["active"] == [result.id] and found)
+    assert (busy["count"], busy["reserved"]) == (1, 1)
+    side.value(result)
+    assert eventually(lambda: (found := what_runs())["count"] == 0 and found["reserved"] == 0)

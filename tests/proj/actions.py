@@ -15,6 +15,8 @@ import time
 from celery import Task, shared_task
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
+from celery.worker import state as worker_state
+from celery.worker.control import inspect_command
 
 from . import ledger
 
@@ -366,6 +368,12 @@ def act_counted(self, action, value=None, **options):
     return run_action(self, action, value, **options)
 
 
+@shared_task(bind=True, base=Recorded)
+def act_totals(self, action, value=None, **options):
+    """For the tests of totals alone."""
+    return run_action(self, action, value, **options)
+
+
 @shared_task(bind=True, base=Recorded, throws=(ExpectedError,))
 def act_throws(self, action, value=None, **options):
     return run_action(self, action, value, **options)
@@ -468,3 +476,13 @@ def on_error(request, exc, traceback):
 def on_error_by_id(self, task_id):
     """An errback of the old style: a task of its own, which gets nothing but the id."""
     ledger.write("errback", task_id, style="id")
+
+
+@inspect_command()
+def what_runs(state):
+    """A project's own command, which looks at Celery's sets as a guard against scaling in does."""
+    return {
+        "active": sorted(request.id for request in worker_state.active_requests),
+        "count": len(worker_state.active_requests),
+        "reserved": len(worker_state.reserved_requests),
+    }
