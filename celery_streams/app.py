@@ -94,15 +94,16 @@ class Streams:
             transport=dict(app_conf.broker_transport_options or {}),
             ssl=(app_conf.broker_use_ssl or False) if not own_url else False,
             connect_timeout=app_conf.broker_connection_timeout,
+            **({} if own_url else _settings_behind_the_url(app_conf)),
         )
         return RedisClient(own_url or self._broker_url(), options)
 
     def _broker_url(self) -> str:
         # Celery's properties, not conf.get: they honour CELERY_BROKER_URL, CELERY_BROKER_WRITE_URL and -b.
         url = self.app.conf.broker_write_url or self.app.conf.broker_url or "amqp://"
-        first = str(url if isinstance(url, str) else next(iter(url)))
-        # Alternatives for kombu's failover; a Sentinel URL names all Sentinels in one.
-        return first if first.startswith("sentinel") else first.partition(";")[0]
+        urls = _alternatives(url)
+        # Alternatives for kombu's failover; of Sentinels all are asked.
+        return ";".join(urls) if urls[0].startswith("sentinel") else urls[0]
 
     def reload(self) -> None:
         """Forget the settings and connections, so that the next use reads them again (for tests)."""
@@ -227,6 +228,16 @@ class Streams:
 
 def _name(exchange: Any) -> str:
     return str(exchange.name if isinstance(exchange, Exchange) else exchange or "")
+
+
+def _settings_behind_the_url(conf: Any) -> dict[str, Any]:
+    """Return Celery's older settings, which kombu takes for what a URL leaves open."""
+    return {
+        "username": conf.broker_user,
+        "password": conf.broker_password,
+        "port": int(conf.broker_port) if conf.broker_port else None,
+        "database": conf.broker_vhost,
+    }
 
 
 def _alternatives(url: Any) -> list[str]:

@@ -67,6 +67,9 @@ _SCRIPT_DENIED = "The user executing the script can't"
 _SCRIPT_LINE = re.compile(r"user_script: ?([0-9]+)")
 _SCRIPT_CALL = re.compile(r"redis\.p?call\(\s*'([A-Z]+)'(?:, '([A-Z]+)')?")
 
+#: What to do about a certificate that nobody known has signed.
+_UNVERIFIED = " (name who signed it with ?ssl_ca_certs=FILE, or check nothing with ?ssl_cert_reqs=CERT_NONE)"
+
 #: Commands whose second word is a command of its own.
 _CONTAINERS = frozenset(("CLIENT", "CONFIG", "MEMORY", "XGROUP", "XINFO"))
 
@@ -262,7 +265,8 @@ class RedisClient:
             said = _CLUSTER_WORDS.get(type(exc), "")
             return ClusterNode(self._no_cluster(f"{said}{text}"))
         if isinstance(exc, (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)):
-            return BrokerUnavailable(f"Redis at {self.shown} cannot be reached: {text}")
+            hint = _UNVERIFIED if "CERTIFICATE_VERIFY_FAILED" in text else ""
+            return BrokerUnavailable(f"Redis at {self.shown} cannot be reached: {text}{hint}")
         about_key = _ABOUT_A_KEY.search(text)
         if about_key:
             return GroupMissing(failed) if about_key[1] == "NOGROUP" else KeyOfOtherType(failed)

@@ -6,13 +6,15 @@ kombu's rules for schemes, databases and options hold; what a URL cannot say com
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import ssl
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
 
 import redis
 import redis.sentinel
+from kombu.utils.imports import symbol_by_name
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -42,6 +44,11 @@ class ConnectionOptions:
     ssl: Any = False
     #: ``broker_connection_timeout`` in seconds
     connect_timeout: float | None = 4.0
+    #: ``broker_user``, ``broker_password``, ``broker_port`` and ``broker_vhost``, for what a URL leaves open.
+    username: str | None = None
+    password: str | None = None
+    port: int | None = None
+    database: str | int | None = None
 
 
 def safe_url(url: str) -> str:
@@ -93,41 +100,44 @@ def make_pool(url: str, options: ConnectionOptions) -> Any:
         ConfigurationError: it is no URL of a Redis, or an option is wrong.
     """
     scheme = url.partition("://")[0].lower()
-    extra = _common_options(options)
-    if scheme == "sentinel":
-        return _sentinel_pool(url, options, extra)
     if scheme in ("redis+cluster", "rediss+cluster"):
         raise ConfigurationError(
             f"{safe_url(url)}: Redis Cluster is not supported yet; use a single server, Sentinel or a Unix socket"
         )
-    if scheme not in _SCHEMES:
+    if scheme != "sentinel" and scheme not in _SCHEMES:
         raise ConfigurationError(
             f"{safe_url(url)}: streams need a Redis or Valkey URL (redis://, rediss://, unix://, sentinel://, "
             "valkey://), not the transport of another broker; set streams_url"
         )
-    normal = _SCHEMES[scheme] + url[len(scheme) :]
-    if normal.startswith("unix://"):
-        normal = normal.replace("virtual_host=", "db=")
-    if options.ssl and normal.startswith("redis://"):
-        normal = "rediss://" + normal[len("redis://") :]
-    if isinstance(options.ssl, Mapping):
-        extra.update(options.ssl)
-    if not normal.startswith("rediss://"):
-        extra = {key: value for key, value in extra.items() if not key.startswith("ssl_")}
     try:
-        if not normal.startswith("unix://"):
-            _check_database(urlsplit(normal).path)
-        pool = redis.ConnectionPool.from_url(normal, **extra)
+        if scheme == "sentinel":
+            return _sentinel_pool(url, options)
+        return _pool(url, options, encrypted=_SCHEMES[scheme] == "rediss", local=_SCHEMES[scheme] == "unix")
+    except ConfigurationError:
+        raise
     except ValueError as exc:
         raise _not_a_url(url, exc) from exc
-    return _checked(pool, url)
+    except (ImportError, AttributeError) as exc:
+        raise ConfigurationError(f"{safe_url(url)}: bad connection options: {exc}") from exc
 
 
-def _check_database(path: str) -> None:
-    # redis-py takes database 0 for a path that is no number.
-    name = unquote(path).strip("/")
-    if name and not name.isdigit():
-        raise ValueError(f"the database must be a number, not {name!r}")
+def _pool(url: str, options: ConnectionOptions, *, encrypted: bool, local: bool) -> Any:
+    parts = _Parts.of(url)
+    extra = _common_options(options, parts)
+    extra["db"] = parts.database or _number(options.database) or 0
+    if local:
+        extra["path"] = parts.path
+        extra["connection_class"] = redis.UnixDomainSocketConnection
+        for name in ("socket_keepalive", "socket_keepalive_options"):
+            extra.pop(name, None)  # what TCP has, and kombu leaves out as well
+        return _checked(redis.ConnectionPool(**extra), url)
+    extra["host"] = parts.host or "localhost"
+    extra["port"] = parts.port or options.port or 6379
+    tls = _tls(options, parts)
+    if encrypted or tls is not None:
+        extra["connection_class"] = redis.SSLConnection
+        extra.update(tls or {})
+    return _checked(redis.ConnectionPool(**extra), url)
 
 
 def _not_a_url(url: str, exc: ValueError) -> ConfigurationError:
@@ -147,7 +157,126 @@ def _checked(pool: Any, url: str) -> Any:
     return pool
 
 
-def _common_options(options: ConnectionOptions) -> dict[str, Any]:
+@dataclass(slots=True)
+class _Parts:
+    """What one URL says, with the words of its query turned into values."""
+
+    host: str
+    port: int | None
+    path: str
+    username: str | None
+    password: str | None
+    database: int | None
+    master_name: str | None
+    options: dict[str, Any]
+    tls: dict[str, Any]
+
+    @classmethod
+    def of(cls, url: str) -> _Parts:
+        """Take a URL apart.
+
+        Raises:
+            ValueError: it is none, or a value means nothing.
+        """
+        parts = urlsplit(url)
+        local = not parts.netloc.rpartition("@")[2] and _SCHEMES.get(parts.scheme) == "unix"
+        query = dict(parse_qsl(parts.query))
+        database = query.pop("db", query.pop("virtual_host", None))
+        if database is None and not local:
+            # A path of a socket is the socket. Elsewhere redis-py takes database 0 for a path that is no number.
+            database = unquote(parts.path)
+        username = query.pop("username", None) or unquote(parts.username or "")
+        password = query.pop("password", None) or unquote(parts.password or "")
+        return cls(
+            host=unquote(parts.hostname or ""),
+            port=parts.port,
+            path=unquote(parts.path),
+            username=username or None,
+            password=password or None,
+            database=_number(database),
+            master_name=query.pop("master_name", None),
+            options={name: _option(name, value) for name, value in query.items() if not name.startswith("ssl_")},
+            tls=_tls_values({name: value for name, value in query.items() if name.startswith("ssl_")}),
+        )
+
+
+def _number(database: Any) -> int | None:
+    text = str(database or "").strip("/")
+    if text and not text.isdigit():
+        raise ValueError(f"the database must be a number, not {text!r}")
+    return int(text) if text else None
+
+
+#: Options of a URL that mean nothing for Redis, and are taken as kombu takes them.
+_WITHOUT_EFFECT = frozenset(("heartbeat", "insist", "login_method"))
+
+#: Options of redis-py's URLs that are settled here: replies are read as raw RESP2, nothing is retried, and the pool has
+#: no bound, because it never hears of the connections that were closed.
+_OURS = frozenset(
+    ("decode_responses", "legacy_responses", "max_connections", "protocol", "retry_on_error", "retry_on_timeout")
+)
+
+_FALSE = frozenset(("", "0", "f", "false", "n", "no", "off"))
+
+
+def _flag(value: Any) -> bool:
+    return str(value).lower() not in _FALSE
+
+
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "socket_timeout": float,
+    "socket_connect_timeout": float,
+    "connect_timeout": float,
+    "socket_read_size": int,
+    "socket_keepalive": _flag,
+    "health_check_interval": int,
+}
+
+
+def _option(name: str, value: str) -> Any:
+    try:
+        return _OPTIONS[name](value) if name in _OPTIONS else value
+    except ValueError as exc:
+        raise ValueError(f"{name} cannot be {value!r}") from exc
+
+
+_CERT_REQS = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
+_TLS_FLAGS = frozenset(("ssl_check_hostname", "ssl_validate_ocsp", "ssl_validate_ocsp_stapled"))
+
+
+def _tls_values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return TLS options with their words as values: Celery's ``CERT_REQUIRED``, redis-py's ``required``."""
+    return {name: _tls_value(name, value) if isinstance(value, str) else value for name, value in given.items()}
+
+
+def _tls_value(name: str, value: str) -> Any:
+    if name == "ssl_cert_reqs":
+        found = _CERT_REQS.get(value.lower().removeprefix("cert_"))
+        if found is None:
+            raise ValueError(f"ssl_cert_reqs must be CERT_NONE, CERT_OPTIONAL or CERT_REQUIRED, not {value!r}")
+        return found
+    if name in _TLS_FLAGS:
+        return _flag(value)
+    try:
+        if name == "ssl_min_version":
+            return int(value) if value.isdigit() else ssl.TLSVersion[value]
+        if name in ("ssl_include_verify_flags", "ssl_exclude_verify_flags"):
+            return [ssl.VerifyFlags[flag.strip()] for flag in value.strip("[]").split(",") if flag.strip()]
+    except KeyError as exc:
+        raise ValueError(f"{name} cannot be {value!r}") from exc
+    return value
+
+
+def _tls(options: ConnectionOptions, parts: _Parts) -> dict[str, Any] | None:
+    """Return the TLS options, None for no TLS; those of a URL replace ``broker_use_ssl``, as kombu has it."""
+    if parts.tls:
+        return parts.tls
+    if isinstance(options.ssl, Mapping) and options.ssl:
+        return _tls_values(options.ssl)
+    return {} if options.ssl else None
+
+
+def _common_options(options: ConnectionOptions, parts: _Parts) -> dict[str, Any]:
     transport = options.transport
     extra: dict[str, Any] = {
         "protocol": 2,
@@ -156,46 +285,68 @@ def _common_options(options: ConnectionOptions) -> dict[str, Any]:
         "max_connections": _NO_BOUND,
         "retry": Retry(NoBackoff(), 0),
         "retry_on_timeout": False,
-        "socket_timeout": transport.get("socket_timeout") or SOCKET_TIMEOUT,
-        "socket_connect_timeout": transport.get("socket_connect_timeout") or options.connect_timeout,
+        "username": parts.username or options.username,
+        "password": parts.password or options.password,
     }
     for name in ("socket_keepalive", "socket_keepalive_options", "client_name", "credential_provider"):
         if transport.get(name) is not None:
             extra[name] = transport[name]
+    given = {name: value for name, value in parts.options.items() if name not in _WITHOUT_EFFECT | _OURS}
+    connect_timeout = given.pop("connect_timeout", None)
+    extra.update(given)
+    extra["socket_timeout"] = given.get("socket_timeout") or transport.get("socket_timeout") or SOCKET_TIMEOUT
+    extra["socket_connect_timeout"] = (
+        given.get("socket_connect_timeout")
+        or connect_timeout
+        or transport.get("socket_connect_timeout")
+        or options.connect_timeout
+    )
+    provider = extra.get("credential_provider")
+    if provider:
+        # kombu's way: a dotted path of a class, and the user of the URL does not count.
+        extra["credential_provider"] = symbol_by_name(provider)() if isinstance(provider, str) else provider
+        extra["username"] = extra["password"] = None
     return extra
 
 
-def _sentinel_pool(url: str, options: ConnectionOptions, extra: dict[str, Any]) -> Any:
+def _sentinel_pool(url: str, options: ConnectionOptions) -> Any:
     transport = options.transport
-    name = transport.get("master_name")
     sentinels: list[tuple[str, int]] = []
-    database, password, username = 0, None, None
-    for part in url.split(";"):
-        try:
-            parsed = urlsplit(part if "://" in part else f"sentinel://{part}")
-            sentinels.append((parsed.hostname or "localhost", parsed.port or 26379))
-            _check_database(parsed.path)
-        except ValueError as exc:
-            raise _not_a_url(url, exc) from exc
-        database = int(parsed.path.strip("/") or database)
-        if parsed.password:
-            password = unquote(parsed.password)
-        if parsed.username:
-            username = unquote(parsed.username)
-        query = parse_qs(parsed.query)
-        name = query["master_name"][0] if "master_name" in query else name
+    found: _Parts | None = None
+    for part in filter(None, url.split(";")):
+        parts = _Parts.of(part if "://" in part else f"sentinel://{part}")
+        sentinels.append((parts.host or "localhost", parts.port or 26379))
+        if found is None:
+            found = parts
+            continue
+        for one in ("username", "password", "database", "master_name"):
+            if getattr(parts, one) is not None:
+                setattr(found, one, getattr(parts, one))
+        found.options.update(parts.options)
+        found.tls.update(parts.tls)
+    assert found is not None
+    name = found.master_name or transport.get("master_name")
     if not name:
         raise ConfigurationError(
             f"{safe_url(url)}: a Sentinel URL needs broker_transport_options = {{'master_name': ...}} "
             "or ?master_name=..."
         )
-    if isinstance(options.ssl, Mapping):
-        extra.update(options.ssl)
-    if options.ssl:
-        extra["ssl"] = True
-    sentinel = redis.sentinel.Sentinel(
-        sentinels,
-        sentinel_kwargs=dict(transport.get("sentinel_kwargs") or {}),
-        **{**extra, "db": database, "password": password, "username": username},
-    )
-    return _checked(sentinel.master_for(name).connection_pool, url)
+    extra = _common_options(options, found)
+    extra["db"] = found.database or _number(options.database) or 0
+    tls = _tls(options, found)
+    if tls is not None:
+        # For the master; what the Sentinels themselves need stands in ``sentinel_kwargs``, as kombu has it.
+        extra.update(tls, ssl=True)
+    asked = {option: extra[option] for option in ("socket_timeout", "socket_connect_timeout") if extra[option]}
+    asked.update(_tls_values(transport.get("sentinel_kwargs") or {}))
+    try:
+        sentinel = redis.sentinel.Sentinel(
+            sentinels,
+            min_other_sentinels=transport.get("min_other_sentinels") or 0,
+            sentinel_kwargs=asked,
+            **extra,
+        )
+        pool = sentinel.master_for(name).connection_pool
+    except TypeError as exc:
+        raise ConfigurationError(f"{safe_url(url)}: bad connection options: {exc}") from exc
+    return _checked(pool, url)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from typing import Any
 
 import pytest
+import redis
 
 from celery_streams.connection import RedisClient
 from celery_streams.exceptions import BrokerUnavailable, ConfigurationError
@@ -165,6 +167,165 @@ def test_sentinel_client_may_reconnect_without_end() -> None:
     pool = RedisClient("sentinel://one:26379/0?master_name=main")._pool
 
     assert pool.max_connections >= 2**31
+
+
+# -- options as Celery and kombu document them
+
+
+class Credentials(redis.CredentialProvider):
+    def get_credentials(self) -> tuple[str, str]:
+        return "user", "of the provider"
+
+
+@pytest.mark.parametrize("scheme", ["rediss", "redis", "valkeys", "sentinel"])
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("CERT_NONE", ssl.CERT_NONE),
+        ("CERT_OPTIONAL", ssl.CERT_OPTIONAL),
+        ("CERT_REQUIRED", ssl.CERT_REQUIRED),
+        ("none", ssl.CERT_NONE),
+        ("optional", ssl.CERT_OPTIONAL),
+        ("required", ssl.CERT_REQUIRED),
+    ],
+)
+def test_ssl_cert_reqs_may_be_celerys_word_or_redis_pys(scheme: str, word: str, value: int) -> None:
+    made = connection_of(f"{scheme}://cache:7000/3?ssl_cert_reqs={word}", transport={"master_name": "main"})
+
+    assert "SSL" in type(made).__name__
+    assert made.cert_reqs == value
+    assert made.db == 3
+    assert made.check_hostname is (value != ssl.CERT_NONE)
+
+
+@pytest.mark.parametrize("word", ["CERT_NONE", "none", ssl.CERT_NONE, 0])
+@pytest.mark.parametrize("url", ["rediss://cache", "redis://cache", "sentinel://one?master_name=main"])
+def test_broker_use_ssl_may_hold_words_too(url: str, word: Any) -> None:
+    assert connection_of(url, ssl={"ssl_cert_reqs": word}).cert_reqs == ssl.CERT_NONE
+
+
+def test_tls_options_of_a_url_replace_broker_use_ssl_as_with_kombu() -> None:
+    made = connection_of("rediss://cache?ssl_ca_certs=/ca.pem", ssl={"ssl_cert_reqs": "none", "ssl_ca_certs": "/x"})
+
+    assert (made.cert_reqs, made.ca_certs) == (ssl.CERT_REQUIRED, "/ca.pem")
+
+
+def test_all_tls_options_of_a_url_have_their_types() -> None:
+    made = connection_of(
+        "rediss://cache?ssl_certfile=/c.pem&ssl_keyfile=/k.pem&ssl_ca_certs=/ca.pem&ssl_ca_path=/etc/ssl"
+        "&ssl_check_hostname=false&ssl_min_version=TLSv1_2&ssl_ciphers=HIGH&ssl_password=x&ssl_validate_ocsp=false"
+    )
+
+    assert (made.certfile, made.keyfile, made.ca_certs, made.ca_path) == ("/c.pem", "/k.pem", "/ca.pem", "/etc/ssl")
+    assert made.check_hostname is False
+    assert made.ssl_validate_ocsp is False
+    assert (made.ssl_min_version, made.ssl_ciphers) == (ssl.TLSVersion.TLSv1_2, "HIGH")
+
+
+def test_bare_rediss_url_is_verified() -> None:
+    assert connection_of("rediss://cache").cert_reqs == ssl.CERT_REQUIRED
+
+
+@pytest.mark.parametrize("url", ["redis://cache", "rediss://cache", "unix:///run/r.sock", "sentinel://one"])
+@pytest.mark.parametrize(
+    "query", ["heartbeat=0", "heartbeat=30", "login_method=PLAIN&insist=1", "connect_timeout=2", "max_connections=10"]
+)
+def test_option_that_kombu_takes_and_redis_has_no_use_for_is_taken(url: str, query: str) -> None:
+    client = RedisClient(f"{url}?{query}", ConnectionOptions(transport={"master_name": "main"}))
+
+    for _ in range(20):
+        assert client._pool.make_connection()
+
+
+@pytest.mark.parametrize("query", ["decode_responses=true", "protocol=3", "retry_on_error=x", "retry_on_timeout=true"])
+def test_option_of_redis_py_that_would_change_replies_or_send_twice_has_no_effect(query: str) -> None:
+    made = connection_of(f"redis://cache?{query}")
+
+    assert made.protocol == 2
+    assert made.encoder.decode_responses is False
+    assert made.retry._retries == 0
+
+
+@pytest.mark.parametrize("url", ["redis://u:p@cache", "sentinel://u:p@one", "unix://u:p@/run/r.sock"])
+@pytest.mark.parametrize("in_url", [True, False])
+def test_credential_provider_takes_the_place_of_the_user(url: str, in_url: bool) -> None:
+    name = f"{__name__}.Credentials"
+    transport = {"master_name": "main", **({} if in_url else {"credential_provider": Credentials()})}
+
+    made = connection_of(f"{url}?credential_provider={name}" if in_url else url, transport=transport)
+
+    assert isinstance(made.credential_provider, Credentials)
+    assert (made.username, made.password) == (None, None) or not made.password
+
+
+def test_socket_options_of_tcp_are_left_out_for_a_unix_socket() -> None:
+    made = connection_of("unix:///run/redis.sock", transport={"socket_keepalive": True, "socket_timeout": 3})
+
+    assert (made.path, made.socket_timeout) == ("/run/redis.sock", 3)
+
+
+@pytest.mark.parametrize(
+    ("url", "transport", "expected"),
+    [
+        ("redis://cache?socket_timeout=7&socket_connect_timeout=2", {"socket_timeout": 9}, (7.0, 2.0)),
+        ("redis://cache?connect_timeout=3", {}, (5.0, 3.0)),
+        ("redis://cache?socket_timeout=0", {}, (5.0, 4.0)),
+        ("sentinel://one?socket_timeout=7", {"master_name": "main"}, (7.0, 4.0)),
+    ],
+)
+def test_timeouts_of_a_url_come_first_and_are_always_finite(
+    url: str, transport: dict[str, Any], expected: tuple[float, float]
+) -> None:
+    made = connection_of(url, transport=transport)
+
+    assert (made.socket_timeout, made.socket_connect_timeout) == expected
+
+
+def test_sentinels_are_asked_with_finite_timeouts_and_their_own_options() -> None:
+    client = RedisClient(
+        "sentinel://one;sentinel://two/0?master_name=main",
+        ConnectionOptions(
+            transport={
+                "sentinel_kwargs": {"password": "of sentinels", "ssl": True, "ssl_cert_reqs": "CERT_NONE"},
+                "min_other_sentinels": 1,
+            }
+        ),
+    )
+
+    manager = client._pool.sentinel_manager
+    assert manager.min_other_sentinels == 1
+    for sentinel in manager.sentinels:
+        made = sentinel.connection_pool.make_connection()
+        assert (made.socket_timeout, made.socket_connect_timeout) == (5.0, 4.0)
+        assert (made.password, made.cert_reqs) == ("of sentinels", ssl.CERT_NONE)
+
+
+def test_celerys_older_settings_fill_what_a_url_leaves_open() -> None:
+    older = {"username": "u", "password": "p", "port": 7000, "database": "4"}
+
+    open_one = connection_of("redis://cache", **older)
+    full_one = connection_of("redis://v:w@cache:7001/5", **older)
+
+    assert (open_one.username, open_one.password, open_one.port, open_one.db) == ("u", "p", 7000, 4)
+    assert (full_one.username, full_one.password, full_one.port, full_one.db) == ("v", "w", 7001, 5)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rediss://cache?ssl_cert_reqs=maybe",
+        "rediss://cache?ssl_min_version=TLSv9",
+        "redis://cache?socket_timeout=soon",
+        "sentinel://one?master_name=main&ssl_cert_reqs=maybe",
+        "redis://cache?credential_provider=no.such.Thing",
+        "sentinel://one?master_name=main&no_such_option=1",
+    ],
+)
+def test_option_that_means_nothing_is_one_clear_line(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot be|must be|bad connection options") as caught:
+        RedisClient(url)
+
+    assert "\n" not in str(caught.value)
 
 
 def test_transport_options_reach_the_connection() -> None:
