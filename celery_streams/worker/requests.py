@@ -69,8 +69,6 @@ def build_request(
     body, decoded, utc = None, False, True
     if "task" not in headers:
         body, headers, decoded, utc = proto1_to_proto2(kombu_message, kombu_message.payload)
-    elif not message.body:  # too large for the slot: see Slot.keep
-        body, decoded = ((), {}, {}), True
     task = app.tasks.get(headers["task"])
     if task is None:
         return None

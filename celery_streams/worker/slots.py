@@ -18,6 +18,7 @@ putting back twice harmless.
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import struct
@@ -26,12 +27,15 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..broker import Entry, StreamRef
 from ..message import Message, pack, unpack
 
 __all__ = ("COUNTED", "MAX_BATCH", "Slot", "SlotTable", "Snapshot")
+
+logger = logging.getLogger(__name__)
 
 #: Entries that a child holds at most; DESIGN: small tasks are fetched in batches, measured best near 100.
 MAX_BATCH = 100
@@ -61,6 +65,8 @@ COUNTED = 256
 _COUNTS_AT = _ENTRIES_AT + _ENTRY.size * MAX_BATCH
 _MESSAGE_AT = _COUNTS_AT + 8 * COUNTED
 _LENGTH = struct.Struct("<I")
+#: In the place of a length: the message lies in a file of its own.
+_SPOOLED = 0xFFFFFFFF
 _LOW = 0xFFFFFFFF
 
 #: Flag: the running task's message was acknowledged before it ran.
@@ -102,9 +108,11 @@ class Snapshot:
 class Slot:
     """One child's part of the table; ``streams`` is the list that both sides number streams by."""
 
-    def __init__(self, memory: mmap.mmap, index: int, streams: list[StreamRef]) -> None:
+    def __init__(self, memory: mmap.mmap, index: int, streams: list[StreamRef], *, spool: Path) -> None:
         self.index = index
         self.streams = streams
+        #: Where a message lies that is kept and too large for the slot.
+        self._spool = spool
         self._memory = memory
         self._at = index * _SLOT_SIZE
         header = memoryview(memory)[self._at : self._at + _ENTRIES_AT]
@@ -187,12 +195,26 @@ class Slot:
         packed = pack(message)
         at = self._at + _MESSAGE_AT
         if len(packed) + _LENGTH.size > _SLOT_SIZE - _MESSAGE_AT:
-            packed = pack(Message(message.headers, message.properties, b"", message.history, message.step))
-            if len(packed) + _LENGTH.size > _SLOT_SIZE - _MESSAGE_AT:
-                packed = b""
-        _LENGTH.pack_into(self._memory, at, len(packed))
-        self._memory[at + _LENGTH.size : at + _LENGTH.size + len(packed)] = packed
+            _LENGTH.pack_into(self._memory, at, _SPOOLED if self._write_spool(packed) else 0)
+        else:
+            _LENGTH.pack_into(self._memory, at, len(packed))
+            self._memory[at + _LENGTH.size : at + _LENGTH.size + len(packed)] = packed
         self._words[_FLAGS] = ACKED_EARLY
+
+    def _write_spool(self, packed: bytes) -> bool:
+        try:
+            with os.fdopen(os.open(self._spool, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(packed)
+        except OSError as exc:
+            logger.error(
+                "A message of %d bytes is acknowledged before its task runs and cannot be kept in %s (%s): if its "
+                "process dies now, there is no dead letter of it. Make room there.",
+                len(packed),
+                self._spool,
+                exc,
+            )
+            return False
+        return True
 
     def exited(self) -> None:
         """Say that the body of the running task raised SystemExit or KeyboardInterrupt."""
@@ -302,15 +324,19 @@ class Slot:
         return self._doubles[_READ]
 
     def kept_message(self) -> Message | None:
-        """Return the message of a task that was acknowledged early; its body is empty if it was too large."""
+        """Return the message of a task that was acknowledged early."""
         at = self._at + _MESSAGE_AT
         (length,) = _LENGTH.unpack_from(self._memory, at)
+        if length == _SPOOLED:
+            return unpack(self._spool.read_bytes())
         if not 0 < length <= _SLOT_SIZE - _MESSAGE_AT - _LENGTH.size:
             return None
         return unpack(self._memory[at + _LENGTH.size : at + _LENGTH.size + length])
 
     def clear(self) -> None:
         """Forget the batch of a child that is gone."""
+        _LENGTH.pack_into(self._memory, self._at + _MESSAGE_AT, 0)
+        self._spool.unlink(missing_ok=True)
         self._longs[_BATCH] = 0
         self._words[_STARTED] = self._words[_FINISHED] = self._words[_FLAGS] = self._words[_SETTLED] = 0
 
@@ -345,7 +371,7 @@ class SlotTable:
 
     def slot(self, index: int) -> Slot:
         """Return slot ``index``."""
-        return Slot(self._memory, index, self.streams)
+        return Slot(self._memory, index, self.streams, spool=Path(f"{self.path}.{index}"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (SlotTable, (self.path,), {"streams": self.streams})
@@ -354,7 +380,10 @@ class SlotTable:
         self.streams = state["streams"]
 
     def close(self) -> None:
-        """Remove the file, if there is one."""
+        """Remove the file, if there is one, and what was too large for the slots."""
+        if os.getpid() == self._owner:
+            for spool in Path(self.path).parent.glob(f"{Path(self.path).name}.*"):
+                spool.unlink(missing_ok=True)
         if self._unlink and self._owner == os.getpid():
             self._unlink = False
             os.unlink(self.path)

@@ -169,3 +169,21 @@ def test_replayed_dead_letter_runs_although_it_had_expired_or_was_revoked(projec
     project.starts(expired.id, 2)
     eventually(lambda: len(project.ledger.runs()) == 4)
     eventually(lambda: len(project.dead_letters()) == 2)  # they fail again, and nothing is lost
+
+
+@pytest.mark.parametrize("where", ["body", "headers"])
+@pytest.mark.parametrize("size", [100_000, 3_000_000])
+def test_large_message_acknowledged_early_is_a_whole_dead_letter_when_its_child_dies(project, app, worker, where, size):
+    worker(concurrency=1)
+    act_early = app.tasks["tests.proj.actions.act_early"]
+    text = "x" * size
+    options = {"headers": {"text": text}} if where == "headers" else {}
+    value = text if where == "body" else "small"
+    result = act_early.apply_async(("kill", value), {"times": 1}, **options)
+
+    (letter,) = eventually(project.dead_letters, timeout=15)
+
+    assert (letter.task_id, letter.reason) == (result.id, "crashed")
+    args = json.loads(letter.message.body)[0]
+    assert args == ["kill", value]
+    assert letter.message.decode_headers().get("text") == (text if where == "headers" else None)

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -245,7 +246,7 @@ class Overtaken(Slot):
 
 
 def test_batch_that_is_loaded_while_the_parent_restricts_is_restricted_too(child: Slot, table: SlotTable) -> None:
-    parent = Overtaken(child._memory, child.index, table.streams)
+    parent = Overtaken(child._memory, child.index, table.streams, spool=child._spool)
     parent.child = child
     load(child, 2)
 
@@ -345,23 +346,37 @@ def test_message_of_a_task_that_was_acknowledged_early_is_kept(child: Slot, pare
     assert (parent.kept_message(), parent.snapshot().acked_early) == (kept, True)
 
 
-def test_body_that_is_too_large_for_the_slot_is_left_out(child: Slot, parent: Slot) -> None:
+@pytest.mark.parametrize(
+    "kept",
+    [
+        Message(b"headers", b"properties", b"b" * 100_000, b"history", 1),
+        Message(b"h" * 100_000, b"properties", b"body"),
+        Message(b"headers", b"properties", b"b" * 5_000_000),
+    ],
+)
+def test_message_that_is_too_large_for_the_slot_is_kept_beside_it(child: Slot, parent: Slot, kept: Message) -> None:
     load(child, 1)
     begin(child, 0)
 
-    child.keep(Message(b"headers", b"properties", b"b" * 100_000, b"history", 1))
+    child.keep(kept)
 
-    assert parent.kept_message() == Message(b"headers", b"properties", b"", b"history", 1)
+    assert (parent.kept_message(), parent.snapshot().acked_early) == (kept, True)
+    assert parent._spool.stat().st_mode & 0o077 == 0
+    parent.clear()
+    assert (parent.kept_message(), parent._spool.exists()) == (None, False)
 
 
-def test_headers_that_are_too_large_for_the_slot_leave_no_message(child: Slot, parent: Slot) -> None:
+def test_message_that_can_be_kept_nowhere_is_said(
+    child: Slot, parent: Slot, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    child._spool = tmp_path / "no such folder" / "spool"
     load(child, 1)
     begin(child, 0)
 
-    child.keep(Message(b"h" * 100_000, b"properties", b"body"))
+    child.keep(Message(b"headers", b"properties", b"b" * 100_000))
 
     assert parent.kept_message() is None
-    assert parent.snapshot().acked_early
+    assert "cannot be kept" in caplog.text
 
 
 def test_next_task_was_not_acknowledged_early(child: Slot, parent: Slot) -> None:
