@@ -24,6 +24,10 @@ __all__ = ("STEP_BYTES", "Delivery", "Entry", "Promotion", "Recovery", "StreamBr
 #: Greatest pause in ms between re-deliveries of a message whose processes keep dying.
 MAX_BACKOFF_MS = 60_000
 
+#: Seconds after which a publisher writes the name of a queue to the set of all queues again: somebody may have
+#: forgotten it.
+_INTRODUCE_EVERY = 60.0
+
 #: Bytes of messages that one script may copy, whatever their number: Redis serves nobody else meanwhile.
 STEP_BYTES = 1_000_000
 
@@ -112,7 +116,8 @@ class StreamBroker:
         self.client = client
         self.prefix = prefix
         self.steps = steps
-        self._known_queues: set[str] = set()
+        #: Queue -> when its name is written to the set of all queues again.
+        self._introduced: dict[str, float] = {}
 
     # -- names
 
@@ -143,7 +148,7 @@ class StreamBroker:
         Raises:
             QueueFull: the queue already holds ``max_length`` messages (waiting, pending and delayed together).
         """
-        if queue not in self._known_queues:
+        if time.monotonic() >= self._introduced.get(queue, 0.0):
             self._introduce(queue)
         names = self.queue_keys(queue)
         key = names.streams[message.step]
@@ -169,7 +174,7 @@ class StreamBroker:
         Raises:
             QueueFull: as in :meth:`publish`.
         """
-        if queue not in self._known_queues:
+        if time.monotonic() >= self._introduced.get(queue, 0.0):
             self._introduce(queue)
         names = self.queue_keys(queue)
         stored = self.client.run(
@@ -182,7 +187,7 @@ class StreamBroker:
 
     def _introduce(self, queue: str) -> None:
         self.client.call("SADD", keys.queues(self.prefix), queue)
-        self._known_queues.add(queue)
+        self._introduced[queue] = time.monotonic() + _INTRODUCE_EVERY
 
     # -- consumer groups
 
@@ -414,7 +419,7 @@ class StreamBroker:
         """
         # Two messages with one task id, each of which is retried, are two: the entry tells them apart.
         member = f"{member}:{entry.stream.key}:{entry.id.decode()}"
-        if queue != entry.stream.queue and queue not in self._known_queues:
+        if queue != entry.stream.queue and time.monotonic() >= self._introduced.get(queue, 0.0):
             # A full Redis refuses to remember the name, and yet the retry must be stored.
             with contextlib.suppress(BrokerFull):
                 self._introduce(queue)

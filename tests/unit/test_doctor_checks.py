@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import celery_streams
-from celery_streams import database_transfer, migration
+from celery_streams import database_transfer, migration, removal
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.inspect import QueueStatus
@@ -288,7 +288,7 @@ def test_workers_are_told_apart_by_their_pool() -> None:
 def test_every_command_that_is_sent_is_checked_for_permission() -> None:
     operators_only = {
         one.name
-        for module in (migration, database_transfer)
+        for module in (migration, database_transfer, removal)
         for one in vars(module).values()
         if isinstance(one, Script)
     }
