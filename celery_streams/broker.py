@@ -348,6 +348,13 @@ class StreamBroker:
             names += [ref.key, known.streams[ref.step], known.fronts[ref.step], known.marks[ref.step]]
         return names
 
+    def held_by(self, consumer: str, streams: Sequence[StreamRef], *, limit: int = 10_000) -> list[Entry]:
+        """Return what is pending for ``consumer`` on ``streams`` and their fronts, at most ``limit`` on each."""
+        sources = [place for ref in streams for place in (ref.at_front(), ref)]
+        commands = [("XPENDING", one.key, keys.GROUP, "-", "+", limit, consumer) for one in sources]
+        replies = self.client.call_all(commands, missing_is_none=True) if commands else []
+        return [Entry(one, held[0]) for one, found in zip(sources, replies, strict=True) for held in found or ()]
+
     def release_all(self, streams: Sequence[StreamRef], consumer: str) -> int:
         """Put back everything that is pending for ``consumer`` on ``streams`` and their fronts; returns how many.
 

@@ -173,7 +173,7 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         """Start heartbeat, claimer, limits and promotion."""
         options = self.child_options()
         idle = without_effect(
-            self.app.tasks.values(), soft=options.soft_limit, hard=options.hard_limit, enforced=self.enforced
+            list(self.app.tasks.values()), soft=options.soft_limit, hard=options.hard_limit, enforced=self.enforced
         )
         if idle:
             logger.warning("This pool does not enforce: %s", ", ".join(idle))

@@ -49,7 +49,7 @@ class ContextStack:
 
 def keep_contexts(app: Celery) -> None:
     """Exchange the stacks behind ``self.request`` and ``current_task``; before the tracers are built."""
-    for name, task in app.tasks.items():
+    for name, task in list(app.tasks.items()):
         task.request_stack = ContextStack(f"request of {name}")
     old, new = _state._task_stack, ContextStack("current task")
     for module in list(sys.modules.values()):

@@ -62,7 +62,7 @@ class TaskPool(StreamsPool):
     def on_start(self) -> None:
         """Start the services; reading begins when the consumer says what."""
         broker = self.streams.new_broker()
-        self._runner = Runner(
+        runner = self._runner = Runner(
             self.app, self.hostname, self._name, broker, options=self.child_options(), eventer=self._eventer()
         )
         self._reader = Reader(
@@ -72,7 +72,7 @@ class TaskPool(StreamsPool):
             wake=self.mailbox.descriptor,
             on_wake=self.mailbox.drain,
             stopped=lambda: False,
-            alone=True,
+            held=lambda: runner.record.kept,
             on_read=self.note_read,
         )
         self.start_services()

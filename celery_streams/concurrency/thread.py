@@ -16,7 +16,7 @@ from ..broker import Delivery, Entry, StreamRef
 from ..worker.child import consumer_name
 from ..worker.hand_back import Restrictable
 from ..worker.reader import Reader
-from ..worker.runner import Runner, put_back
+from ..worker.runner import Record, Runner, put_back
 from ..worker.settle import Settler
 from ..worker.slots import Snapshot
 from .base import StreamsPool
@@ -42,14 +42,19 @@ class Backlog:
             self._waiting[delivery.entry] = delivery
         self._items.put(delivery)
 
-    def take(self) -> Delivery | None:
-        """Wait for the next delivery that was not taken back; None means that the thread shall end."""
+    def take(self, record: Record) -> Delivery | None:
+        """Wait for the next delivery that was not taken back; None means that the thread shall end.
+
+        It is in ``record`` before it is out of here, so that at every moment somebody is known to have it.
+        """
         while True:
             delivery = self._items.get()
             if delivery is None:
                 return None
             with self._lock:
-                if self._waiting.pop(delivery.entry, None) is not None:
+                if delivery.entry in self._waiting:
+                    record.start(delivery)
+                    del self._waiting[delivery.entry]
                     return delivery
 
     def end(self) -> None:
@@ -179,7 +184,12 @@ class TaskPool(StreamsPool):
         """Settle what strategies did from the timer, too."""
         super().chores()
         for runner in list(self._threads):
-            self.mailbox.guarded(runner.executor.settle_later)
+            self.mailbox.chore(runner.executor.settle_later)
+        self.mailbox.chore(self._replace_threads)
+
+    def _replace_threads(self) -> None:
+        while not self._stopping and len(self._threads) < (self.limit or 1):
+            self._start_thread()
 
     # -- the reader thread
 
@@ -193,6 +203,7 @@ class TaskPool(StreamsPool):
             on_wake=lambda: self._heard(reader),
             stopped=lambda: self._stopping or not self._streams,
             on_read=self.note_read,
+            held=self._in_hands,
         )
         while not self._stopping:
             with self._changed:
@@ -222,6 +233,14 @@ class TaskPool(StreamsPool):
                 self._backlog.put(delivery)
         reader.close()
 
+    def _in_hands(self) -> list[Entry]:
+        return [
+            entry
+            for holder in self.holders()
+            for shot in (holder.snapshot(),)
+            for entry in (*shot.waiting, *shot.kept, *((shot.running,) if shot.running is not None else ()))
+        ]
+
     def _heard(self, reader: Reader) -> None:
         os.read(self._wake_in, 4096)
         reader.streams = self._streams
@@ -232,20 +251,29 @@ class TaskPool(StreamsPool):
     # -- the task threads
 
     def _work(self, runner: Runner) -> None:
+        try:
+            self._work_on(runner)
+        except Exception:
+            # The boundary of the thread; the chores start another one in its place.
+            logger.exception("Task thread %s failed; another one takes its place.", threading.current_thread().name)
+            with self._changed:
+                self._threads.pop(runner, None)
+
+    def _work_on(self, runner: Runner) -> None:
         self.app.set_current()
         runner.executor.prepare()
         while True:
             with self._changed:
                 self._free += 1
                 self._changed.notify_all()
-            delivery = self._backlog.take()
+            delivery = self._backlog.take(runner.record)
             if delivery is None:
                 with self._changed:
                     self._free -= 1
                     del self._threads[runner]
                 return
             try:
-                runner.run(delivery)
+                runner.run(delivery, started=True)
             except BaseException as exc:  # noqa: BLE001
                 # The boundary of the thread; SystemExit of a task ends neither the thread nor the worker.
                 self._failed(runner, delivery, exc)

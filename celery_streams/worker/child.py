@@ -123,7 +123,7 @@ class ChildLoop:
             wake=control.fileno(),
             on_wake=self.hear,
             stopped=lambda: self.stopping,
-            alone=True,
+            held=lambda: self._kept,
             on_read=slot.note_read,
         )
         self.executor = Executor(

@@ -14,9 +14,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
-from ..broker import Delivery, StreamBroker, StreamRef
+from ..broker import Delivery, Entry, StreamBroker, StreamRef
 from ..connection import BlockingConnection
 from ..exceptions import BrokerError, BrokerUnavailable, GroupMissing
 from ..poll import readable
@@ -75,9 +75,9 @@ class Reader:
         wake: descriptor that becomes readable when ``on_wake`` has something to do.
         on_wake: called then, between reads; it may change :attr:`streams`.
         stopped: asked before and while waiting.
-        alone: between two reads the consumer holds nothing but what waits for its acknowledgement; so what else is
-            pending for it after a lost connection came with a reply that never arrived, and is put back.
-        on_read: called after each read that Redis answered, whether it brought something or not.
+        held: returns what the consumer has in its hands between two reads, besides what waits for its acknowledgement;
+            so what else is pending for it after a lost connection came with a reply that never arrived, and is put
+            back. None leaves that to claimers.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Reader:
         wake: int,
         on_wake: Callable[[], None],
         stopped: Callable[[], bool],
-        alone: bool = False,
+        held: Callable[[], Collection[Entry]] | None = None,
         on_read: Callable[[], None] = lambda: None,
     ) -> None:
         self.broker = broker
@@ -104,7 +104,7 @@ class Reader:
         self._wake = wake
         self._on_wake = on_wake
         self._stopped = stopped
-        self._alone = alone
+        self._held = held
         self._on_read = on_read
         #: When to look for entries that went to a connection that was lost.
         self._strays_due: list[float] = []
@@ -301,9 +301,10 @@ class Reader:
     # -- trouble
 
     def _put_strays_back(self) -> None:
+        assert self._held is not None
         self._settler.flush()
         if not self._settler.waiting:
-            count = self._settler.put_all_back(self.streams)
+            count = self._settler.put_strays_back(self.streams, self._held)
             self._strays_due.pop(0)
             if count:
                 logger.info("Put back %d entries that came with a lost connection to %s.", count, self.consumer)
@@ -312,7 +313,7 @@ class Reader:
         if self._pause == _PAUSES[0]:
             logger.error("Connection to Redis lost: %s. Trying again until it is back.", exc)
         self.close()
-        if self._alone:
+        if self._held is not None:
             # At once, and when a blocking read has ended that a Redis beyond a dead network goes on with.
             now = time.monotonic()
             self._strays_due = [now, now + BLOCK_MS / 1000 + GRACE]

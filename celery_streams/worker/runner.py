@@ -146,12 +146,16 @@ class Runner:
     def _keep(self, entries: Collection[Entry]) -> None:
         self.record.kept = tuple(entries)
 
-    def run(self, delivery: Delivery, *, flush: bool = True) -> None:
+    def run(self, delivery: Delivery, *, flush: bool = True, started: bool = False) -> None:
         """Run and settle ``delivery``; without ``flush`` its acknowledgement is left to the settler's next user.
+
+        Args:
+            started: the record says already that it starts now.
 
         SystemExit and KeyboardInterrupt of the body are reported as Celery's pools in one process do: the task fails.
         """
-        self.record.start(delivery)
+        if not started:
+            self.record.start(delivery)
         try:
             self.executor.execute(delivery)
             if flush:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -194,6 +194,19 @@ class Settler:
             return self.broker.release(self.consumer, entries)
         count, _ = self.insist(lambda: self.broker.release(self.consumer, entries), "put back")
         return count or 0
+
+    def put_strays_back(self, streams: Sequence[StreamRef], held: Callable[[], Collection[Entry]]) -> int:
+        """Put back what is pending for this consumer and in nobody's hands, without insisting; returns how many.
+
+        Args:
+            held: returns what is in somebody's hands; asked after Redis, for what is read later is no stray.
+
+        Raises:
+            BrokerError: Redis is away, or refused.
+        """
+        pending = self.broker.held_by(self.consumer, streams)
+        in_hands = set(held())
+        return self.put_back([entry for entry in pending if entry not in in_hands], insist=False)
 
     def put_all_back(self, streams: Sequence[StreamRef]) -> int:
         """Put back whatever is pending for this consumer on ``streams``, without insisting; returns how many.

@@ -212,6 +212,44 @@ def test_terminated_pool_waits_for_its_busy_threads_together_and_not_for_each(po
     assert eventually(lambda: not pool._threads)
 
 
+class Flawed(Task):
+    """A task whose options cannot be read for a while."""
+
+    name = "flawed"
+    broken = True
+
+    @property
+    def streams_acks_late(self) -> bool:
+        if self.broken:
+            raise RuntimeError("not yet")
+        return True
+
+
+@pytest.mark.parametrize("pool", [thread.TaskPool], indirect=True)
+def test_thread_that_dies_is_said_not_counted_and_replaced(
+    pool: thread.TaskPool, broker: StreamBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    ran: list[int] = []
+
+    @pool.app.task(name="work", shared=False)
+    def work(number: int) -> None:
+        ran.append(number)
+
+    flawed = pool.app.register_task(Flawed())
+    pool.grow(3)
+    assert eventually(lambda: pool._get_info()["threads"] == 1)
+    flawed.broken = False
+
+    pool.chores()
+
+    assert eventually(lambda: (pool._get_info()["threads"], len(pool.holders())) == (4, 5))
+    assert "another one takes its place" in caplog.text
+    pool.consume([QUEUE])
+    for number in range(20):
+        work.delay(number)
+    assert eventually(lambda: len(ran) == 20)
+
+
 class Holding(StreamsPool):
     """A pool with three children that hold a hundred entries each."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from celery_streams import keys
-from celery_streams.broker import Delivery, StreamBroker
+from celery_streams.broker import Delivery, Entry, StreamBroker
 from celery_streams.conf import StreamsConf
 from celery_streams.connection import RedisClient
 from celery_streams.exceptions import BrokerUnavailable
@@ -32,6 +32,8 @@ class Reading:
         self.broker = StreamBroker(RedisClient(url))
         self.heard = 0
         self.stopped = False
+        #: What others of the same consumer have in their hands.
+        self.in_hands: list[Entry] = []
         self.on_command: Callable[[], None] = lambda: None
         self._read, self._write = os.pipe()
         self.settler = Settler(self.broker, "me", conf=StreamsConf(), hostname="w@h")
@@ -42,7 +44,7 @@ class Reading:
             wake=self._read,
             on_wake=self._hear,
             stopped=lambda: self.stopped,
-            alone=True,
+            held=lambda: self.in_hands,
         )
         self.reader.streams = self.broker.streams(queues or ["q"])
         self._thread: threading.Thread | None = None
@@ -313,6 +315,27 @@ def test_entries_of_a_reply_that_was_lost_are_put_back_with_no_delivery_counted(
     held = [one for key in (STREAM, f"{STREAM}:front") for one in state[key].pending[keys.GROUP].values()]
     assert found == [2, 3]
     assert held == [("me", 1)] * 2
+
+
+def test_what_others_of_the_consumer_have_in_their_hands_is_no_stray(
+    broker: StreamBroker, reading: Callable[..., Reading]
+) -> None:
+    broker.ensure_groups(["q", "p"])
+    mine = reading("q", "p")
+    for queue in ("q", "p"):
+        for number in (1, 2):
+            broker.publish(queue, message(number))
+    held = broker.read(broker.streams(["q"]), "me", count=2) + broker.read(broker.streams(["p"]), "me", count=2)
+    mine.in_hands = [held[0].entry, held[3].entry]
+
+    mine.reader.recover_from(BrokerUnavailable("the connection was lost"))
+    eventually(lambda: mine.next() or None)
+
+    state = redis_state(broker.client)
+    for one in (held[0], held[3]):
+        assert state[one.stream.key].pending[keys.GROUP][one.entry_id.decode()] == ("me", 1)
+    for one in (held[1], held[2]):
+        assert one.entry_id.decode() not in state[one.stream.key].pending[keys.GROUP]
 
 
 def test_acknowledgements_outlive_a_lost_connection(broker: StreamBroker, reading: Callable[..., Reading]) -> None:
