@@ -477,6 +477,18 @@ class StreamBroker:
         """Return the next entries of a stream as XRANGE does, at most ``count``, and as :data:`STEP_BYTES` take."""
         return list(self.client.run(scripts.SCAN, [key], [start, end, count, STEP_BYTES]))
 
+    def preview(self, queue: str, *, offset: int = 0, count: int = 100) -> list[Any]:
+        """Return delayed messages from ``offset`` on, at most ``count``, and as :data:`STEP_BYTES` take.
+
+        Each is its member, its due time in milliseconds, and the packed message, empty when there is none.
+        """
+        names = self.queue_keys(queue)
+        if count <= 0:
+            return []
+        return list(
+            self.client.run(scripts.PREVIEW, [names.delayed, names.delayed_messages], [offset, count, STEP_BYTES])
+        )
+
     def fetch(self, entry: Entry) -> Delivery | None:
         """Read one entry again by its id; None when it is gone."""
         entries = self.client.call("XRANGE", entry.stream.key, entry.id, entry.id)

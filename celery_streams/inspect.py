@@ -19,7 +19,7 @@ from kombu.message import Message as KombuMessage
 from kombu.serialization import prepare_accept_content
 
 from . import keys, presence, scripts
-from .broker import StreamBroker
+from .broker import STEP_BYTES, StreamBroker
 from .connection import pairs
 from .exceptions import CannotRun, MessageError
 from .message import Message, decode_json, unpack, unpack_fields
@@ -250,15 +250,14 @@ def consumers(broker: StreamBroker, queue: str) -> list[ConsumerInfo]:
 
 
 def delayed_messages(broker: StreamBroker, queue: str, *, limit: int = 1_000) -> list[DelayedMessage]:
-    """Return the first ``limit`` delayed messages of ``queue``, the earliest first. Two round trips."""
-    names = broker.queue_keys(queue)
-    flat = broker.client.call("ZRANGE", names.delayed, 0, limit - 1, "WITHSCORES")
-    members = flat[::2]
-    packed = broker.client.call("HMGET", names.delayed_messages, *members) if members else []
-    return [
-        DelayedMessage(queue, member.decode(errors="replace"), float(score) / 1000, _unpacked(raw))
-        for member, score, raw in zip(members, flat[1::2], packed, strict=True)
-    ]
+    """Return the first ``limit`` delayed messages of ``queue``, the earliest first; large ones take several steps."""
+    found: list[DelayedMessage] = []
+    while page := broker.preview(queue, offset=len(found), count=limit - len(found)):
+        found += [
+            DelayedMessage(queue, member.decode(errors="replace"), float(score) / 1000, _unpacked(raw))
+            for member, score, raw in page
+        ]
+    return found
 
 
 # -- dead letters -----------------------------------------------------------------------------------------------------
@@ -421,9 +420,9 @@ def purge(broker: StreamBroker, queue: str) -> int:
     count = 0
     for stream in (*names.fronts, *names.streams):
         while True:
-            discarded = int(broker.client.run(scripts.PURGE, [stream], [keys.GROUP, _PURGE_STEP]))
+            discarded, more = broker.client.run(scripts.PURGE, [stream], [keys.GROUP, _PURGE_STEP, STEP_BYTES])
             count += discarded
-            if discarded < _PURGE_STEP:
+            if not more:
                 break
     delayed, _ = broker.client.call_all([("ZCARD", names.delayed), ("UNLINK", names.delayed, names.delayed_messages)])
     return count + int(delayed)

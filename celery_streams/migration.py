@@ -35,7 +35,6 @@ Direction = Literal["streams", "lists"]
 
 ADOPT = scripts.load("adopt")
 PEEK = scripts.load("peek")
-PREVIEW = scripts.load("preview")
 RECALL = scripts.load("recall")
 SURRENDER = scripts.load("surrender")
 UNDELAY = scripts.load("undelay")
@@ -286,7 +285,7 @@ class Migration:
         ours = self.broker.queue_keys(moves.queue)
         offset = 0
         while True:
-            page = self.broker.client.run(PREVIEW, [ours.delayed, ours.delayed_messages], [offset, _STEP, STEP_BYTES])
+            page = self.broker.preview(moves.queue, offset=offset, count=_STEP)
             if not page:
                 return
             args: list[Any] = []

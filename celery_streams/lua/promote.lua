@@ -8,6 +8,8 @@
 -- Needs    clock, open_full, put_ahead, unpacked
 -- The message that goes beyond the bytes is moved still, so that one that is larger than all that moves too.
 -- A value that is no packed message becomes an entry with the one field `packed`: a worker will dead-letter it.
+-- A message whose task no worker knew so far goes behind what waits: thousands of them would keep workers that do not
+-- know them from all else.
 -- Stored first, removed then: a store that is refused (a key of another type, a missing permission) loses nothing. The
 -- rest of that queue stays where it is, and counts as nothing that is due; the other queues go on.
 local group, steps, left, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -34,7 +36,14 @@ local function promote(base)
             local fields, step = unpacked(packed)
             local at = base + 2 + math.min(step or 0, steps - 1)
             local stream, front, mark = KEYS[at], KEYS[at + steps], KEYS[at + 2 * steps]
-            local fine, said = pcall(put_ahead, targets, stream, front, mark, group, fields or {'packed', packed})
+            local unknown = fields and fields[8] and string.find(fields[8], '"unknown":', 1, true)
+            local fine, said
+            if unknown then
+                said = redis.pcall('XADD', stream, '*', unpack(fields))
+                fine = not refused(said)
+            else
+                fine, said = pcall(put_ahead, targets, stream, front, mark, group, fields or {'packed', packed})
+            end
             if not fine then return refused(said) or tostring(said) end
             moved = moved + 1
             bytes = bytes - #packed

@@ -313,9 +313,10 @@ def final_state(side: str, server: EmbeddedRedis, queue: str = QUEUE) -> FinalSt
         names = broker.queue_keys(queue)
         letters = tuple((letter.task_id, letter.reason) for letter in inspect.dead_letters(broker, queue))
     with contextlib.closing(redis.Redis.from_url(server.url, socket_timeout=5)) as raw:
-        pending = sum(_pending(raw, stream) for stream in names.streams)
+        streams = (*names.streams, *names.fronts)
+        pending = sum(_pending(raw, stream) for stream in streams)
         return FinalState(
-            waiting=sum(raw.xlen(stream) for stream in names.streams) - pending,
+            waiting=sum(raw.xlen(stream) for stream in streams) - pending,
             pending=pending,
             delayed=raw.zcard(names.delayed),
             dead=raw.xlen(names.dead),

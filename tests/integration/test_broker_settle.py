@@ -10,6 +10,8 @@ import pytest
 
 from celery_streams import keys
 from celery_streams.broker import Delivery, StreamBroker
+from celery_streams.connection import RedisClient
+from celery_streams.exceptions import BrokerError
 from celery_streams.message import Message, pack
 from tests.redis_state import StreamState, delivered, message, number_of, read_all, redis_now_ms, redis_state
 
@@ -462,3 +464,28 @@ def test_fetch_reads_an_entry_again_and_none_when_it_is_gone(broker: StreamBroke
     assert found is not None
     assert found.message == Message(message(1).headers, message(1).properties, message(1).body)
     assert broker.fetch(held.entry) is None
+
+
+@pytest.mark.parametrize("verb", ["ack", "extend", "release", "requeue", "reject"])
+def test_missing_permission_is_not_taken_for_the_loss_of_an_entry(
+    broker: StreamBroker, redis_url: str, verb: str
+) -> None:
+    (held,) = delivered(broker, "q", "me", message(1))
+    broker.client.call("ACL", "SETUSER", "poor", "on", ">pw", "~*", "&*", "+@all", "-xpending")
+    poor = StreamBroker(RedisClient(redis_url.replace("redis://", "redis://poor:pw@")))
+    acts: dict[str, Any] = {
+        "ack": lambda: poor.ack("me", [held.entry]),
+        "extend": lambda: poor.extend([("me", held.entry)]),
+        "release": lambda: poor.release("me", [held.entry]),
+        "requeue": lambda: poor.requeue("me", held.entry, history={}),
+        "reject": lambda: poor.reject("me", held.entry, death=b"{}", max_length=None, ttl=None),
+    }
+    before = redis_state(broker.client)
+
+    try:
+        with pytest.raises(BrokerError):
+            acts[verb]()
+    finally:
+        broker.client.call("ACL", "DELUSER", "poor")
+
+    assert redis_state(broker.client) == before

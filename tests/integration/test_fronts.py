@@ -58,7 +58,7 @@ def due(broker: StreamBroker, *held: Delivery) -> None:
 
 def put_off(broker: StreamBroker, *held: Delivery) -> None:
     for number, one in enumerate(held):
-        assert broker.requeue("me", one.entry, history={"unknown": 1}, delay_ms=60_000)
+        assert broker.requeue("me", one.entry, history={"granted": 1}, delay_ms=60_000)
         (member,) = broker.client.call("ZRANGE", f"{STREAM}:delayed", -1, -1)
         broker.client.call("ZADD", f"{STREAM}:delayed", number + 1, member)
     assert broker.promote(["q"]).moved == len(held)
@@ -140,6 +140,17 @@ def test_retry_at_once_goes_behind_what_waits_as_a_new_message_does(broker: Stre
     broker.retry("me", held.entry, message(3), queue="q")
 
     assert order(broker) == [1, 2, 3]
+
+
+def test_message_that_no_worker_knew_goes_behind_what_waits(broker: StreamBroker) -> None:
+    held = delivered(broker, "q", "me", message(0))
+    waiting(broker, 1, 2)
+
+    broker.requeue("me", held[0].entry, history={"unknown": 1}, delay_ms=60_000)
+    broker.client.call("ZADD", f"{STREAM}:delayed", 1, broker.client.call("ZRANGE", f"{STREAM}:delayed", 0, 0)[0])
+
+    assert broker.promote(["q"]).moved == 1
+    assert order(broker) == [1, 2, 0]
 
 
 def test_message_that_kills_its_process_again_and_again_lets_others_run(broker: StreamBroker) -> None:

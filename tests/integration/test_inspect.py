@@ -294,7 +294,6 @@ def test_replay_may_go_to_another_queue_which_becomes_known(broker: StreamBroker
     [
         [b"junk", b"1"],
         [b"headers", b"{}", b"properties", b"not json", b"body", b""],
-        [b"headers", b"{}", b"properties", b'{"priority":"high"}', b"body", b""],
     ],
 )
 def test_replay_of_what_is_no_message_is_refused_and_changes_nothing(broker: StreamBroker, fields: list[bytes]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from celery_streams import inspect
+from celery_streams import inspect, keys, scripts
 from celery_streams.broker import STEP_BYTES, StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.message import Message
@@ -196,3 +196,38 @@ def test_dead_letter_is_kept_when_redis_does_not_say_what_it_takes(broker: Strea
         broker.client.call("ACL", "DELUSER", "poor")
 
     assert broker.client.call("XLEN", f"{STREAM}:dead") == 2
+
+
+def test_purge_of_large_messages_takes_several_steps(broker: StreamBroker) -> None:
+    broker.ensure_groups(["q"])
+    (held,) = delivered(broker, "q", "me", large(99))
+    for number in range(7):
+        broker.publish("q", large(number))
+    steps: list[int] = []
+    more = True
+    while more:
+        count, more = broker.client.run(scripts.PURGE, [STREAM], [keys.GROUP, 1_000, STEP_BYTES])
+        steps.append(count)
+
+    assert sum(steps) == 7
+    assert max(steps) <= MOST
+    assert broker.fetch(held.entry) is not None
+    for number in range(7):
+        broker.publish("q", large(number))
+    assert inspect.purge(broker, "q") == 7
+
+
+def test_large_delayed_messages_are_listed_in_several_steps(
+    broker: StreamBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(7):
+        broker.delay("q", large(number), due_ms=2**45 + number, member=str(number))
+    pages: list[int] = []
+    preview = broker.preview
+    monkeypatch.setattr(
+        broker, "preview", lambda *args, **options: pages.append(len(found := preview(*args, **options))) or found
+    )
+
+    assert [one.member for one in inspect.delayed_messages(broker, "q")] == [str(number) for number in range(7)]
+    assert [one.member for one in inspect.delayed_messages(broker, "q", limit=2)] == ["0", "1"]
+    assert max(pages) <= MOST
