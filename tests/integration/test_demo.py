@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_streams.bin.demo import Ledger
+from celery_streams.bin.demo import Ledger, agreed
 from tests.eventually import eventually
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -124,3 +124,24 @@ def test_account_finds_what_is_lost_and_what_ran_again(tmp_path: Path) -> None:
     assert (account.executions, account.lost, account.repeated, account.pid) == (3, 1, 1, 13)
     assert account.rate == pytest.approx(0.5)
     assert ledger.open_tasks(["send_message", "mark_as_read"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("streams", "lists", "expected"),
+    [
+        ([8000.0, 9000.0], [900.0, 1000.0], (8500.0, 950.0)),
+        ([500.0, 8000.0, 9000.0], [100.0, 900.0, 1000.0], (8500.0, 950.0)),
+        ([700.0, 8000.0], [900.0, 900.0], None),
+        ([8000.0, 700.0], [900.0, 900.0], None),
+        ([8000.0, 8000.0], [900.0, 300.0], None),
+        ([8000.0], [900.0, 900.0], None),
+        ([], [], None),
+        ([0.0, 0.0], [900.0, 900.0], (0.0, 900.0)),
+    ],
+)
+def test_speed_is_told_only_when_two_rounds_agree(
+    streams: list[float], lists: list[float], expected: tuple[float, float] | None
+) -> None:
+    found = agreed({"celery_streams": streams, "celery": lists})
+
+    assert (None if found is None else (found["celery_streams"], found["celery"])) == expected
