@@ -11,6 +11,11 @@ def main() -> None:
     """Run the command line; with ``-P gevent`` or ``-P eventlet`` the standard library is patched first."""
     from celery import maybe_patch_concurrency
 
+    if "health" in sys.argv:  # a probe has no time for Celery's whole command line
+        from .bin.probe import run_probe
+
+        run_probe(sys.argv[1:])
+
     options = {word.partition("=")[0] for word in sys.argv}
     if {"-P", "--pool"} & options and not {"--processes", "--reload"} & options:  # the supervisor's workers patch it
         try:

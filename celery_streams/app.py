@@ -75,9 +75,12 @@ class Streams:
             self._broker = self.new_broker()
         return self._broker
 
-    def new_broker(self) -> StreamBroker:
-        """Return a broker with connections of its own, for a thread that must not wait for others."""
-        client = self._client(self.conf.url)
+    def new_broker(self, *, timeout: float | None = None) -> StreamBroker:
+        """Return a broker with connections of its own, for a thread that must not wait for others.
+
+        ``timeout`` is how long Redis may take to connect, and to answer each command; None is as configured.
+        """
+        client = self._client(self.conf.url, timeout=timeout)
         return StreamBroker(client, prefix=self.conf.key_prefix, steps=self.conf.priority_steps)
 
     def new_list_client(self) -> RedisClient:
@@ -88,10 +91,11 @@ class Streams:
         """
         return self._client(None)
 
-    def _client(self, own_url: str | None) -> RedisClient:
+    def _client(self, own_url: str | None, *, timeout: float | None = None) -> RedisClient:
         app_conf = self.app.conf
+        patience = {} if timeout is None else {"socket_timeout": timeout, "socket_connect_timeout": timeout}
         options = ConnectionOptions(
-            transport=dict(app_conf.broker_transport_options or {}),
+            transport={**(app_conf.broker_transport_options or {}), **patience},
             ssl=(app_conf.broker_use_ssl or False) if not own_url else False,
             connect_timeout=app_conf.broker_connection_timeout,
             **({} if own_url else _settings_behind_the_url(app_conf)),

@@ -31,9 +31,11 @@ __all__ = (
     "SETTINGS",
     "Alerts",
     "QueueChoice",
+    "SettingInForce",
     "StreamsConf",
     "is_enabled",
     "misspelt_settings",
+    "settings_in_force",
     "unknown_settings",
 )
 
@@ -381,6 +383,17 @@ _CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
 #: All settings that users may write, without ``streams_amqp_cls``, which ``install`` keeps for itself.
 SETTINGS: tuple[str, ...] = ("streams_enabled", *("streams_" + name for name in _CONVERTERS))
 
+#: What :func:`settings_in_force` shows where nothing was written; as people would write it.
+_DEFAULTS: dict[str, Any] = {
+    "streams_enabled": False,
+    "streams_queues": "*",
+    **{
+        f"streams_{item.name}": item.default
+        for item in fields(StreamsConf)
+        if item.name in _CONVERTERS and isinstance(item.default, (str, int, float, type(None)))
+    },
+}
+
 #: How alike two names must be to be compared letter by letter (``difflib``), and by how many letters they may differ.
 _NEARLY, _LETTERS = 0.8, 2
 
@@ -419,6 +432,34 @@ def _unknown_names(names: Iterable[Any], namespaces: tuple[str, ...]) -> dict[st
             written = {setting.upper() for setting in written}
         found[name] = f"Unknown setting {name!r}{nearest(name, sorted(written))}"
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class SettingInForce:
+    """A setting as it is in force, unchecked, and where it was written."""
+
+    name: str
+    value: Any
+    source: str
+
+
+def settings_in_force(conf: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> tuple[SettingInForce, ...]:
+    """Return all settings: what the environment says wins over what the configuration says."""
+    _setting(conf, "streams_enabled")  # what reads the configuration, which tells the prefix
+    prefix = getattr(conf, "prefix", None)
+    found = []
+    for name in SETTINGS:
+        variable = ENV_NAMESPACE.upper() + name.upper()
+        if variable in environ:
+            found.append(SettingInForce(name, environ[variable], f"environment variable {variable}"))
+        elif name in (getattr(conf, "changes", None) or {}):
+            found.append(SettingInForce(name, _setting(conf, name), "app.conf or install()"))
+        elif name in conf:
+            written = f"{prefix}{name.upper()}" if prefix else name
+            found.append(SettingInForce(name, _setting(conf, name), f"setting {written}"))
+        else:
+            found.append(SettingInForce(name, _DEFAULTS.get(name), "default"))
+    return tuple(found)
 
 
 def misspelt_settings(conf: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> dict[str, str]:

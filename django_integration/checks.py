@@ -7,7 +7,9 @@
 ``E004``            ``CELERY_STREAMS_STATUS_PERMISSION`` cannot be imported or called, or is ``async def``
 ``W001``            the project has no Celery app
 ``W002``            the Celery app does not read the ``CELERY_STREAMS_...`` settings
-``I001``            a cache shares the Redis database of the streams
+``W003``            a setting or variable is nearly one of ours, and nobody reads it
+``W004``            ``streams_queues`` names a queue that nothing has, and that is nearly one that something has
+``I001``            caches share the Redis database of the streams
 ``I002``            a script that imports the Celery app without ``django.setup()`` publishes to lists
 ==================  ==================================================================================================
 """
@@ -24,7 +26,8 @@ from django.core.checks import CheckMessage, Error, Info, Warning
 from django.core.exceptions import ImproperlyConfigured
 
 from celery_streams import ConfigurationError, streams_of
-from celery_streams.conf import SETTINGS, StreamsConf, is_enabled, unknown_settings
+from celery_streams.conf import SETTINGS, StreamsConf, is_enabled, misspelt_settings, unknown_settings
+from celery_streams.monitoring.names import unknown_names
 from celery_streams.redis_url import place
 
 from . import project
@@ -56,6 +59,7 @@ def _app() -> Iterator[CheckMessage]:
     if not wrong:
         yield from _scripts(app)
         yield from _server(app)
+        yield from _misspelt(app)
 
 
 def _permission() -> Iterator[CheckMessage]:
@@ -115,15 +119,37 @@ def _server(app: Celery) -> Iterator[CheckMessage]:
             id="celery_streams.E003",
         )
         return
-    ours = place(streams.url)
+    shared = _caches_at(place(streams.url))
+    if shared:
+        names = " and ".join(filter(None, (", ".join(map(repr, shared[:-1])), repr(shared[-1]))))
+        caches = f"The cache {names} is" if len(shared) == 1 else f"The caches {names} are"
+        yield Info(
+            f"{caches} in the Redis database of the streams: cache.clear() deletes queued tasks.",
+            hint="Give one of them another database number, e.g. CELERY_STREAMS_URL = 'redis://HOST:PORT/2'.",
+            id="celery_streams.I001",
+        )
+
+
+def _misspelt(app: Celery) -> Iterator[CheckMessage]:
+    for sentence in misspelt_settings(app.conf).values():
+        yield Warning(sentence, hint="Correct its name, or silence this.", id="celery_streams.W003")
+    for name, near in unknown_names(streams_of(app)).items():
+        if near is not None:
+            yield Warning(
+                f"streams_queues names {name!r}, which no queue, route or task has; did you mean {near!r}?",
+                hint=f"Correct the name, or declare the queue {name!r} in task_queues.",
+                id="celery_streams.W004",
+            )
+
+
+def _caches_at(ours: tuple[str, int, str]) -> list[str]:
+    """Return the aliases of the caches that are in the Redis database of the streams."""
+    found = []
     for alias, cache in settings.CACHES.items():
         database = (cache.get("OPTIONS") or {}).get("db", 0)
         if any(place(url, default_database=database) == ours for url in _locations(cache)):
-            yield Info(
-                f"The cache {alias!r} is in the Redis database of the streams: cache.clear() deletes queued tasks.",
-                hint="Give one of them another database number, e.g. CELERY_STREAMS_URL = 'redis://HOST:PORT/2'.",
-                id="celery_streams.I001",
-            )
+            found.append(alias)
+    return found
 
 
 def _scripts(app: Celery) -> Iterator[CheckMessage]:

@@ -14,6 +14,7 @@ from .demo import demo
 from .django_projects import follow_apps
 from .doctor import doctor
 from .forget import forget
+from .health import health
 from .migrate import migrate
 from .purge import purge
 from .status import status
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ("COMMANDS", "add_user_options", "streams")
 
 #: Ours, here and in the root group.
-COMMANDS: tuple[click.Command, ...] = (worker, status, dead, migrate, doctor, purge, forget, demo)
+COMMANDS: tuple[click.Command, ...] = (worker, status, health, dead, migrate, doctor, purge, forget, demo)
 
 
 @click.group()

@@ -32,7 +32,7 @@ _STYLES = {"ok": "green", "info": "cyan", "warning": "yellow", "critical": "bold
 Exit codes:
   0   nothing, or only something to know or accepted
   1   at least one warning
-  2   at least one critical finding
+  2   at least one critical finding, or the command line is wrong
   69  Redis cannot be reached, or refuses
   78  a setting is wrong, or the URL is not one of a Redis
 

@@ -10,9 +10,10 @@ from celery.platforms import EX_FAILURE
 from ..app import streams_of
 from ..inspect import queue_status
 from ..presence import workers
+from ..printable import printable
 from ..removal import forget_queue
 from .base import require_installed
-from .terminal import one_line_errors, select_queues
+from .terminal import echo, one_line_errors, select_queues
 
 __all__ = ("forget",)
 
@@ -49,22 +50,24 @@ def forget(ctx: click.Context, queues: tuple[str, ...], with_messages: bool) -> 
     said = workers(broker)
     wanted = select_queues(streams, queues)
     for name in wanted:
+        shown = printable(name)
         consumers = queue_status(broker, name, workers=said).consumers
         if consumers:
             raise CeleryCommandException(
-                f"Queue {name} is read by living workers ({consumers} of their children): stop them first, or "
-                f"celery-streams control cancel_consumer {name}",
+                f"Queue {shown} is read by living workers ({consumers} of their children): stop them first, or "
+                f"celery-streams control cancel_consumer {shown}",
                 EX_FAILURE,
             )
     for name in wanted:
+        shown = printable(name)
         held = forget_queue(broker, name, with_messages=with_messages)
         if held and not with_messages:
             raise CeleryCommandException(
-                f"Queue {name} stays: it holds messages ({held} that wait, run, are delayed or dead). Look with "
+                f"Queue {shown} stays: it holds messages ({held} that wait, run, are delayed or dead). Look with "
                 "celery-streams status, or discard them, too: --with-messages",
                 EX_FAILURE,
             )
         lost = f", and the messages that it held ({held})" if held else ""
-        ctx.obj.echo(f"Queue {name} is forgotten{lost}.")
+        echo(f"Queue {name} is forgotten{lost}.")
         if name in streams.named_queues():
-            ctx.obj.echo(f"The settings still name {name}: status goes on showing it.")
+            echo(f"The settings still name {name}: status goes on showing it.")

@@ -19,6 +19,7 @@ from ..exceptions import CeleryStreamsError, ConfigurationError
 from ..installation import is_installed
 from .base import ASKS_FOR_HELP, RootGroup, load_app
 from .commands import COMMANDS, add_user_options
+from .report import report
 from .terminal import EXIT_CONFIG, EXIT_UNAVAILABLE, one_line
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ _EXPORTED = {
 #: Celery's commands that mean the same here, or leave streams alone.
 _CELERY_COMMANDS = (
     *("amqp", "beat", "call", "control", "events", "inspect"),
-    *("list", "logtool", "report", "result", "shell"),
+    *("list", "logtool", "result", "shell"),
 )
 
 
@@ -132,7 +133,7 @@ def _fail(text: str, code: int) -> None:
     sys.exit(code)
 
 
-for _command in COMMANDS:
+for _command in (*COMMANDS, report):
     celery_streams.add_command(_command)
 for _name in _CELERY_COMMANDS:
     celery_streams.add_command(celery_group.commands[_name])

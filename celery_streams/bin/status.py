@@ -31,7 +31,7 @@ _EPILOG = """\b
 Exit codes:
   0   no alert
   1   at least one warning
-  2   at least one critical alert
+  2   at least one critical alert, or the command line is wrong
   69  Redis cannot be reached, or refuses
   78  a setting is wrong, or the URL is not one of a Redis
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 from celery.exceptions import CeleryCommandException
-from celery.platforms import EX_FAILURE, EX_USAGE
+from celery.platforms import EX_FAILURE
 from kombu.exceptions import OperationalError
 from rich.box import SIMPLE
 from rich.cells import cell_len
@@ -36,6 +36,8 @@ __all__ = (
     "EXIT_CRITICAL",
     "EXIT_OK",
     "EXIT_UNAVAILABLE",
+    "EXIT_UNHEALTHY",
+    "EXIT_USAGE",
     "EXIT_WARNING",
     "Rows",
     "age",
@@ -54,6 +56,10 @@ __all__ = (
 EXIT_OK = 0
 EXIT_WARNING = 1
 EXIT_CRITICAL = 2
+#: What probes of Docker and Kubernetes take for "not healthy".
+EXIT_UNHEALTHY = 1
+#: The command line is wrong, in whatever way: click's code, and so that of Celery's own program.
+EXIT_USAGE = 2
 #: Redis is away, or refuses.
 EXIT_UNAVAILABLE = 69
 #: A setting is wrong, or the URL is not one of a Redis.
@@ -90,8 +96,8 @@ AGE = Age()
 
 
 def bad_input(text: str) -> CeleryCommandException:
-    """Return the error for input that cannot be right: one line, exit code 64."""
-    return CeleryCommandException(one_line(text), EX_USAGE)
+    """Return the error for input that cannot be right: one line, exit code 2."""
+    return CeleryCommandException(one_line(text), EXIT_USAGE)
 
 
 def one_line_errors(function: F) -> F:

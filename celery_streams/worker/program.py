@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from celery import platforms
@@ -25,7 +26,10 @@ from celery.worker import WorkController
 from celery.worker import state as worker_state
 from kombu.utils.imports import symbol_by_name
 
-from ..app import streams_of
+from .. import __file__ as package
+from .. import __version__
+from ..app import Streams, streams_of
+from ..conf import misspelt_settings, settings_in_force
 from ..redis_url import safe_url
 from .option_values import count, misunderstood, seconds
 from .patterns import QueuePatterns, existing_queues, is_pattern
@@ -190,6 +194,8 @@ class StreamsWork(WorkController):  # type: ignore[misc]
                     "runs what is left on its stream.",
                     name,
                 )
+        for sentence in misspelt_settings(self.app.conf).values():
+            logger.warning("%s", sentence)
         if not streams.enabled():
             logger.warning(
                 "streams_enabled is off: publishers write to Celery's lists; this worker only runs what is left on "
@@ -228,7 +234,10 @@ class Worker(StreamsWork, CeleryWorker):  # type: ignore[misc]
         lines = [
             super().startup_info(artlines=artlines),
             " [streams]",
-            f"  .> redis:       {safe_url(streams.url)}",
+            f"  .> version:     celery-streams {__version__} ({Path(package).parent})",
+            f"  .> switch:      {_switch(streams)}",
+            f"  .> redis:       {safe_url(streams.url)}{_source(streams, 'streams_url')}",
+            f"  .> queues:      {_choice(streams)}",
             f"  .> keys:        {streams.conf.key_prefix}:{{QUEUE}}",
             f"  .> claims:      after {streams.conf.visibility_timeout:g}s without a heartbeat",
         ]
@@ -257,6 +266,23 @@ class Worker(StreamsWork, CeleryWorker):  # type: ignore[misc]
         super().install_platform_tweaks(worker)
         if not self._isatty and not self.app.IS_macOS:
             platforms.signals["SIGHUP"] = _restart
+
+
+def _switch(streams: Streams) -> str:
+    said = "on" if streams.enabled() else "off: publishers write to Celery's lists"
+    return said + _source(streams, "streams_enabled")
+
+
+def _choice(streams: Streams) -> str:
+    queues = streams.conf.queues
+    said = ", ".join(f"{name} {share * 100:.3g} %" for name, share in queues.shares.items())
+    return (said or ", ".join(queues.patterns)) + _source(streams, "streams_queues")
+
+
+def _source(streams: Streams, name: str) -> str:
+    """Say where a setting comes from; nothing for a default."""
+    source = next(one.source for one in settings_in_force(streams.app.conf) if one.name == name)
+    return "" if source == "default" else f" ({source})"
 
 
 def put_on_streams(worker: WorkController) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from celery_streams import presence, streams_of
+from celery_streams import __version__, presence, streams_of
 from celery_streams.monitoring.doctor import diagnose
 from celery_streams.monitoring.status import collect
 from tests.eventually import eventually
+from tests.processes import ROOT
 from tests.redis_state import redis_now_ms
 
 POOLS = ["prefork", "threads", "solo"]
@@ -101,3 +105,53 @@ def test_list_that_a_stock_worker_is_working_at_is_no_alert(project, app, worker
     assert report.side.length > 0
     assert report.side.stock_workers == ("stock@" + report.side.stock_workers[0].partition("@")[2],)
     assert report.alerts == ()
+
+
+def test_probe_answers_quickly_and_follows_the_worker(project, app, worker):
+    one = worker(name="probed", streams_visibility_timeout=2)
+    node = "probed@test"
+
+    def probe(*words):
+        done = subprocess.run(
+            [sys.executable, "-m", "celery_streams", "-A", "tests.proj", "health", "-n", node, *words],
+            env=project.environment(enabled=True),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.stderr == ""
+        return done.returncode, done.stdout
+
+    def is_so(code, words):
+        def look():
+            found = probe()
+            assert (found[0], words in found[1]) == (code, True), found
+            return True
+
+        return look
+
+    eventually(is_so(0, "reads celery; its heart beat"))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert probe()[0] == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # The time that it takes on a machine that has it to give.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+    one.signal(signal.SIGSTOP)
+    eventually(is_so(1, "is dead"), timeout=20)
+    one.signal(signal.SIGCONT)
+    eventually(is_so(0, "reads celery"), timeout=20)
+    one.stop()
+    assert probe()[0] == 1
+
+
+def test_banner_says_which_celery_streams_it_is_and_where_settings_come_from(project, app, worker):
+    one = worker(streams_queues=["celery", "jobs"], stream_url="x")
+
+    assert f".> version:     celery-streams {__version__} (" in one.log
+    assert ".> switch:      on (environment variable CELERY_STREAMS_ENABLED)" in one.log
+    assert ".> queues:      celery, jobs (" in one.log
+    # Said once the worker is ready.
+    eventually(lambda: "stream_url is no setting, nobody reads it; did you mean 'streams_url'?" in one.log)

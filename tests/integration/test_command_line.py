@@ -36,7 +36,7 @@ def test_plugin_can_be_loaded_while_celerys_program_is_being_made() -> None:
         "from celery_streams.bin.commands import streams; print(*sorted(streams.commands))"
     )
 
-    assert found.split() == ["dead", "demo", "doctor", "forget", "migrate", "purge", "status", "worker"]
+    assert found.split() == ["dead", "demo", "doctor", "forget", "health", "migrate", "purge", "status", "worker"]
 
 
 def test_tasks_of_the_demo_are_not_registered_in_other_apps() -> None:

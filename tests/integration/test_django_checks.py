@@ -136,6 +136,33 @@ def test_cache_in_the_database_of_the_streams_is_worth_an_info(site: Celery) -> 
         assert "'default'" in found.msg
 
 
+def test_several_caches_in_the_database_of_the_streams_are_said_once(site: Celery) -> None:
+    server = streams_of(site).url.rpartition("/")[0]
+    caches = {alias: redis_cache(f"{server}/0")["default"] for alias in ("default", "sessions", "pages")}
+
+    with override_settings(CACHES=caches):
+        [found] = findings()
+
+    assert found.id == "celery_streams.I001"
+    assert found.msg.startswith("The caches 'default', 'sessions' and 'pages' are in the Redis database")
+
+
+def test_misspelt_queue_and_variable_are_warnings_with_the_nearest_name(
+    site: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CELERY_STREAM_URL", "redis://elsewhere/0")
+
+    with override_settings(CELERY_STREAMS_QUEUES=["send_mesage", "mark_as_read"]):
+        found = {one.id: one.msg for one in findings()}
+
+    assert found == {
+        "celery_streams.W003": ("CELERY_STREAM_URL is no setting, nobody reads it; did you mean 'CELERY_STREAMS_URL'?"),
+        "celery_streams.W004": (
+            "streams_queues names 'send_mesage', which no queue, route or task has; did you mean 'send_message'?"
+        ),
+    }
+
+
 def test_cache_elsewhere_is_in_order(site: Celery) -> None:
     server = streams_of(site).url.rpartition("/")[0]
 

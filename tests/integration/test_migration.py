@@ -825,7 +825,7 @@ def test_queue_that_nobody_knows_is_one_line_with_a_suggestion_and_leaves_no_tra
 
     result = run(app(task_default_queue="send_message"), "send_mesage", "--to", "streams")
 
-    assert result.exit_code == 64
+    assert result.exit_code == 2
     [line] = result.stderr.splitlines()
     assert line.endswith("; did you mean 'send_message'?")
     assert redis_state(broker.client) == before
@@ -851,7 +851,7 @@ def test_queue_that_is_chosen_by_name_and_was_never_used_is_fine(app: MakeApp, b
 def test_include_unacked_is_for_one_direction_only(app: MakeApp, redis_url: str) -> None:
     result = run(app(), "q", "--to", "lists", "--include-unacked")
 
-    assert result.exit_code == 64
+    assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -21,6 +21,7 @@ from celery_streams import streams_of
 from celery_streams.bin.dead import dead
 from celery_streams.bin.doctor import doctor
 from celery_streams.bin.doctor import render as render_doctor
+from celery_streams.bin.forget import forget
 from celery_streams.bin.migrate import migrate
 from celery_streams.bin.purge import purge
 from celery_streams.bin.status import render, status
@@ -91,6 +92,8 @@ def test_nothing_of_a_message_reaches_the_terminal_as_a_control_sequence(app: Ma
         (migrate, (NASTY, "--to", "lists", "--dry-run")),
         (migrate, (NASTY + "?", "--to", "lists")),
         (migrate, (NASTY, "--to", "lists")),
+        (forget, (NASTY,)),
+        (forget, (NASTY, "--with-messages")),
         (purge, ("-f", "-Q", NASTY)),
     ]
 
@@ -399,5 +402,5 @@ def test_doctor_gates_a_server_without_persistence_when_that_is_accepted(
 def test_accepting_a_check_that_does_not_exist_names_the_nearest(app: MakeApp) -> None:
     result = run(doctor, app(), "--accept", "persistance")
 
-    assert result.exit_code == 64
+    assert result.exit_code == 2
     assert "did you mean 'persistence'?" in result.stderr
