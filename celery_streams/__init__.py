@@ -11,6 +11,41 @@ The way of a message, and the module that owns each step::
     keep alive, claim                celery_streams.worker     heartbeat, claimer
     look                             celery_streams.inspect    -> monitoring, bin, django_integration
 
+All modules of this package, and who loads them: web processes and others that publish, workers, the tools of operators:
+
+=====================  ===========  =================================================
+module                 process      owns
+=====================  ===========  =================================================
+``installation``       web, worker  puts an app on streams
+``app``                web, worker  what an app knows of streams
+``amqp``               web, worker  the publish seam
+``bindings``           web, worker  to which queues a message goes
+``tasks``              web, worker  ``shared_task``
+``async_tasks``        worker       ``async def`` tasks in every pool
+``running_task``       worker       what the code of a task may reach of its delivery
+``conf``               all          the ``streams_*`` settings
+``message``            all          Celery's protocol <-> a stream entry
+``broker``             all          the hot path in Redis
+``scripts``            all          the Lua scripts
+``keys``               all          every Redis key, and the data model
+``connection``         all          bytes to Redis and back; its errors
+``redis_url``          all          what a Redis URL means
+``poll``               all          waits for descriptors
+``exceptions``         all          the tree of errors
+``signals``            worker       our signals
+``presence``           all          which workers live
+``inspect``            tools, web   looks at queues; replay and purge
+``obstacles``          tools, web   why no worker would run a message
+``printable``          all          text from messages, harmless to a terminal
+``probes``             tools        raw looks at Redis for the doctor
+``removal``            tools        deletes a queue
+``migration``          tools        lists <-> streams for what is queued
+``kombu_lists``        tools, web   kombu's lists: keys and envelope
+``database_transfer``  tools        between two databases, for migration
+``embedded``           tools        a private server for demo and tests
+``demo_app``           tools        the app of the demo
+=====================  ===========  =================================================
+
 Public names: :func:`install`, :func:`shared_task`, :func:`still_owned`, :class:`Streams` through :func:`streams_of`,
 and the errors of :mod:`celery_streams.exceptions`. Signals stand in :mod:`celery_streams.signals`.
 """

@@ -1,4 +1,26 @@
 """The command line: ``celery-streams``, ``celery -A proj streams``, ``manage.py celery_streams``.
 
 ``root`` has the groups and the entry point, ``base`` and ``terminal`` what commands share; each command is one file.
+
+===================  =======================================================
+module               owns
+===================  =======================================================
+``root``             the groups and the entry point
+``commands``         our commands as a plugin of Celery's program
+``base``             what the root group and the commands share
+``terminal``         exit codes, errors as one line, tables, progress
+``worker``           Celery's command with our consumer and pool
+``queue_names``      the words of ``-Q``
+``daemon_options``   options that Celery answers with a stack trace
+``supervisor``       several worker programs (``--processes``, ``--reload``)
+``relaunch``         the command line of this process, once more
+``django_projects``  Django projects whose Django nobody sets up
+``status``           the command of that name
+``dead``             likewise
+``doctor``           likewise
+``migrate``          likewise
+``purge``            likewise
+``forget``           likewise
+``demo``             likewise
+===================  =======================================================
 """

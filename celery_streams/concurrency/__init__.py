@@ -2,6 +2,22 @@
 
 Each is a Celery pool class, found in the place of Celery's of the same name (:func:`pool_for`). Their module names
 matter: Celery's Django fixup looks for "prefork" in them.
+
+============  =======  ===================================================
+module        process  owns
+============  =======  ===================================================
+``base``      parent   what all pools share as Celery's pools
+``prefork``   parent   starts, watches and replaces children
+``process``   parent   a child, as its parent knows it
+``solo``      all      the main thread reads, runs and settles
+``thread``    all      one thread reads for many that run
+``green``     all      what gevent and eventlet share
+``gevent``    all      greenlets
+``eventlet``  all      green threads
+``aio``       all      ``async def`` tasks on one event loop
+``contexts``  all      what Celery keeps for each thread, for each context
+``loops``     all      a running event loop for each green thread
+============  =======  ===================================================
 """
 
 from __future__ import annotations

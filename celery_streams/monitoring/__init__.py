@@ -2,4 +2,17 @@
 
 ``status`` collects, ``alerts`` judges, ``prometheus`` exports; ``doctor`` collects what ``checks`` judges. The command
 line and Django only render what these return.
+
+==============  ================================================
+module          owns
+==============  ================================================
+``status``      all queues at one moment, with totals and alerts
+``alerts``      what the state of a queue means (pure)
+``prometheus``  the status as Prometheus gauges
+``doctor``      looks for what will hurt
+``checks``      what a look means (pure)
+``lists``       the other side of each queue, Celery's own list
+``names``       chosen queues that nothing else knows
+``workers``     which queues workers consume, and on which side
+==============  ================================================
 """

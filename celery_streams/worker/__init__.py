@@ -1,23 +1,48 @@
-"""The parts of a running worker, one file each.
+"""The parts of a running worker, one file each, with the process that each runs in.
 
-==================  =================================================================================================
-``program``         Celery's worker program with our banner lines and start-up checks
-``consumer``        Celery's Consumer in the parent, with the Tasks step replaced
-``control``         remote control: what Celery's commands need to know of the children, and what children must be told
-``revoked_stamps``  the stamps whose tasks are revoked
-``slots``           what each child is doing, in memory that the parent can read even after a SIGKILL
-``reader``          asks the streams for work, and waits for it
-``child``           the loop of a child: read, execute, settle
-``executor``        runs one message through Celery's tracer
-``slow_path``       runs one through Celery's strategy and Request: events, revokes, all that is out of the ordinary
-``task_options``    a task's options, read once
-``inline_request``  what Celery's strategies and Requests expect around them, for one process
-``chords``          how long the body of a chord may be claimed by a process that is dead
-``task_errors``     what an exception of a task means
-``outcome``         decides what shall be done with the message (pure)
-``settle``          does it (the one place)
-``dead_children``   what the parent does for a child that died: limits, lost tasks
-``presence``        says in Redis that this worker lives, what it reads, and whether it does
-``services``        the threads of the parent: heartbeat, presence, claimer, delayed
-==================  =================================================================================================
+Pools without children (solo, threads, gevent, eventlet, asyncio) have everything in one process.
+
+===================  =======  ===================================================================
+module               process  owns
+===================  =======  ===================================================================
+``program``          parent   Celery's worker program with our banner lines and start-up checks
+``consumer``         parent   Celery's Consumer, with the Tasks step replaced
+``control``          parent   remote control: what Celery asks, and what children are told
+``patterns``         parent   shell patterns among the queues of ``-Q``
+``autoscale``        parent   Celery's autoscaler, with the demand read from the streams
+``parent``           parent   the main process: its parts, and the one way to stop
+``crew``             parent   whoever runs the tasks, as the parent sees them (a protocol)
+``mailbox``          parent   work for the main thread
+``active_requests``  parent   what the children run, where Celery's code looks for it
+``dead_children``    parent   what a child held that died
+``lost_tasks``       parent   settles what was lost with its process, and tells whom Celery tells
+``services``         parent   the threads of the five that follow
+``heartbeat``        parent   keeps what is held from being claimed
+``presence``         parent   says in Redis that this worker lives, and what it reads
+``claimer``          parent   puts back what dead workers held
+``delayed``          parent   moves delayed messages to their streams when they are due
+``time_limits``      parent   tells of limits that are over
+``hand_back``        parent   what waits behind a long task goes back
+``slots``            both     what each child does, in memory that outlives a SIGKILL
+``child``            child    the loop of a child: read, execute, settle
+``reader``           child    asks the streams for work, and waits for it
+``events``           child    task events of a child
+``runner``           both     the same for pools without children, in their own process
+``executor``         child    the steps of one message: decode, wait?, run, decide, settle
+``execution``        child    the values that go through these steps
+``rate_limits``      child    may it run now?
+``fast_path``        child    runs a plain message straight through the task's tracer
+``slow_path``        child    runs all others through Celery's strategy and Request
+``inline_request``   child    what strategies and Requests expect around them
+``kept_messages``    child    what a strategy of its own keeps, to run it later
+``own_process``      child    keeps our code out of what a task forks
+``outcome``          both     decides what shall be done with a message (pure)
+``settle``           both     does it: the one way out
+``task_options``     both     a task's options, read once
+``option_values``    both     time limits and counts, numbers or text
+``task_errors``      both     what an exception of a task means
+``chords``           both     how long the body of a chord may be claimed by the dead
+``requests``         both     Celery's Requests, made of what Redis still holds
+``revoked_stamps``   both     the stamps whose tasks are revoked
+===================  =======  ===================================================================
 """
