@@ -171,7 +171,7 @@ def _json_names(text: str) -> list[str] | None:
 
 @dataclass(frozen=True, slots=True)
 class StreamsConf:
-    """The settings of one app; see DEFAULTS in MIGRATION.md for the user's table."""
+    """The settings of one app; MIGRATION.md has the table for users."""
 
     #: Redis of the streams; None is the broker's.
     url: str | None = None

@@ -37,7 +37,7 @@ __all__ = ("COUNTED", "MAX_BATCH", "Slot", "SlotTable", "Snapshot")
 
 logger = logging.getLogger(__name__)
 
-#: Entries that a child holds at most; DESIGN: small tasks are fetched in batches, measured best near 100.
+#: Entries that a child holds at most: small tasks are fetched in batches; measured best near 100.
 MAX_BATCH = 100
 
 #: Bytes of a slot: header, batch, and the message of a task that was acknowledged before it ran.
