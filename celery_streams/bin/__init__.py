@@ -21,6 +21,9 @@ module               owns
 ``migrate``          likewise
 ``purge``            likewise
 ``forget``           likewise
+``health``           likewise
+``report``           likewise, Celery's with our part
+``probe``            what ``health`` needs before it imports much
 ``demo``             likewise
 ===================  =======================================================
 """

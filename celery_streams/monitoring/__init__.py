@@ -11,6 +11,7 @@ module          owns
 ``prometheus``  the status as Prometheus gauges
 ``doctor``      looks for what will hurt
 ``checks``      what a look means (pure)
+``health``      is one worker's heart beating, and does it read?
 ``lists``       the other side of each queue, Celery's own list
 ``names``       chosen queues that nothing else knows
 ``workers``     which queues workers consume, and on which side
