@@ -88,7 +88,10 @@ def unwrap(element: bytes, names: keys.QueueKeys) -> Message:
     properties["content_type"] = envelope.get("content-type")
     properties["content_encoding"] = envelope.get("content-encoding")
     step = names.step_index(properties.get("priority"))
-    made = encode(headers, properties, body, step=step)
+    try:
+        made = encode(headers, properties, body, step=step)
+    except (ValueError, RecursionError) as exc:
+        raise MessageError(f"the message cannot be written: {exc}") from exc
     history = encode_history({"redelivered": 1} if redelivered else {})
     return Message(made.headers, made.properties, made.body, history, step)
 
@@ -118,7 +121,7 @@ def unwrap_unacked(value: bytes) -> tuple[bytes, str, str]:
         raise MessageError("the value is not an unacknowledged message")
     headers["redelivered"] = True
     properties.setdefault("delivery_info", {})["redelivered"] = True
-    return json.dumps(payload).encode(), str(exchange or ""), str(routing_key or "")
+    return _dumped(payload), str(exchange or ""), str(routing_key or "")
 
 
 def wrap(message: Message, names: ListKeys, *, eta: str | None = None) -> Wrapped:
@@ -152,7 +155,7 @@ def wrap(message: Message, names: ListKeys, *, eta: str | None = None) -> Wrappe
             "delivery_tag": tag,
         },
     }
-    return Wrapped(json.dumps(envelope).encode(), names.index_of(priority), tag)
+    return Wrapped(_dumped(envelope), names.index_of(priority), tag)
 
 
 def _body(body: Any, encoding: Any) -> bytes:
@@ -173,6 +176,13 @@ def _json(raw: bytes, what: str) -> Any:
         return json.loads(raw)
     except (ValueError, RecursionError) as exc:
         raise MessageError(f"{what} is not JSON: {exc}") from exc
+
+
+def _dumped(value: Any) -> bytes:
+    try:
+        return json.dumps(value).encode()
+    except (ValueError, RecursionError) as exc:  # what could just be read may be too deep with a level around it
+        raise MessageError(f"the message cannot be written: {exc}") from exc
 
 
 def _object(raw: bytes, what: str) -> dict[str, Any]:

@@ -24,7 +24,9 @@ def forget_queue(broker: StreamBroker, queue: str, *, with_messages: bool = Fals
     broker.client.call("SREM", keys.queues(broker.prefix), queue)
     held = int(
         broker.client.run(
-            REMOVE, [*streams, *others, names.wake, names.claims], [len(streams), "1" if with_messages else "0"]
+            REMOVE,
+            [*streams, *others, names.wake, names.claims, *names.marks],
+            [len(streams), "1" if with_messages else "0"],
         )
     )
     if held and not with_messages:

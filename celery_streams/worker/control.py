@@ -109,10 +109,14 @@ def scheduled(state: Any, **kwargs: Any) -> list[dict[str, Any]]:
     pool = state.consumer.pool
     for queue in getattr(pool, "queues", ()):
         for delayed in inspect.delayed_messages(streams_of(state.app).broker, queue):
-            request = _request_of(state, queue, delayed)
-            if request is not None:
-                eta = request.eta.isoformat() if request.eta else None
-                found.append({"eta": eta, "priority": 6, "request": request.info()})
+            try:
+                request = _request_of(state, queue, delayed)
+                if request is not None:
+                    eta = request.eta.isoformat() if request.eta else None
+                    found.append({"eta": eta, "priority": 6, "request": request.info()})
+            except Exception as exc:  # noqa: BLE001
+                # Decoding runs serializers and users' codecs, which raise anything; one must not hide the others.
+                logger.warning("Delayed message %r of queue %s cannot be shown: %r", delayed.member, queue, exc)
     return found
 
 

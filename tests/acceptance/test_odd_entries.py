@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from celery_streams import inspect
-from celery_streams.message import Message
+from celery_streams.message import Message, pack
 from tests.eventually import eventually
 from tests.redis_state import make_idle
 
@@ -67,3 +67,26 @@ def test_odd_entries_that_a_dead_worker_held_stop_the_recovery_of_none(project, 
     assert eventually(lambda: inspect.queue_status(broker, "celery").length == 0, timeout=15)
     assert sorted(letter.reason for letter in project.dead_letters()) == ["malformed"] * 4
     assert broker.client.call("ZCARD", broker.queue_keys("celery").delayed) == 0
+
+
+def test_odd_delayed_messages_hide_no_others_from_inspect_scheduled(project, act, worker):
+    running = worker(concurrency=1)
+    delayed = act.apply_async(("ok", 1), countdown=600)
+    broker = project.broker
+    names = broker.queue_keys("celery")
+    odd = [
+        b"no packed message",
+        pack(Message(b"no JSON", b"{}", b"[]")),
+        pack(Message(b"{}", b"{}", b"[]")),
+        pack(Message(b'{"task":"t","id":"1","eta":"no date"}', b'{"content_type":"no/such"}', b"[]")),
+        pack(Message(b'{"task":[],"id":{}}', b"[]", b"\xff", b"nan")),
+    ]
+    for number, value in enumerate(odd):
+        broker.client.call("HSET", names.delayed_messages, b"\xff%d" % number, value)
+        broker.client.call("ZADD", names.delayed, "inf" if number == 0 else 2**50, b"\xff%d" % number)
+
+    answers = act.app.control.inspect([running.hostname], timeout=5).scheduled()
+
+    shown = [entry["request"]["id"] for entry in answers[running.hostname]]
+    assert delayed.id in shown
+    assert act.delay("ok", 2).get(timeout=10) == 2

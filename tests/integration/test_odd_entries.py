@@ -266,3 +266,21 @@ def test_names_that_are_no_text_break_no_status(broker: StreamBroker) -> None:
     assert len(inspect.consumers(broker, "q")) == 2
     assert "q" in inspect.known_queues(broker)
     assert recover(broker).exhausted[0][1] == "�"
+
+
+@pytest.mark.parametrize("depth", [10, *range(900, 1_000, 7), 5_000])
+def test_message_of_any_depth_stops_no_migration(broker: StreamBroker, depth: int) -> None:
+    migration = Migration(broker, broker.client, options={}, visibility_timeout=15.0)
+    deep = b'{"id":"1","task":"t","deep":' + b"[" * depth + b"]" * depth + b"}"
+    broker.ensure_groups(["q"])
+    broker.publish("q", Message(deep, b"{}", b"[]"))
+    broker.publish("q", message(2))
+
+    there = migration.to_lists("q")
+    back = migration.to_streams("q")
+
+    assert there.moved + there.skipped == 2
+    assert back.moved + back.malformed == there.moved
+    assert [number_of(one) for one in read_all(broker, ["q"], "me") if one.message and one.message.headers != deep] == [
+        2
+    ]
