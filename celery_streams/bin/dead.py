@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import json
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ import click
 from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
 from celery.exceptions import CeleryCommandException
 from celery.platforms import EX_FAILURE
-from kombu.utils.json import dumps as kombu_dumps
 
 from ..app import Streams, streams_of
 from ..exceptions import CannotRun, MessageError
@@ -38,6 +36,7 @@ from .terminal import (
     bad_input,
     console,
     echo,
+    echo_json,
     iso,
     one_line_errors,
     plural,
@@ -175,7 +174,7 @@ def list_dead(ctx: click.Context, selection: Selection, limit: int | None, as_js
         newest.append(_summary(letter))
         total += 1
     if as_json:
-        click.echo(json.dumps({"total": total, "dead_letters": list(newest)}, indent=2))
+        echo_json({"total": total, "dead_letters": list(newest)})
         return
     if not total:
         click.echo("No dead letter.")
@@ -226,7 +225,7 @@ def show_dead(ctx: click.Context, queue: str, entry_id: str, as_json: bool, **kw
         raise CeleryCommandException(f"Queue {queue!r} has no dead letter {entry_id!r}", EX_FAILURE)
     details = _details(letter, ctx.obj.app.conf.accept_content)
     if as_json:
-        click.echo(kombu_dumps(details, indent=2, default=repr))
+        echo_json(details)
         return
     for name, value in details.items():
         _show(name.replace("_", " "), value)
@@ -345,7 +344,7 @@ def replay_dead(
             advance(1)
     if as_json:
         answer = {"matched": len(chosen), "replayed": moved, "gone": gone, "refused": refused, "stay": stay}
-        click.echo(json.dumps(answer, indent=2))
+        echo_json(answer)
     else:
         more = f"; {gone:,} had gone meanwhile" if gone else ""
         echo(f"Replayed {len(moved):,} of {_letters(len(chosen))}{f' to {to}' if to else ''}{more}.")
@@ -407,7 +406,7 @@ def purge_dead_letters(
                 deleted += purge_dead(broker, queue, step)
                 advance(len(step))
     if as_json:
-        click.echo(json.dumps({"matched": len(chosen), "purged": deleted}))
+        echo_json({"matched": len(chosen), "purged": deleted}, indent=None)
     else:
         click.echo(f"Deleted {deleted:,} of {_letters(len(chosen))}.")
 
@@ -456,7 +455,7 @@ def _tell_dry_run(
         groups = [{"queue": queue, "reason": reason, "count": count} for (queue, reason), count in counts.items()]
         stay = [{"queue": queue, "entry_id": entry_id, "why": why} for queue, entry_id, why in staying]
         answer = {"dry_run": True, "matched": len(chosen), "groups": groups}
-        click.echo(json.dumps({**answer, "stay": stay} if verb == "replay" else answer, indent=2))
+        echo_json({**answer, "stay": stay} if verb == "replay" else answer)
         return
     some = f"{len(chosen) - len(left):,} of " if left else ""
     click.echo(f"Would {verb} {some}{_letters(len(chosen))}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from ..conf import nearest
 from ..monitoring.checks import CHECKS, LEVELS
 from ..monitoring.doctor import Diagnosis, diagnose
 from ..printable import printable
-from .terminal import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING, bad_input, console, one_line_errors
+from .terminal import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING, bad_input, console, echo_json, one_line_errors
 
 __all__ = ("doctor",)
 
@@ -96,7 +95,7 @@ def doctor(
         accept=_accepted(accept),
     )
     if as_json:
-        click.echo(json.dumps(found.as_dict(), indent=2))
+        echo_json(found.as_dict())
     else:
         console(no_color=ctx.obj.no_color).print(render(found))
     ctx.exit(_EXIT_CODES[found.level])

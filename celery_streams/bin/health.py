@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +15,7 @@ from celery.utils.nodenames import default_nodename, gethostname, host_format
 from .. import presence
 from ..app import streams_of
 from ..monitoring.health import judge_health
-from .terminal import EXIT_UNHEALTHY, echo, one_line_errors
+from .terminal import EXIT_UNHEALTHY, echo, echo_json, one_line_errors
 
 __all__ = ("health",)
 
@@ -84,7 +83,7 @@ def health(ctx: click.Context, hostname: str | None, timeout: float, as_json: bo
     node = None if hostname is None else default_nodename(host_format(hostname))
     found = judge_health(presence.workers(broker), node=node, host=gethostname())
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in found], indent=2))
+        echo_json([asdict(one) for one in found])
     else:
         for one in found:
             echo(f"{one.node} {one.said}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +12,7 @@ from ..app import Streams, streams_of
 from ..conf import nearest
 from ..installation import is_installed
 from ..migration import Direction, Migration, Moves, Plan
-from .terminal import Rows, bad_input, console, echo, one_line_errors, progress_bar
+from .terminal import Rows, bad_input, console, echo, echo_json, one_line_errors, progress_bar
 
 __all__ = ("migrate",)
 
@@ -130,7 +129,7 @@ def _warn(streams: Streams, queue: str, to: Direction) -> None:
 def _tell_plans(plans: list[Plan], *, include_unacked: bool, as_json: bool, no_color: bool) -> None:
     if as_json:
         rows = [{**asdict(plan), "total": plan.total} for plan in plans]
-        click.echo(json.dumps({"dry_run": True, "queues": rows}, indent=2))
+        echo_json({"dry_run": True, "queues": rows})
         return
     to_streams = plans[0].to == "streams"
     unacked = "unacked" if include_unacked else "unacked (stays)"
@@ -148,7 +147,7 @@ def _tell_plans(plans: list[Plan], *, include_unacked: bool, as_json: bool, no_c
 
 def _tell_moves(done: list[Moves], *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"queues": [{**asdict(moves), "total": moves.total} for moves in done]}, indent=2))
+        echo_json({"queues": [{**asdict(moves), "total": moves.total} for moves in done]})
         return
     for moves in done:
         parts = [f"{moves.moved:,} waiting", f"{moves.delayed:,} delayed"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -20,7 +19,7 @@ from ..exceptions import BrokerError
 from ..monitoring.alerts import Alert
 from ..monitoring.status import Status, collect
 from ..printable import printable
-from .terminal import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING, Rows, age, console, one_line, one_line_errors
+from .terminal import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING, Rows, age, console, echo_json, one_line, one_line_errors
 
 __all__ = ("render", "status")
 
@@ -85,7 +84,7 @@ def status(
         return
     found = collect(streams, names)
     if as_json:
-        click.echo(json.dumps(found.as_dict(), indent=2))
+        echo_json(found.as_dict())
     else:
         console(no_color=ctx.obj.no_color).print(render(found))
     ctx.exit(_EXIT_CODES[found.level])
@@ -138,7 +137,7 @@ def _watch(streams: Streams, queues: tuple[str, ...] | None, *, as_json: bool, i
     out = console(no_color=no_color)
     try:
         if as_json:
-            _each(interval, lambda: click.echo(json.dumps(_look(streams, queues))))
+            _each(interval, lambda: echo_json(_look(streams, queues), indent=None))
         if not sys.stdout.isatty():
             _each(interval, lambda: _print(out, _picture(streams, queues)))
         with Live(console=out, auto_refresh=False, screen=True) as live:

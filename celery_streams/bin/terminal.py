@@ -17,6 +17,7 @@ import click
 from celery.exceptions import CeleryCommandException
 from celery.platforms import EX_FAILURE
 from kombu.exceptions import OperationalError
+from kombu.utils.json import dumps as kombu_dumps
 from rich.box import SIMPLE
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
@@ -44,6 +45,7 @@ __all__ = (
     "bad_input",
     "console",
     "echo",
+    "echo_json",
     "iso",
     "one_line",
     "one_line_errors",
@@ -138,6 +140,11 @@ def console(*, no_color: bool) -> Console:
 def echo(text: str, *, err: bool = False) -> None:
     """Print one line, with everything that is not printable escaped."""
     click.echo(printable(text), err=err)
+
+
+def echo_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print JSON, in characters that do nothing to a terminal (DEL is the one that JSON leaves alone)."""
+    click.echo(kombu_dumps(value, indent=indent, default=repr).replace("\x7f", "\\u007f"))
 
 
 class Rows:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..inspect import QueueStatus
+from ..presence import WorkerPresence
 from ..probes import ClockSkew, Denial, ServerInfo
 
 __all__ = (
@@ -25,8 +26,10 @@ __all__ = (
     "check_persistence",
     "check_role",
     "check_settings",
+    "check_timeouts",
     "check_version",
     "check_worlds",
+    "messages",
     "namesakes",
 )
 
@@ -58,6 +61,7 @@ CHECKS: tuple[str, ...] = (
     "role",
     "server",
     "settings",
+    "timeouts",
     "version",
     "workers",
 )
@@ -357,6 +361,23 @@ def check_settings(misspelt: Iterable[str]) -> Iterable[Finding]:
         yield Finding("settings", "warning", sentence, "What it was to change is as it was.", "Correct its name.")
 
 
+def check_timeouts(workers: Iterable[WorkerPresence]) -> Iterable[Finding]:
+    """All living workers have the same visibility timeout."""
+    nodes: dict[float, list[str]] = {}
+    for worker in workers:
+        if worker.is_alive:
+            nodes.setdefault(worker.visibility_timeout, []).append(worker.node)
+    if len(nodes) > 1:
+        shown = "; ".join(f"{timeout:g} s: {', '.join(sorted(set(nodes[timeout])))}" for timeout in sorted(nodes))
+        yield Finding(
+            "timeouts",
+            "warning",
+            f"Living workers have different visibility timeouts ({shown})",
+            "One with a short timeout may take another, which beats more slowly, for dead while its tasks run.",
+            "Give all of them the same streams_visibility_timeout, and restart those that still have the old one.",
+        )
+
+
 # -- both sides of a queue --------------------------------------------------------------------------------------------
 
 
@@ -375,7 +396,7 @@ def check_worlds(
     ours = workers.ours.get(name, ()) if workers else ()
     held = status.length + status.delayed
     if on and listed:
-        what = f"{listed:,} messages are on Celery's list while publishers write to the stream"
+        what = f"{messages(listed)} {_are(listed)} on Celery's list while publishers write to the stream"
         if stock:
             yield Finding(
                 "both worlds",
@@ -416,7 +437,7 @@ def check_worlds(
             name,
         )
     if not on and held:
-        what = f"{held:,} messages are on the stream while publishers write to Celery's list"
+        what = f"{messages(held)} {_are(held)} on the stream while publishers write to Celery's list"
         if ours or status.workers or (workers is None and status.consumers):
             by = f"; {', '.join(ours)} drains it" if ours else ""
             yield Finding(
@@ -462,5 +483,14 @@ def _dead(status: QueueStatus) -> str:
     return f"; {', '.join(status.dead_workers)} died" if status.dead_workers else ""
 
 
+def messages(count: int) -> str:
+    """Write a number of messages."""
+    return "1 message" if count == 1 else f"{count:,} messages"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
 def _wait(count: int) -> str:
-    return "1 message waits" if count == 1 else f"{count:,} messages wait"
+    return f"{messages(count)} {'waits' if count == 1 else 'wait'}"

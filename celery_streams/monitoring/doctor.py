@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from .. import keys, probes
+from .. import keys, presence, probes
 from ..app import Streams
 from ..conf import misspelt_settings
 from ..connection import RedisClient
@@ -36,8 +36,10 @@ from .checks import (
     check_persistence,
     check_role,
     check_settings,
+    check_timeouts,
     check_version,
     check_worlds,
+    messages,
     namesakes,
 )
 from .names import declared_queues, unknown_names
@@ -128,6 +130,7 @@ def diagnose(
             workers = find_workers(streams, timeout=timeout)
         except WORKERS_AWAY as exc:
             findings.append(cannot("workers", f"workers cannot be asked: {exc}"))
+    run("timeouts", lambda: check_timeouts(presence.workers(broker)))
     run("node names", lambda: _check_node_names(streams, names))
     for name in names:
         run("queue", lambda name=name: _check_queue(streams, name, lists, workers))  # type: ignore[misc]
@@ -268,7 +271,7 @@ def _look_at_queue(
         yield Finding(
             "groups",
             "warning",
-            f"{stream} holds {entries:,} messages and has no consumer group",
+            f"{stream} holds {messages(entries)} and has no consumer group",
             "No worker has read this stream yet, or the group was destroyed; what is in it waits.",
             f"{start}: it creates the group and skips nothing.",
             name,
@@ -279,7 +282,7 @@ def _look_at_queue(
         yield Finding(
             "consumers",
             "critical",
-            f"{holder.consumer} holds {holder.entries:,} messages and was silent for {holder.silent:,.0f} s",
+            f"{holder.consumer} holds {messages(holder.entries)} and was silent for {holder.silent:,.0f} s",
             "Its process is dead, and no living worker of the queue takes over what it held.",
             f"{start}: it puts them back within {visibility_timeout:g} s.",
             name,
@@ -289,8 +292,10 @@ def _look_at_queue(
         yield Finding(
             "consumers",
             "info",
-            f"{len(silent):,} consumers of dead workers are left in the group",
-            "They hold nothing and cost a little memory; status counts them.",
+            "1 consumer of a dead worker is left in the group"
+            if len(silent) == 1
+            else f"{len(silent):,} consumers of dead workers are left in the group",
+            "They hold nothing and cost a little memory.",
             "Nothing: the next worker of the queue deletes them.",
             name,
         )
@@ -323,7 +328,7 @@ def _check_transit(streams: Streams, name: str, lists: RedisClient | None) -> It
         yield Finding(
             "migration",
             "critical",
-            f"{left:,} messages are on their way between two databases",
+            f"{messages(left)} {'is on its' if left == 1 else 'are on their'} way between two databases",
             "A migration is running, or was killed: no worker sees these messages.",
             f"If none is running: celery-streams migrate {name} --to streams (or --to lists) again; it goes on.",
             name,

@@ -16,7 +16,7 @@ from ..connection import RedisClient
 from ..exceptions import BrokerError, ConfigurationError
 from ..installation import is_installed
 from ..kombu_lists import list_keys
-from ..probes import list_length, set_size
+from ..probes import list_lengths, set_size
 from ..redis_url import place
 from .workers import WORKERS_AWAY, find_workers
 
@@ -46,8 +46,8 @@ def look_at_lists(streams: Streams, queues: Sequence[str]) -> tuple[dict[str, Li
     own = False
     try:
         client, own = _client(streams)
-        for queue in queues:
-            lengths[queue] = list_length(client, list_keys(queue, _options(streams)))
+        names = [list_keys(queue, _options(streams)) for queue in queues]
+        lengths.update(zip(queues, list_lengths(client, names), strict=True))
     except ConfigurationError:
         pass  # another broker's queues are nothing that we could look at
     except BrokerError as exc:

@@ -16,7 +16,7 @@ from tests.eventually import eventually
 from tests.processes import ROOT
 from tests.redis_state import redis_now_ms
 
-POOLS = ["prefork", "threads", "solo"]
+POOLS = ["prefork", "threads", "solo", "gevent", "asyncio"]
 
 
 @pytest.mark.parametrize("pool", POOLS)

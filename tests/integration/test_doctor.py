@@ -205,7 +205,7 @@ def test_stream_without_a_group_is_found(app: MakeApp, broker: StreamBroker) -> 
     found = findings(app())["groups"]
 
     assert (found["level"], found["queue"]) == ("warning", "q")
-    assert "celery-streams:{q} holds 1 messages" in found["what"]
+    assert "celery-streams:{q} holds 1 message" in found["what"]
 
 
 def test_consumer_that_holds_entries_and_is_silent_is_found(app: MakeApp, broker: StreamBroker) -> None:
@@ -264,7 +264,7 @@ def test_message_on_its_way_counts_once_however_the_database_is_written(
 
     found = findings(app(streams_url=redis_url.removesuffix("/0")), "q")["migration"]
 
-    assert found["what"].startswith("1 messages")
+    assert found["what"].startswith("1 message ")
 
 
 def test_migration_that_was_killed_is_found(app: MakeApp, client: RedisClient, redis_url: str) -> None:
@@ -274,7 +274,7 @@ def test_migration_that_was_killed_is_found(app: MakeApp, client: RedisClient, r
     found = findings(app(streams_url=redis_url.rpartition("/")[0] + "/5"), "q")["migration"]
 
     assert found["level"] == "critical"
-    assert "1 messages are on their way" in found["what"]
+    assert "1 message is on its way" in found["what"]
 
 
 def test_results_in_the_database_of_the_streams_are_mentioned(app: MakeApp, redis_url: str) -> None:

@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MakeApp = Callable[..., Celery]
 
 #: Clears the screen, retitles the window, starts a new line, is rich's markup.
-NASTY = "x\x1b[2J\x1b]0;owned\x07\n\x9b[red]é"
+NASTY = "x\x1b[2J\x1b]0;owned\x07\n\x9b[red]é\x7f"
 
 
 def run(command: Any, app: Celery, *words: str, answer: str | None = None) -> Result:
@@ -83,6 +83,9 @@ def test_nothing_of_a_message_reaches_the_terminal_as_a_control_sequence(app: Ma
         (status, (NASTY, NASTY + "?")),
         (dead, ("list",)),
         (dead, ("show", NASTY, entry_id)),
+        (status, ("--json",)),
+        (dead, ("list", "--json")),
+        (dead, ("show", NASTY, entry_id, "--json")),
         (dead, ("show", NASTY, NASTY + "?")),
         (dead, ("show", NASTY + "?", entry_id)),
         (dead, ("replay", "--all", "--dry-run")),

@@ -24,11 +24,13 @@ from celery_streams.monitoring.checks import (
     check_permissions,
     check_persistence,
     check_role,
+    check_timeouts,
     check_version,
     check_worlds,
     namesakes,
 )
 from celery_streams.monitoring.doctor import sort_workers
+from celery_streams.presence import WorkerPresence
 from celery_streams.probes import ClockSkew, Denial, ServerInfo, needed_commands
 from celery_streams.scripts import Script
 
@@ -335,3 +337,30 @@ def test_messages_on_a_list_that_no_stock_worker_consumes_are_critical(
     found = list(check_worlds("q", replace(EMPTY, consumers=1), listed=3, share=share, workers=workers))
 
     assert [one.level for one in found] == ([level] if level else [])
+
+
+def test_one_of_anything_is_said_in_the_singular() -> None:
+    said = [
+        *check_worlds("q", EMPTY, listed=1, share=1.0, workers=None),
+        *check_worlds("q", replace(EMPTY, waiting=1), listed=0, share=0.0, workers=None),
+        *check_worlds("q", replace(EMPTY, waiting=1), listed=0, share=1.0, workers=None),
+        *check_worlds("q", EMPTY, listed=1, share=0.0, workers=Workers({}, {"q": ("w@h",)})),
+    ]
+
+    assert len(said) == 4
+    assert all(one.what.startswith(("1 message is ", "1 message waits ")) for one in said)
+
+
+def living(node: str, timeout: float, *, silent: float = 1.0) -> WorkerPresence:
+    return WorkerPresence(f"{node}/0.a", node, 1, "0.1.0", timeout, ("q",), (), silent)
+
+
+def test_living_workers_with_different_visibility_timeouts_are_found() -> None:
+    [found] = check_timeouts([living("a@h", 15.0), living("b@h", 60.0), living("c@h", 15.0)])
+
+    assert found.level == "warning"
+    assert "15 s: a@h, c@h; 60 s: b@h" in found.what
+
+
+def test_dead_worker_with_another_visibility_timeout_is_no_matter() -> None:
+    assert list(check_timeouts([living("a@h", 15.0), living("b@h", 60.0, silent=100.0)])) == []
