@@ -32,6 +32,7 @@ module                 process      owns
 ``redis_url``          all          what a Redis URL means
 ``poll``               all          waits for descriptors
 ``exceptions``         all          the tree of errors
+``celery_private``     all          Celery's insides, in one place
 ``signals``            worker       our signals
 ``presence``           all          which workers live
 ``inspect``            tools, web   looks at queues; replay and purge

@@ -20,6 +20,7 @@ from kombu.messaging import Producer as KombuProducer
 from kombu.utils.functional import ChannelPromise, retry_over_time
 from kombu.utils.imports import symbol_by_name
 
+from . import celery_private
 from .app import Streams, streams_of
 from .exceptions import BrokerUnavailable
 from .inspect import purge
@@ -207,4 +208,4 @@ def adopt(amqp: Any) -> None:
     """Change the class of an ``app.amqp`` that others may already refer to; its queues and router stay."""
     amqp.__class__ = _amqp_class(type(amqp))
     amqp.__dict__.pop("send_task_message", None)
-    amqp._producer_pool = None
+    celery_private.forget_producer_pool(amqp)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from celery import current_app
 from kombu.utils.imports import symbol_by_name
 
+from . import celery_private
 from .amqp import OUR_AMQP, STOCK_AMQP, adopt
 from .app import streams_of
 
@@ -44,7 +45,7 @@ def install(app: Celery | None = None, *, queues: Any = None, enabled: Any = Non
     Returns the app.
     """
     if app is None:
-        app = current_app._get_current_object()
+        app = celery_private.real_app(current_app)
     changes: dict[str, Any] = {}
     if queues is not None:
         changes["streams_queues"] = queues

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from celery import Celery, _state
+from celery import Celery
 from celery.app.utils import find_app
 from celery.utils.dispatch import Signal
 from django.conf import ENVIRONMENT_VARIABLE, LazySettings, settings
 from django.core.exceptions import ImproperlyConfigured
 
 import celery_streams
+from celery_streams import celery_private
 
 __all__ = (
     "follow_setting",
@@ -39,7 +40,7 @@ _FIXUP = "django_integration.project:await_configuration"
 
 def reads_django_settings(app: Celery) -> bool:
     """Return whether ``app`` was told to take its configuration from Django's settings; it is not read here."""
-    source = app._config_source
+    source = celery_private.config_source(app)
     if isinstance(source, str):
         return source in (*_SETTINGS_NAMES, os.environ.get(ENVIRONMENT_VARIABLE))
     return isinstance(source, LazySettings) or (
@@ -60,11 +61,11 @@ def project_app() -> Celery:
 
 
 def _find_project_app() -> Celery:
-    preferred = [app for app in (_state._tls.current_app, _state.default_app) if app is not None]
+    preferred = celery_private.preferred_apps()
     for app in preferred:
         if reads_django_settings(app):
             return app
-    others = [app for app in _state._get_active_apps() if reads_django_settings(app)]
+    others = [app for app in celery_private.active_apps() if reads_django_settings(app)]
     if len(others) == 1:
         return others[0]
     if others:
@@ -100,7 +101,7 @@ def _import_app() -> Celery | None:
 
 def install_on_existing_apps() -> None:
     """Install on each app that reads Django's settings; on those that are not configured yet, when they are."""
-    for app in list(_state._get_active_apps()):
+    for app in celery_private.active_apps():
         if reads_django_settings(app):
             _install(app)
         elif not app.configured:
@@ -157,7 +158,7 @@ def follow_setting(*, setting: str, **kwargs: Any) -> None:
     ``app.conf`` follows ``override_settings`` by itself, and so does the switch; the other settings are kept once
     they were read. What ``install`` was given goes on to win over Django's settings.
     """
-    for app in list(_state._get_active_apps()):
+    for app in celery_private.active_apps():
         if app.namespace and setting.startswith(f"{app.namespace}_STREAMS_") and reads_django_settings(app):
             if setting != f"{app.namespace}_STREAMS_ENABLED":
                 celery_streams.streams_of(app).reload()

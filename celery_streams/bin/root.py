@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
-from celery import _state
 from celery.bin.celery import celery as celery_group
 from celery.platforms import EX_FAILURE
 from kombu.exceptions import OperationalError
 
-from .. import __version__
+from .. import __version__, celery_private
 from ..exceptions import CeleryStreamsError, ConfigurationError
 from ..installation import is_installed
 from .base import ASKS_FOR_HELP, RootGroup, load_app
@@ -90,7 +89,8 @@ def celery_streams(ctx: click.Context, /, **options: Any) -> None:
         app = load_app(app)
     needs_app = ctx.invoked_subcommand not in (None, *_WITHOUT_APP) and not ctx.meta[ASKS_FOR_HELP]
     if app is None and needs_app:
-        if _state.default_app is None or not is_installed(_state.default_app):
+        made = celery_private.default_app()
+        if made is None or not is_installed(made):
             raise click.UsageError("Which app? Name it: celery-streams -A proj COMMAND (or set CELERY_APP)")
     if ctx.invoked_subcommand is None and not options.get("version"):
         click.echo(ctx.get_help())

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextvars
-import sys
 from typing import TYPE_CHECKING, Any
 
-from celery import _state
+from .. import celery_private
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -51,7 +50,4 @@ def keep_contexts(app: Celery) -> None:
     """Exchange the stacks behind ``self.request`` and ``current_task``; before the tracers are built."""
     for name, task in list(app.tasks.items()):
         task.request_stack = ContextStack(f"request of {name}")
-    old, new = _state._task_stack, ContextStack("current task")
-    for module in list(sys.modules.values()):
-        if getattr(module, "__name__", "").startswith("celery.") and getattr(module, "_task_stack", None) is old:
-            module._task_stack = new  # type: ignore[attr-defined]
+    celery_private.exchange_task_stack(ContextStack("current task"))

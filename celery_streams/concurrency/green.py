@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import greenlet
 
+from .. import celery_private
 from ..broker import Delivery, Entry
 from ..worker.execution import Interruption
 from ..worker.hand_back import Restrictable
@@ -139,9 +140,9 @@ class GreenPool(thread.TaskPool):
         is revoked is found to be so when it is read again.
         """
         for entry, ended in list(self._terminated.items()):
-            if ended.request._already_revoked:
+            if celery_private.was_revoked(ended.request):
                 self.parent.lost.settler(ended.consumer).acknowledge([entry])
-            elif ended.request._already_cancelled or time.monotonic() >= ended.until:
+            elif celery_private.was_cancelled(ended.request) or time.monotonic() >= ended.until:
                 self.parent.lost.settler(ended.consumer).put_back([entry], insist=False)
             else:
                 continue

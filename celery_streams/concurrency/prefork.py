@@ -18,6 +18,7 @@ from billiard.pool import EX_RECYCLE
 from celery import signals
 from celery.worker import state as worker_state
 
+from .. import celery_private
 from ..broker import StreamRef
 from ..message import Message
 from ..poll import readable
@@ -257,7 +258,7 @@ class TaskPool(StreamsPool):
         request = self.parent.requests.known.get(shot.running) if shot.running is not None else None
         cause = child.cause
         if request is not None and cause == Cause():
-            cause = Cause(revoked=request._already_revoked, cancelled=request._already_cancelled)
+            cause = Cause(revoked=celery_private.was_revoked(request), cancelled=celery_private.was_cancelled(request))
         if cause == Cause() and worker_state.should_terminate:
             cause = Cause(cancelled=True)
         if exitcode not in _CLEAN and shot.running is None and not self._stopping:

@@ -19,7 +19,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from billiard import common
 from billiard.common import reset_signals
 from billiard.compat import mem_rss
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -27,6 +26,7 @@ from billiard.pool import EX_RECYCLE, TASK, Worker
 from celery.concurrency.prefork import process_destructor, process_initializer
 from celery.worker import state as worker_state
 
+from .. import celery_private
 from ..app import Streams, streams_of
 from ..broker import Delivery, Entry, StreamRef
 from ..poll import readable, writable
@@ -301,7 +301,7 @@ class ChildLoop:
         try:
             self.executor.execute(delivery)
         except (SystemExit, KeyboardInterrupt):
-            if not common._should_have_exited[0]:  # terminate_handler_fired() of billiard 4.3.1 and later
+            if not celery_private.is_ending():
                 self.slot.exited()
             raise
         finally:

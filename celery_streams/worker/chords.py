@@ -12,6 +12,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from .. import celery_private
+
 __all__ = ("claim_left", "dispatch_awaited")
 
 logger = logging.getLogger(__name__)
@@ -26,7 +28,7 @@ def claim_left(backend: Any, group_id: str) -> float:
     Raises:
         redis.exceptions.RedisError: the result backend is away or refuses.
     """
-    if not hasattr(backend, "_chord_claim_extend_script"):
+    if not celery_private.chord_claims_are_known(backend):
         return 0.0  # a backend, or a Celery, that knows no claims
     key = backend.get_key_for_group(group_id, ".c")
     claim = backend.client.get(key)

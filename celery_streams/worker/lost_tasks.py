@@ -18,6 +18,7 @@ from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
 from celery import states
 
+from .. import celery_private
 from ..app import Streams
 from ..broker import Delivery, Entry, StreamBroker
 from ..exceptions import BrokerUnavailable, MessageError
@@ -149,8 +150,7 @@ class LostTasks:
         if event is not Event.TIMED_OUT:
             einfo = _lost(exitcode)
             death = Death(request.task.name, request.id, repr(unwrapped(einfo.exception)), einfo.traceback)
-            stored = getattr(request, "_success_was_stored", None)
-            meta = stored() if stored is not None else None
+            meta = celery_private.success_was_stored(request)
             if meta:
                 logger.warning("Task %s[%s] succeeded before its process was lost.", request.name, request.id)
                 self._count_chord_part(request, meta)
@@ -182,7 +182,7 @@ class LostTasks:
 
         A result that was counted already is counted again under the same name, which changes nothing.
         """
-        context = request._context
+        context = celery_private.context_of(request)
         if not context.chord or not isinstance(meta, dict):
             return
         try:

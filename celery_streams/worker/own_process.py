@@ -14,10 +14,10 @@ import threading
 import traceback
 from typing import Any, NoReturn
 
-from celery._state import get_current_task
 from celery.app.trace import TraceInfo
 from celery.states import READY_STATES
 
+from ..celery_private import current_task
 from ..running_task import current
 
 __all__ = ("end_foreign_process", "guard_forks")
@@ -54,7 +54,7 @@ def _disown() -> None:
 
     TraceInfo.handle_error_state = end_instead
     TraceInfo.handle_ignore = TraceInfo.handle_reject = lambda *args, **options: end_foreign_process()
-    task = get_current_task()
+    task = current_task()
     if task is None:
         return
     backend, store = task.backend, task.backend.store_result

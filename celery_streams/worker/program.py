@@ -27,7 +27,7 @@ from celery.worker import state as worker_state
 from kombu.utils.imports import symbol_by_name
 
 from .. import __file__ as package
-from .. import __version__
+from .. import __version__, celery_private
 from ..app import Streams, streams_of
 from ..conf import misspelt_settings, settings_in_force
 from ..redis_url import safe_url
@@ -132,7 +132,7 @@ class StreamsWork(WorkController):  # type: ignore[misc]
                 f"A worker reads streams or lists, and of its queues {', '.join(selected)} these are on lists "
                 f"(streams_queues): {', '.join(elsewhere)}. Name its queues (queues=[...]), or choose all of them"
             )
-        self.setup_queues(None if queues._consume_from is None else selected)
+        self.setup_queues(selected if celery_private.consumes_from_chosen(queues) else None)
 
     @staticmethod
     def _refuse(wrong: Iterable[str]) -> None:

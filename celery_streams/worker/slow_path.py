@@ -19,6 +19,7 @@ from celery.exceptions import InvalidTaskError, NotRegistered, TaskRevokedError
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu.exceptions import ContentDisallowed, DecodeError
 
+from .. import celery_private
 from ..exceptions import MessageError
 from ..running_task import current
 from .chords import dispatch_awaited
@@ -53,7 +54,7 @@ class SlowPath:
         )
         try:
             if message.errors:
-                message._reraise_error()
+                celery_private.raise_decoding_error(message)
             decoded = message.payload
         except ContentDisallowed as exc:
             return Report(Event.NOT_ACCEPTED, error=exc)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import rate
 
+from .. import celery_private
 from ..app import Streams
 from ..async_tasks import as_function
 from .outcome import Circumstances
@@ -71,8 +72,9 @@ def least_delivery_limit(app: Celery, streams: Streams) -> int:
 
 def make_callable(task: Any) -> None:
     """Let an ``async def`` task that was declared with Celery's own decorator run in every pool."""
-    if hasattr(task, "_orig_run"):  # with autoretry_for Celery wrapped the function, and catches what it raises
-        task._orig_run = as_function(task._orig_run)
+    wrapped = celery_private.autoretried_function(task)
+    if wrapped is not None:
+        celery_private.set_autoretried_function(task, as_function(wrapped))
     elif inspect.iscoroutinefunction(task.run):
         task.run = as_function(task.run)
 

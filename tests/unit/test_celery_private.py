@@ -1,0 +1,132 @@
+"""Each private name of Celery, kombu and billiard that is used: what an upgrade that takes it away would break."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from billiard import common
+from celery import Celery, _state, current_app
+from celery.app.amqp import Queues
+from celery.app.autoretry import add_autoretry_behaviour
+from celery.app.trace import TraceInfo
+from celery.worker import request as worker_request
+from kombu.message import Message
+
+import celery_streams
+from celery_streams import celery_private
+
+PACKAGES = [Path(celery_streams.__file__).parent, Path(celery_streams.__file__).parent.parent / "django_integration"]
+
+
+def _task() -> Any:
+    app = Celery("private", set_as_current=False)
+
+    @app.task(autoretry_for=(ValueError,), shared=False, lazy=False)
+    def work() -> None: ...
+
+    return work
+
+
+NAMES: dict[str, tuple[Any, str]] = {
+    "celery._state._get_active_apps": (
+        lambda: callable(_state._get_active_apps),
+        "Django projects are put on streams by looking through all apps (celery_private.active_apps)",
+    ),
+    "celery._state._tls.current_app": (
+        lambda: hasattr(_state._tls, "current_app"),
+        "the project's app is found without making one (celery_private.preferred_apps)",
+    ),
+    "celery._state.default_app": (
+        lambda: hasattr(_state, "default_app"),
+        "commands use the app that is there (celery_private.default_app)",
+    ),
+    "celery._state._task_stack": (
+        lambda: hasattr(_state._task_stack, "push"),
+        "pools that run coroutines keep current_task for each context (celery_private.exchange_task_stack)",
+    ),
+    "celery._state.get_current_task": (
+        lambda: callable(_state.get_current_task),
+        "a process that a task forked must not store its result (worker.own_process)",
+    ),
+    "Proxy._get_current_object": (
+        lambda: isinstance(current_app._get_current_object(), Celery),
+        "install() without an app installs on the current one (celery_private.real_app)",
+    ),
+    "Celery._config_source": (
+        lambda: hasattr(Celery("private", set_as_current=False), "_config_source"),
+        "Django projects are known by where their app reads its settings (celery_private.config_source)",
+    ),
+    "AMQP._producer_pool": (
+        lambda: hasattr(Celery("private", set_as_current=False).amqp, "_producer_pool"),
+        "an app whose amqp was built before gets our producers (celery_private.forget_producer_pool)",
+    ),
+    "Queues._consume_from": (
+        lambda: hasattr(Queues({}), "_consume_from"),
+        "-Q is told from no -Q (celery_private.consumes_from_chosen)",
+    ),
+    "Task._orig_run": (
+        lambda: hasattr(_task(), "_orig_run") and callable(add_autoretry_behaviour),
+        "async def tasks with autoretry_for run in every pool (celery_private.autoretried_function)",
+    ),
+    "Request._context": (
+        lambda: hasattr(worker_request.Request, "_context"),
+        "a lost task's chord is counted (celery_private.context_of)",
+    ),
+    "Request._already_revoked, _already_cancelled": (
+        lambda: {"_already_revoked", "_already_cancelled"} <= set(dir(worker_request.Request)),
+        "a child's death is told from a termination (celery_private.was_revoked, was_cancelled)",
+    ),
+    "Message._reraise_error": (
+        lambda: callable(Message._reraise_error),
+        "a message that kombu cannot decode is told why (celery_private.raise_decoding_error)",
+    ),
+    "billiard.common._should_have_exited": (
+        lambda: isinstance(common._should_have_exited, list),
+        "an exit that the parent asked for is told from one of the task (celery_private.is_ending)",
+    ),
+    "TraceInfo.handle_error_state": (
+        lambda: all(callable(getattr(TraceInfo, f"handle_{way}")) for way in ("error_state", "ignore", "reject")),
+        "a process that a task forked ends where it leaves the task (worker.own_process)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_private_name_is_still_there(name: str) -> None:
+    there, purpose = NAMES[name]
+
+    try:
+        found = there()
+    except AttributeError:
+        found = False
+
+    assert found, f"This version has no {name}: {purpose}. Find what took its place."
+
+
+#: Private names of others: a word with an underscore in front, of something that is not ours.
+PRIVATE = re.compile(r"\b(_state|_tls|app|amqp|queues|request|message|common|current_app)\._[a-z]\w+")
+
+
+def test_no_other_module_uses_private_names_of_celery() -> None:
+    used = [
+        f"{path.name}: {match[0]}"
+        for package in PACKAGES
+        for path in package.rglob("*.py")
+        if path.name != "celery_private.py"
+        for match in PRIVATE.finditer(path.read_text())
+    ]
+
+    assert used == []
+
+
+def test_functions_answer_for_a_real_app() -> None:
+    app = Celery("private", set_as_current=False)
+    app.config_from_object({"task_default_queue": "q"})
+
+    assert app in celery_private.active_apps()
+    assert celery_private.config_source(app) == {"task_default_queue": "q"}
+    assert celery_private.autoretried_function(_task()) is not None
+    assert not celery_private.is_ending()
