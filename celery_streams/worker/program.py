@@ -123,8 +123,14 @@ class StreamsWork(WorkController):  # type: ignore[misc]
             self.autoscaler_cls = AUTOSCALER
 
     def _select_streams(self) -> None:
-        """Select again what Celery selected, which was a worker's of lists until now."""
+        """Select again what Celery selected, which was a worker's of lists until now.
+
+        Raises:
+            ConfigurationError: the URL is not one of a Redis; the thread of an embedded worker would tell nobody.
+            ImproperlyConfigured: some of its queues are on lists.
+        """
         streams, queues = streams_of(self.app), self.app.amqp.queues
+        streams.new_broker().client.close()
         selected = list(queues.consume_from)
         elsewhere = [name for name in selected if not streams.on_streams(name)]
         if elsewhere:

@@ -59,9 +59,15 @@ def install_worker_side() -> None:
     from celery.worker.control import control_command
 
     @control_command(name="suite_clear_revoked_stamps", visible=False)
-    def clear_revoked_stamps(state: Any, **kwargs: Any) -> dict[str, str]:
+    def clear_revoked_stamps(state: Any, **kwargs: Any) -> dict[str, Any]:
         worker_state.revoked_stamps.clear()
-        return {"ok": "cleared"}
+        pool = state.consumer.pool
+        if not hasattr(pool, "forward_stamps"):
+            return {"ok": "cleared", "ending": []}
+        # Our children hold what they were told, as a stock worker's main process does; new ones know nothing.
+        ending = pool.info["processes"]
+        pool.restart()
+        return {"ok": "cleared", "ending": ending}
 
     signals.task_received.connect(_forward_received, weak=False)
     signals.task_postrun.connect(_note_success, weak=False)

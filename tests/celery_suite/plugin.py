@@ -46,7 +46,7 @@ IN_PROCESS_ONLY = {
 #: Tests that mean nothing on an installed app.
 STOCK_ONLY = {
     "test_backend_leak_in_fixture_teardown.py::test_fixture_teardown_releases_backend_connections": (
-        "starts a stock worker in a thread on an app that the fixtures install on streams"
+        "its app has the broker memory://, and streams need a Redis"
     ),
 }
 
@@ -149,6 +149,20 @@ class RevokedStamps(dict[str, Any]):
 
             replies = current_app.control.broadcast("suite_clear_revoked_stamps", reply=True, timeout=2, limit=1)
             assert replies, "no reply to suite_clear_revoked_stamps"
+            ((answer,),) = (reply.values() for reply in replies)
+            self._wait_for_the_end_of(answer["ending"])
+
+    @staticmethod
+    def _wait_for_the_end_of(processes: list[int]) -> None:
+        from celery import current_app
+
+        deadline = time.monotonic() + 10.0
+        while processes and time.monotonic() < deadline:
+            stats = current_app.control.inspect(timeout=2, limit=1).stats() or {}
+            if any(set(processes).isdisjoint(one["pool"]["processes"]) for one in stats.values()):
+                return
+            time.sleep(0.05)
+        assert not processes, f"children that were told to stop still run: {processes}"
 
 
 if MODE in PROGRAMS:

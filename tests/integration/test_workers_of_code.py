@@ -15,6 +15,7 @@ from celery.exceptions import ImproperlyConfigured
 
 import celery_streams
 from celery_streams import inspect as streams_inspect
+from celery_streams.exceptions import ConfigurationError
 from tests.eventually import eventually
 from tests.processes import ROOT
 
@@ -127,6 +128,16 @@ def test_embedded_worker_whose_time_limit_means_nothing_says_so_at_once(embedded
 
     with (
         pytest.raises(ImproperlyConfigured, match="task_time_limit: 'soon' is not a number of seconds"),
+        start_worker(app, loglevel="CRITICAL", perform_ping_check=False),
+    ):
+        pass
+
+
+def test_embedded_worker_whose_broker_is_no_redis_says_so_at_once(embedded):
+    app = embedded(broker_url="memory://")
+
+    with (
+        pytest.raises(ConfigurationError, match="streams need a Redis"),
         start_worker(app, loglevel="CRITICAL", perform_ping_check=False),
     ):
         pass
