@@ -501,6 +501,7 @@ def _check_names(conf: Mapping[str, Any], environ: Mapping[str, str]) -> None:
         raise ConfigurationError(message)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return a question with the known name that is nearest to ``word``; nothing when none is as near as ``cutoff``."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {found[0]!r}?" if found else ""

@@ -37,6 +37,7 @@ __all__ = (
     "dead_letters",
     "decode_arguments",
     "delayed_messages",
+    "has_held_messages",
     "known_queues",
     "obstacles",
     "own_group",
@@ -225,6 +226,18 @@ def _living(queue: str, workers: Sequence[WorkerPresence], heard: Mapping[str, f
     nodes = {worker.node for worker in workers}
     # Workers of versions that did not beat: Redis hears of them each minute.
     return found | {name for name, idle in heard.items() if name.rpartition("/")[0] not in nodes and idle < _UNHEARD}
+
+
+def has_held_messages(broker: StreamBroker, queue: str) -> bool:
+    """Return whether ``queue`` holds a message, or held one; a worker that reads it makes it known all the same."""
+    names = broker.queue_keys(queue)
+    looks: list[tuple[Any, ...]] = [("ZCARD", names.delayed), ("XLEN", names.dead)]
+    for stream in names.streams:
+        looks += [("XLEN", stream), ("XINFO", "GROUPS", stream)]
+    delayed, dead, *rest = broker.client.call_all(looks, missing_is_none=True)
+    groups = [own_group(found) for found in rest[1::2]]
+    delivered = any(group is not None and group[b"last-delivered-id"] != b"0-0" for group in groups)
+    return delivered or any((delayed, dead, *rest[::2]))
 
 
 def own_group(groups: Sequence[Any] | None) -> dict[bytes, Any] | None:

@@ -15,6 +15,7 @@ from celery.exceptions import CeleryCommandException
 from celery.platforms import EX_FAILURE
 
 from ..app import Streams, streams_of
+from ..conf import nearest
 from ..exceptions import CannotRun, MessageError
 from ..inspect import (
     DeadLetter,
@@ -305,6 +306,9 @@ def replay_dead(
         raise bad_input("--to needs the name of a queue")
     streams = streams_of(ctx.obj.app)
     broker = streams.broker
+    if to is not None and (near := nearest(to, known := {*streams.known_queues(), *ctx.obj.app.amqp.queues}, 0.75)):
+        if to not in known:
+            raise bad_input(f"Queue {to!r} was never used, and the project has no such queue{near}")
     ignored = {kind for kind, given in (("expired", ignore_expires), ("revoked", ignore_revoked)) if given}
     chosen = _choose(streams, selection, everything=everything)
     if dry_run:

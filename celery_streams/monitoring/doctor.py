@@ -15,7 +15,7 @@ from ..app import Streams
 from ..conf import misspelt_settings
 from ..connection import RedisClient
 from ..exceptions import BrokerError, BrokerUnavailable, ConfigurationError, NotPermitted
-from ..inspect import known_queues, queue_status
+from ..inspect import queue_status
 from ..installation import is_installed
 from ..kombu_lists import list_keys
 from ..migration import same_database
@@ -42,7 +42,7 @@ from .checks import (
     messages,
     namesakes,
 )
-from .names import declared_queues, unknown_names
+from .names import declared_queues, queues_in_use, unknown_names
 from .workers import WORKERS_AWAY, find_workers, sort_workers
 
 __all__ = ("Diagnosis", "diagnose", "find_workers", "sort_workers")
@@ -190,8 +190,9 @@ def _queues(
 
 
 def _check_queue_names(streams: Streams) -> Iterable[Finding]:
-    used = known_queues(streams.broker)
-    return check_names(unknown_names(streams, used=used), filter(streams.on_streams, declared_queues(streams)))
+    return check_names(
+        unknown_names(streams, used=queues_in_use(streams)), filter(streams.on_streams, declared_queues(streams))
+    )
 
 
 def _check_install(streams: Streams) -> Finding:

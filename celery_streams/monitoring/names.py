@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from ..app import Streams
+from ..inspect import has_held_messages, known_queues
 
-__all__ = ("declared_queues", "unknown_names")
+__all__ = ("declared_queues", "queues_in_use", "unknown_names")
+
+#: A pattern up to its first wildcard.
+_LITERAL = re.compile(r"[^*?\[]*")
 
 #: How alike two names must be for one to be taken for the other, misspelt (``difflib``).
 _NEARLY = 0.75
@@ -26,20 +32,45 @@ def declared_queues(streams: Streams) -> set[str]:
 
 
 def unknown_names(streams: Streams, *, used: Iterable[str] = ()) -> dict[str, str | None]:
-    """Return the names and patterns of ``streams_queues`` that nothing else knows, with the nearest name that is known.
+    """Return the names and patterns of ``streams_queues`` that nothing else knows, with the nearest that is known.
 
     A name that is like no other is no mistake, as far as can be told: a queue need not be declared before its first
-    message. ``used`` are the queues that have held messages.
+    message. ``used`` are the queues that have held messages; patterns are returned only with one that is near.
     """
     choice = streams.conf.queues
     known = (declared_queues(streams) | set(used)) - {""}
+    # Not a queue that is chosen by a name of its own: emails beside email is no mistake.
+    others = sorted(other for other in known if other not in choice.names)
     found: dict[str, str | None] = {}
-    for name in choice.names:
-        if name not in known:
-            # Not a queue that is chosen by a name of its own: emails beside email is no mistake.
-            others = sorted(other for other in known if other not in choice.names)
-            found[name] = next(iter(difflib.get_close_matches(name, others, n=1, cutoff=_NEARLY)), None)
+    for name in choice.patterns:
+        if name in choice.names and name not in known:
+            found[name] = _nearest(name, others)
+        elif name not in choice.names and not any(fnmatchcase(queue, name) for queue in known):
+            begin = _LITERAL.match(name)
+            literal = begin[0] if begin else ""
+            near = _nearest(literal, [queue[: len(literal)] for queue in others]) if len(literal) > 2 else None
+            if near is not None:
+                found[name] = near + name[len(literal) :]
     return found
+
+
+def queues_in_use(streams: Streams) -> set[str]:
+    """Return the queues that Redis knows, without the names of ``streams_queues`` that never held a message.
+
+    A worker makes each queue that it reads known, also one whose name is misspelt.
+
+    Raises:
+        BrokerError: Redis is away, or refuses.
+    """
+    declared = declared_queues(streams)
+    suspects = {name for name in streams.conf.queues.names if name not in declared}
+    return {
+        name for name in known_queues(streams.broker) if name not in suspects or has_held_messages(streams.broker, name)
+    }
+
+
+def _nearest(word: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, sorted(known), n=1, cutoff=_NEARLY)), None)
 
 
 def _routed(routes: Any) -> Iterable[str]:

@@ -11,12 +11,12 @@ from typing import Any, Literal
 from .. import presence
 from ..app import Streams
 from ..conf import misspelt_settings
-from ..inspect import QueueStatus, known_queues, queue_status
+from ..inspect import QueueStatus, queue_status
 from ..installation import is_installed
 from ..redis_url import safe_url
 from .alerts import Alert, judge, misspelt_setting, never_used, unknown_queue
 from .lists import ListSide, look_at_lists
-from .names import unknown_names
+from .names import queues_in_use, unknown_names
 
 __all__ = ("QueueReport", "Status", "Totals", "collect")
 
@@ -132,18 +132,17 @@ def collect(streams: Streams, queues: Iterable[str] | None = None, *, now: float
     """
     conf = streams.conf
     broker = streams.broker
-    used = known_queues(broker)
-    known = sorted({*used, *streams.named_queues()})
+    known = streams.known_queues()
     workers = presence.workers(broker)
     reports = []
     names = known if queues is None else sorted(set(queues))
     sides, trouble = look_at_lists(streams, names)
-    unknown = unknown_names(streams, used=used)
+    unknown = unknown_names(streams, used=queues_in_use(streams))
     for name in names:
         state = queue_status(broker, name, workers=workers)
         side = sides[name]
         near = unknown.get(name) if not side.length else None
-        alerts = judge(state, conf.alerts, side) if name in known else [never_used(name)]
+        alerts = judge(state, conf.alerts, side) if name in known or side.length else [never_used(name)]
         alerts += [unknown_queue(name, near)] if near else []
         reports.append(QueueReport(state, streams.on_streams(name), tuple(alerts), side))
     return Status(
@@ -152,5 +151,8 @@ def collect(streams: Streams, queues: Iterable[str] | None = None, *, now: float
         enabled=is_installed(streams.app) and streams.enabled(),
         queues=tuple(reports),
         lists_trouble=trouble,
-        settings=tuple(map(misspelt_setting, misspelt_settings(streams.app.conf).values())),
+        settings=(
+            *map(misspelt_setting, misspelt_settings(streams.app.conf).values()),
+            *(unknown_queue(name, near) for name, near in unknown.items() if near and name not in known),
+        ),
     )

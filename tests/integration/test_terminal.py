@@ -337,6 +337,48 @@ def test_misspelt_queue_is_said_with_the_name_that_a_task_or_a_message_has(app: 
     assert "did you mean 'mark_as_read'?" in found["mark_as_raed"]
 
 
+def test_misspelt_queue_is_said_although_a_worker_reads_it(app: MakeApp, broker: StreamBroker) -> None:
+    project = app(streams_queues=["send_mesage"], task_default_queue="send_message")
+    broker.ensure_groups(["send_mesage"])  # as a worker without -Q does
+    before = [one.name for one in collect(streams_of(project)).alerts]
+    delivered(broker, "send_mesage", "w", message(1))
+
+    after = [one.name for one in collect(streams_of(project)).alerts]
+
+    assert before == ["unknown_queue"]
+    assert "unknown_queue" not in after
+
+
+def test_misspelt_pattern_is_said_with_the_right_one(app: MakeApp, broker: StreamBroker) -> None:
+    project = app(streams_queues=["caht.*", "mail.*", "x*"], task_queues=[Queue("chat.send"), Queue("mail.send")])
+
+    [alert] = collect(streams_of(project)).alerts
+    findings = [one for one in diagnose(streams_of(project), ask_workers=False).findings if one.check == "names"]
+
+    assert (alert.queue, alert.name) == ("caht.*", "unknown_queue")
+    assert "did you mean 'chat.*'" in alert.message
+    assert [one.level for one in findings] == ["warning"]
+
+
+def test_dead_letters_are_not_replayed_to_a_misspelt_queue(app: MakeApp, broker: StreamBroker) -> None:
+    bury(broker, message(1), queue="send_message")
+
+    refused = run(dead, app(), "replay", "--all", "--to", "send_mesage")
+    passed = run(dead, app(), "replay", "--all", "--to", "slow")
+
+    assert refused.exit_code == 2
+    assert "did you mean 'send_message'?" in refused.stderr
+    assert passed.exit_code == 0
+
+
+def test_status_of_a_queue_that_is_on_its_list_only_shows_the_list(app: MakeApp, broker: StreamBroker) -> None:
+    broker.client.call("LPUSH", "jobs", "{}")
+
+    found = collect(streams_of(app(streams_queues=["other"], task_default_queue="other")), ["jobs"])
+
+    assert [one.name for one in found.alerts] == ["no_stock_worker"]
+
+
 def test_names_that_are_known_or_like_no_other_are_no_mistake(app: MakeApp, broker: StreamBroker) -> None:
     broker.client.call("LPUSH", "emials", "{}")
     project = app(
