@@ -9,6 +9,7 @@ The way of a message, and the module that owns each step::
     later becomes now                celery_streams.worker.delayed
     read, execute, decide, settle    celery_streams.worker     child, executor, outcome
     keep alive, claim                celery_streams.worker     heartbeat, claimer
+    who lives?                       celery_streams.presence   said by the workers, read by monitors
     look                             celery_streams.inspect    -> monitoring, bin, django_integration
 
 All modules of this package, and who loads them: web processes and others that publish, workers, the tools of operators:
@@ -37,6 +38,7 @@ module                 process      owns
 ``presence``           all          which workers live
 ``inspect``            tools, web   looks at queues; replay and purge
 ``obstacles``          tools, web   why no worker would run a message
+``hints``              all          commands in logs and findings, as to be typed
 ``printable``          all          text from messages, harmless to a terminal
 ``probes``             tools        raw looks at Redis for the doctor
 ``removal``            tools        deletes a queue

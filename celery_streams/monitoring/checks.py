@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..hints import command
 from ..inspect import QueueStatus
 from ..presence import WorkerPresence
 from ..probes import ClockSkew, Denial, ServerInfo
@@ -373,7 +375,8 @@ def check_timeouts(workers: Iterable[WorkerPresence]) -> Iterable[Finding]:
             "timeouts",
             "warning",
             f"Living workers have different visibility timeouts ({shown})",
-            "One with a short timeout may take another, which beats more slowly, for dead while its tasks run.",
+            "What a dead worker held runs again after its own timeout; a worker of an older version claims by its "
+            "own, also what a slower one is running.",
             "Give all of them the same streams_visibility_timeout, and restart those that still have the old one.",
         )
 
@@ -414,7 +417,7 @@ def check_worlds(
                 "No stock worker consumes the list: these tasks never run."
                 if workers
                 else "If no stock worker consumes the list, these tasks never run.",
-                f"celery-streams migrate {name} --to streams",
+                command("migrate", name, "--to", "streams"),
                 name,
             )
     elif share >= 1.0 and stock:
@@ -423,7 +426,7 @@ def check_worlds(
             "warning",
             f"The stock worker {', '.join(stock)} consumes Celery's list, which gets no new message",
             "It sits idle while its capacity is counted on.",
-            f"Replace it: celery-streams worker -Q {name}",
+            f"Replace it: {command('worker', '-Q', name)}",
             name,
         )
     if not on and listed and workers is not None and not stock:
@@ -432,8 +435,8 @@ def check_worlds(
             "critical",
             f"{_wait(listed)} on Celery's list, where publishers write, and no stock worker consumes it",
             "These tasks never run.",
-            f"Start a stock worker (celery worker -Q {name}), or turn streams on and celery-streams migrate {name} "
-            "--to streams.",
+            f"Start a stock worker (celery worker -Q {shlex.quote(name)}), or turn streams on and "
+            f"{command('migrate', name, '--to', 'streams')}",
             name,
         )
     if not on and held:
@@ -454,7 +457,7 @@ def check_worlds(
                 "critical",
                 what,
                 "No stream worker consumes the stream: these tasks never run.",
-                f"celery-streams migrate {name} --to lists, or celery-streams worker -Q {name} until it is empty.",
+                f"{command('migrate', name, '--to', 'lists')}, or until it is empty {command('worker', '-Q', name)}",
                 name,
             )
     if status.consumers or ours:
@@ -465,7 +468,7 @@ def check_worlds(
             "critical",
             f"{_wait(status.length)} and no worker consumes the stream" + _dead(status),
             "These tasks do not run.",
-            f"celery-streams worker -Q {name}",
+            command("worker", "-Q", name),
             name,
         )
     elif status.dead_workers:
@@ -474,7 +477,7 @@ def check_worlds(
             "warning",
             "No worker consumes the stream" + _dead(status),
             "It was killed, or cannot reach Redis; what is published from now on waits.",
-            f"celery-streams worker -Q {name}",
+            command("worker", "-Q", name),
             name,
         )
 

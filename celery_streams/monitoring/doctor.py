@@ -15,6 +15,7 @@ from ..app import Streams
 from ..conf import misspelt_settings
 from ..connection import RedisClient
 from ..exceptions import BrokerError, BrokerUnavailable, ConfigurationError, NotPermitted
+from ..hints import command
 from ..inspect import queue_status
 from ..installation import is_installed
 from ..kombu_lists import list_keys
@@ -267,7 +268,7 @@ def _look_at_queue(
 ) -> Iterable[Finding]:
     """Yield one after the other, so that a look that is refused hides only those behind it."""
     broker = streams.broker
-    start = f"Start a worker (celery-streams worker -Q {name})"
+    start = f"Start a worker ({command('worker', '-Q', name)})"
     for stream, entries in probes.streams_without_group(broker, name).items():
         yield Finding(
             "groups",
@@ -331,6 +332,6 @@ def _check_transit(streams: Streams, name: str, lists: RedisClient | None) -> It
             "critical",
             f"{messages(left)} {'is on its' if left == 1 else 'are on their'} way between two databases",
             "A migration is running, or was killed: no worker sees these messages.",
-            f"If none is running: celery-streams migrate {name} --to streams (or --to lists) again; it goes on.",
+            f"If none is running: {command('migrate', name, '--to', 'streams')} (or --to lists) again; it goes on.",
             name,
         )

@@ -31,7 +31,6 @@ from .. import __version__, celery_private
 from ..app import Streams, streams_of
 from ..conf import misspelt_settings, settings_in_force
 from ..redis_url import safe_url
-from .broker_bounds import bound_connections
 from .option_values import count, misunderstood, seconds
 from .patterns import QueuePatterns, existing_queues, is_pattern
 
@@ -104,7 +103,6 @@ class StreamsWork(WorkController):  # type: ignore[misc]
             ImproperlyConfigured: a setting, an option or a task's option cannot be understood.
         """
         super().on_init_blueprint()
-        bound_connections(self.app)
         if not hasattr(self, "queue_patterns"):
             self._select_streams()
         conf = self.app.conf

@@ -33,6 +33,7 @@ from ..exceptions import (
     LoginRefused,
     NotPermitted,
 )
+from ..hints import command
 from ..message import Message
 from ..running_task import HeldRetry
 from ..signals import entry_lost, message_dead_lettered
@@ -334,13 +335,12 @@ class Settler:
         if buried:
             shown = buried.decode() if isinstance(buried, bytes) else ""
             logger.error(
-                "Task %s[%s] of queue %s is a dead letter (%s): celery-streams dead show %s %s",
+                "Task %s[%s] of queue %s is a dead letter (%s): %s",
                 death.task or "?",
                 death.task_id or "?",
                 delivery.stream.queue,
                 reason,
-                delivery.stream.queue,
-                shown,
+                command("dead", "show", delivery.stream.queue, shown),
                 extra={"data": {"id": death.task_id, "name": death.task, "queue": delivery.stream.queue}},
             )
             message_dead_lettered.send(
