@@ -72,16 +72,25 @@ def misunderstood(values: Mapping[str, tuple[Any, str]], tasks: Iterable[Task]) 
     Args:
         values: name of the setting -> its value, and ``seconds``, ``count`` (at least 1) or ``amount`` (at least 0).
     """
+    told: set[str] = set()
     for name, (value, kind) in values.items():
         wrong = _wrong(value, kind)
         if wrong:
+            told.add(wrong)
             yield f"{name}: {wrong}"
+    found: dict[tuple[str, str], list[str]] = {}
     for task in sorted(tasks, key=lambda task: str(task.name)):
         for option, kind in _OF_TASKS.items():
             wrong = _wrong(getattr(task, option, None), kind)
-            if wrong:
-                yield f"{option} of task {task.name}: {wrong}"
+            if wrong and wrong not in told:  # a task takes over what the setting says
+                found.setdefault((option, wrong), []).append(str(task.name))
+    for (option, wrong), names in found.items():
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        yield f"{option} of task {', '.join(names[:_NAMED])}{more}: {wrong}"
 
+
+#: Tasks with the same wrong option that are named.
+_NAMED = 3
 
 #: Options of a task that a worker reads before a message of it comes.
 _OF_TASKS = {

@@ -69,3 +69,14 @@ def test_everything_that_cannot_be_understood_is_named_at_once():
         "time_limit of task b: 'late' is not a number of seconds",
         "rate_limit of task c: '10/fortnight' is not a rate such as 10/m",
     ]
+
+
+def test_what_a_setting_and_all_its_tasks_say_is_told_once():
+    tasks = [SimpleNamespace(name=f"t{n}", time_limit="soon") for n in range(5)]
+
+    assert list(misunderstood({"task_time_limit": ("soon", "seconds")}, tasks)) == [
+        "task_time_limit: 'soon' is not a number of seconds"
+    ]
+    assert list(misunderstood({"task_time_limit": (30, "seconds")}, tasks)) == [
+        "time_limit of task t0, t1, t2 and 2 more: 'soon' is not a number of seconds"
+    ]
