@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 from . import keys, scripts
+from .clock import steady_time
 from .connection import BlockingConnection, RedisClient, explained
 from .exceptions import BrokerError, BrokerFull, GroupExists, MessageError, QueueFull
 from .message import Message, decode_json, encode_history, encode_json, pack
@@ -23,6 +24,10 @@ __all__ = ("STEP_BYTES", "Delivery", "Entry", "Promotion", "Recovery", "StreamBr
 
 #: Greatest pause in ms between re-deliveries of a message whose processes keep dying.
 MAX_BACKOFF_MS = 60_000
+
+#: Kinds of waits that are counted from now on, and not until a date: the longest of each in ms. The kind stands in the
+#: member of the delayed set.
+LONGEST_WAIT_MS = {"crash": MAX_BACKOFF_MS, "limit": 10_000, "unknown": 30_000}
 
 #: Seconds after which a publisher writes the name of a queue to the set of all queues again: somebody may have
 #: forgotten it.
@@ -105,6 +110,19 @@ class Recovery:
     exhausted: tuple[tuple[Delivery, str], ...]
     #: It ended at the limit of a step; the next look may come at once.
     more: bool = False
+    #: Redis' time in milliseconds since the epoch.
+    clock_ms: int = field(default=0, compare=False)
+    #: Holders of which the caller did not say how long they may be silent; what they hold was left alone.
+    strangers: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BusyQueues:
+    """Which queues have pending entries."""
+
+    queues: tuple[str, ...]
+    #: Redis' time in milliseconds since the epoch.
+    clock_ms: int
 
 
 class StreamBroker:
@@ -218,9 +236,23 @@ class StreamBroker:
         """Delete ``consumer`` from all groups where it holds nothing; returns from how many."""
         return self._forget(queues, consumer, 0)
 
-    def forget_idle_consumers(self, queues: Iterable[str], *, idle_ms: int) -> int:
-        """Delete consumers that hold nothing and were not heard of for ``idle_ms``; returns how many."""
-        return self._forget(queues, "", idle_ms)
+    def forget_idle_consumers(
+        self,
+        queues: Iterable[str],
+        *,
+        idle_ms: int,
+        living: Iterable[str] = (),
+        nodes: Mapping[str, int] | None = None,
+    ) -> int:
+        """Delete consumers that hold nothing and were not heard of for ``idle_ms``; returns how many.
+
+        Args:
+            living: consumers that are kept, however long nobody heard of them.
+            nodes: shorter times in ms for the others of these node names.
+        """
+        # Lua's JSON does not tell an empty list from an empty mapping; it iterates over both.
+        said = encode_json({"living": list(living), "nodes": dict(nodes or {})})
+        return self._forget(queues, "", idle_ms, said)
 
     def touch_consumers(self, queues: Iterable[str], consumers: Sequence[str]) -> int:
         """Say that idle ``consumers`` are alive, so that nobody takes them for gone; returns how many were told of."""
@@ -229,12 +261,12 @@ class StreamBroker:
             return 0
         return int(self.client.run(scripts.TOUCH, streams, [keys.GROUP, *consumers]))
 
-    def _forget(self, queues: Iterable[str], consumer: str, idle_ms: int) -> int:
+    def _forget(self, queues: Iterable[str], consumer: str, idle_ms: int, *said: Any) -> int:
         streams = self.streams(queues)
         if not streams:
             return 0
         names = [*(ref.key for ref in streams), *(ref.front for ref in streams)]
-        return int(self.client.run(scripts.FORGET, names, [keys.GROUP, consumer, idle_ms, len(streams)]))
+        return int(self.client.run(scripts.FORGET, names, [keys.GROUP, consumer, idle_ms, len(streams), *said]))
 
     # -- read
 
@@ -382,16 +414,18 @@ class StreamBroker:
         history: dict[str, Any],
         delay_ms: int = 0,
         behind: bool = False,
+        kind: str = "back",
     ) -> bool:
         """Put one entry back with a new ``history``, after ``delay_ms``; returns whether it was still ours.
 
         Args:
+            kind: what it waits for: one of :data:`LONGEST_WAIT_MS`, or a date.
             behind: it goes behind what waits on its stream by then; else it runs before that.
         """
         stream, entry_id = entry.stream, entry.id.decode()
         names = self.queue_keys(stream.queue)
         # Entry ids are unique within one stream only.
-        member = f"{history.get('first', entry_id)}:back:{stream.key}:{entry_id}"
+        member = f"{history.get('first', entry_id)}:{kind}:{stream.key}:{entry_id}"
         return bool(
             self.client.run(
                 scripts.REQUEUE,
@@ -468,6 +502,7 @@ class StreamBroker:
         """
         ttl_ms = "" if ttl is None else int(ttl * 1000)
         args: list[Any] = [keys.GROUP, consumer, entry.id, death, max_length or 0, ttl_ms, max_memory or 0]
+        args.append(int(steady_time() * 1000))
         if message is not None:
             args += message.as_fields()
         reply = self.client.run(scripts.REJECT, [entry.stream.key, self.queue_keys(entry.stream.queue).dead], args)
@@ -525,12 +560,33 @@ class StreamBroker:
         )
         return Promotion(moved, missing, None if wait < 0 else int(wait), explained(scripts.PROMOTE, refusal.decode()))
 
-    def busy_queues(self, queues: Sequence[str]) -> list[str]:
-        """Return those of ``queues`` that have pending entries."""
+    def clock_ms(self) -> int:
+        """Return Redis' time in milliseconds since the epoch."""
+        seconds, micros = self.client.call("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def busy_queues(self, queues: Sequence[str]) -> BusyQueues:
+        """Return those of ``queues`` that have pending entries, and Redis' time."""
         names = [self.queue_keys(queue) for queue in queues]
         streams = [key for one in names for key in (*one.streams, *one.fronts)]
-        found = self.client.run(scripts.BUSY, streams, [keys.GROUP, 2 * len(self.steps)]) if streams else ()
-        return [queues[int(index)] for index in found]
+        if not streams:
+            return BusyQueues((), self.clock_ms())
+        clock_ms, found = self.client.run(scripts.BUSY, streams, [keys.GROUP, 2 * len(self.steps)])
+        return BusyQueues(tuple(queues[int(index)] for index in found), int(clock_ms))
+
+    def clock_was_set(self, queue: str) -> tuple[int, int]:
+        """Set right what was measured before Redis' clock was set back, or by another clock; safe to call twice.
+
+        Returns the number of pending entries whose idle time begins anew, and of delayed messages that are due earlier.
+        """
+        names = self.queue_keys(queue)
+        waits = [word for kind, longest in LONGEST_WAIT_MS.items() for word in (kind, longest)]
+        anew, earlier = self.client.run(
+            scripts.CLOCK_WAS_SET,
+            [names.delayed, names.wake, names.claims, *names.streams, *names.fronts],
+            [keys.GROUP, *waits],
+        )
+        return int(anew), int(earlier)
 
     def recover(
         self,
@@ -541,15 +597,24 @@ class StreamBroker:
         turn_ms: int,
         delivery_limit: int,
         limit: int = 100,
+        patience: Mapping[bytes, int | None] | None = None,
+        expected_ms: int | None = None,
+        tolerance_ms: int = 0,
     ) -> Recovery:
         """Put back what consumers held that gave no heartbeat for ``idle_ms``, at most ``limit`` entries.
+
+        Args:
+            patience: for how many milliseconds a holder may be silent, None is for ever; by default all holders for
+                ``idle_ms``. What holders hold that it does not name is left alone: see :attr:`Recovery.strangers`.
+            expected_ms: what Redis' clock should say; when it is more than ``tolerance_ms`` off, nothing is done.
 
         One caller looks per ``turn_ms``, whoever comes first; after as many entries as ``limit``, or as
         :data:`STEP_BYTES` take, the next look may come at once. Entries that reach ``delivery_limit`` crashes become
         pending for ``consumer``, which must dead-letter them.
         """
         names = self.queue_keys(queue)
-        moved, vanished, exhausted, more = self.client.run(
+        pairs = [word for name, ms in (patience or {}).items() for word in (name, "" if ms is None else ms)]
+        moved, vanished, exhausted, more, clock_ms, strangers = self.client.run(
             scripts.RECOVER,
             [
                 names.delayed,
@@ -560,7 +625,10 @@ class StreamBroker:
                 *names.fronts,
                 *names.marks,
             ],
-            [keys.GROUP, consumer, idle_ms, limit, STEP_BYTES, turn_ms, delivery_limit, MAX_BACKOFF_MS],
+            [
+                *(keys.GROUP, consumer, idle_ms, limit, STEP_BYTES, turn_ms, delivery_limit, MAX_BACKOFF_MS),
+                *("" if expected_ms is None else expected_ms, tolerance_ms, "" if patience is None else 1, *pairs),
+            ],
         )
         places = [*(streams := self.streams([queue])), *(ref.at_front() for ref in streams)]
         return Recovery(
@@ -574,6 +642,8 @@ class StreamBroker:
                 for index, entry_id, fields, holder in exhausted
             ),
             bool(more),
+            int(clock_ms),
+            tuple(strangers),
         )
 
     def take_token(
@@ -590,17 +660,17 @@ class StreamBroker:
 
     # -- revoked ids and stamps, for workers that start later
 
-    def revoke(self, task_ids: Iterable[str], *, expires_at: float) -> None:
-        """Remember revoked task ids until ``expires_at`` (seconds since the epoch)."""
-        self._remember(keys.revoked(self.prefix), task_ids, expires_at)
+    def revoke(self, task_ids: Iterable[str], *, seconds: float) -> None:
+        """Remember revoked task ids for so many seconds. Two round trips."""
+        self._remember(keys.revoked(self.prefix), task_ids, seconds)
 
     def revoked(self, *, limit: int = 50_000) -> list[str]:
-        """Return the revoked task ids that are not forgotten yet, the newest ``limit``."""
+        """Return the revoked task ids that are not forgotten yet, the newest ``limit``. Two round trips."""
         return [task_id.decode() for task_id in self._remembered(keys.revoked(self.prefix), limit)]
 
-    def revoke_stamps(self, pairs: Iterable[tuple[str, Any]], *, expires_at: float) -> None:
-        """Remember until ``expires_at`` that tasks with these stamps, pairs of header and stamp, are revoked."""
-        self._remember(keys.revoked_stamps(self.prefix), map(encode_json, pairs), expires_at)
+    def revoke_stamps(self, pairs: Iterable[tuple[str, Any]], *, seconds: float) -> None:
+        """Remember for so many seconds that tasks with these stamps, pairs of header and stamp, are revoked."""
+        self._remember(keys.revoked_stamps(self.prefix), map(encode_json, pairs), seconds)
 
     def revoked_stamps(self, *, limit: int = 5_000) -> list[tuple[str, Any]]:
         """Return the pairs of header and stamp that are not forgotten yet, the newest ``limit``.
@@ -610,15 +680,19 @@ class StreamBroker:
         found = self._remembered(keys.revoked_stamps(self.prefix), limit)
         return [(header, stamp) for header, stamp in map(decode_json, found)]
 
-    def _remember(self, key: str, members: Iterable[str], expires_at: float) -> None:
-        pairs: list[Any] = []
-        for member in members:
-            pairs += [expires_at, member]
-        if pairs:
-            self.client.pipeline([("ZADD", key, *pairs), ("ZREMRANGEBYSCORE", key, "-inf", time.time())])
+    # By Redis' clock, or a worker that is ahead forgets what all others revoked; and not by one that is ahead just now.
+
+    def _remember(self, key: str, members: Iterable[str], seconds: float) -> None:
+        names = list(members)
+        if not names:
+            return
+        now = self.clock_ms() / 1000
+        pairs = [word for name in names for word in (now + seconds, name)]
+        self.client.pipeline([("ZADD", key, *pairs), ("ZREMRANGEBYSCORE", key, "-inf", f"({min(now, steady_time())}")])
 
     def _remembered(self, key: str, limit: int) -> list[bytes]:
-        return cast("list[bytes]", self.client.call("ZREVRANGEBYSCORE", key, "+inf", time.time(), "LIMIT", 0, limit))
+        now = min(self.clock_ms() / 1000, steady_time())
+        return cast("list[bytes]", self.client.call("ZREVRANGEBYSCORE", key, "+inf", now, "LIMIT", 0, limit))
 
 
 def delivery(stream: StreamRef, entry_id: bytes, fields: list[bytes] | None) -> Delivery:

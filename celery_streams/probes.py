@@ -158,6 +158,7 @@ def needed_commands(broker: StreamBroker, queue: str) -> list[tuple[Any, ...]]:
         ("SMEMBERS", keys.queues(broker.prefix)),
         ("SET", names.claims, "", "NX", "PX", 1),
         ("PERSIST", names.claims),
+        ("PTTL", names.claims),
         ("XADD", stream, "*", "field", "value"),
         ("XREADGROUP", "GROUP", group, "doctor", "COUNT", 1, "STREAMS", stream, ">"),
         ("XREAD", "COUNT", 1, "STREAMS", names.wake, "0-0"),

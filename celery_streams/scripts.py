@@ -49,6 +49,7 @@ def _parts(name: str, known: dict[str, str]) -> dict[str, str]:
 ACK = load("ack")
 BEAT = load("beat")
 BUSY = load("busy")
+CLOCK_WAS_SET = load("clock_was_set")
 DELAY = load("delay")
 EXTEND = load("extend")
 FORGET = load("forget")

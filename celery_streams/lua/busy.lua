@@ -2,8 +2,8 @@
 --
 -- KEYS     the task streams and fronts of all queues, queue after queue
 -- ARGV     group, number of them for each queue
--- Returns  indices (from 0) of the queues
--- Needs    pending
+-- Returns  {Redis' time in ms since the epoch, indices (from 0) of the queues}
+-- Needs    clock, pending
 local group, steps = ARGV[1], tonumber(ARGV[2])
 local found = {}
 for base = 1, #KEYS, steps do
@@ -15,4 +15,4 @@ for base = 1, #KEYS, steps do
         end
     end
 end
-return found
+return {clock(), found}

@@ -10,6 +10,8 @@ local interval, horizon = tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000
 local free = tonumber(redis.call('GET', limit) or '0')
+-- No token is reserved further ahead: the clock was set back, or the limit was a slower one.
+if free - now > horizon + interval then free = now + math.min(interval, horizon) end
 if free - now > horizon then return {math.ceil(horizon), 0} end
 local at = math.max(free, now)
 open_full(limit) -- its expiry is set again at once

@@ -1,33 +1,48 @@
--- Put back what a dead consumer held, before what waits: entries whose idle time reached the visibility timeout.
+-- Put back what a dead consumer held, before what waits: entries that were idle for as long as their holder may be.
 --
 -- KEYS     delayed, delayed messages, wake, claims, then the task streams of the queue by priority step, then their
 --          fronts, then their marks
--- ARGV     group, our consumer, least idle time in ms, greatest number of entries, and of their bytes, length of a turn
---          in ms, delivery limit, greatest back-off in ms
--- Returns  {entries put back, entries that had been deleted by someone else, exhausted, 1 when there may be more};
---          exhausted is a list of {index of the stream or front, entry id, fields, consumer}: these are now pending for
---          our consumer, which must dead-letter them
+-- ARGV     group, our consumer, least idle time in ms of all, greatest number of entries, and of their bytes, length of
+--          a turn in ms, delivery limit, greatest back-off in ms, what Redis' clock should say ('' = nobody knows) and
+--          by how many ms it may be wrong, whether each holder has a time of its own ('' = no), then pairs: consumer,
+--          least idle time in ms of what it holds ('' = leave it alone)
+-- Returns  {entries put back, entries that had been deleted by someone else, exhausted, 1 when there may be more,
+--          Redis' time in ms since the epoch, holders that no pair names}; exhausted is a list of {index of the stream
+--          or front, entry id, fields, consumer}: these are now pending for our consumer, which must dead-letter them
 -- Needs    clock, open_full, pack, pending, postpone, put_ahead, settle, size, split, storable, wake
 -- One claimer looks in each turn, however many workers there are; a turn in which it found as many as it may put back
 -- is given up, so that the rest need not wait for the next one. The crash is counted in `history`; the first
 -- re-delivery is at once, the next ones wait 1, 2, 4 ... seconds. An entry that is not a message does not wait: the
 -- delayed set keeps messages only. A stream without the group holds nothing that could be recovered.
+-- What a holder that no pair names holds is left alone, and the turn given up: the caller asks again, with its pair.
+-- When the clock was set, nobody knows how long anything was idle: then nothing is done.
 -- The entry that goes beyond the bytes is put back still, so that one that is larger than all that comes back too.
 -- Stored first, acknowledged then: a store that is refused (a key of another type, a missing permission) loses nothing.
 local delayed, messages, woken, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, consumer, idle, left, bytes = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local turn, limit, longest = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
+local now, expected = clock(), tonumber(ARGV[9])
+if expected and math.abs(now - expected) > tonumber(ARGV[10]) then return {0, 0, {}, 0, now, {}} end
+local patience = {}
+for i = 12, #ARGV, 2 do patience[ARGV[i]] = tonumber(ARGV[i + 1]) or math.huge end
+local everybody = ARGV[11] == '' and tonumber(idle)
 local steps = (#KEYS - 4) / 3
 local streams, targets = {}, {}
 for i = 5, 4 + 2 * steps do
     local summary = pending(KEYS[i], group)
     if summary and summary[1] > 0 then streams[#streams + 1] = i end
 end
-if #streams == 0 then return {0, 0, {}, 0} end
+if #streams == 0 then return {0, 0, {}, 0, now, {}} end
 open_full(delayed)
-if not redis.call('SET', claims, consumer, 'NX', 'PX', turn) then return {0, 0, {}, 0} end
-local now = clock()
+-- The turn says how long it is, for one that lasts longer was taken before the clock was set back.
+if not redis.call('SET', claims, turn, 'NX', 'PX', turn) then
+    if redis.call('PTTL', claims) <= (tonumber(redis.call('GET', claims)) or math.huge) then
+        return {0, 0, {}, 0, now, {}}
+    end
+    redis.call('SET', claims, turn, 'PX', turn)
+end
 local moved, vanished, exhausted = 0, 0, {}
+local strangers = {}
 
 -- Returns what of a history makes sense, as `message.decode_history` does: no script may end for what somebody wrote.
 local function sane(known)
@@ -80,24 +95,38 @@ local function recover(i, id, fields, holder)
     wake(delayed, woken, member, due)
 end
 
-for _, i in ipairs(streams) do
-    local key = KEYS[i]
-    if left > 0 and bytes > 0 then
-        for _, held in ipairs(redis.call('XPENDING', key, group, 'IDLE', idle, '-', '+', left)) do
+-- Puts back what stands on one stream; those whose holders have more time are passed over.
+local function look(i)
+    local key, from = KEYS[i], '-'
+    for _ = 1, 20 do
+        local page = redis.call('XPENDING', key, group, 'IDLE', idle, from, '+', 250)
+        for _, held in ipairs(page) do
             local id, holder = held[1], held[2]
-            local entry = redis.call('XRANGE', key, id, id)[1]
-            left = left - 1
-            if entry then
-                bytes = bytes - size(entry[2])
-                recover(i, id, entry[2], holder)
-            else
-                redis.call('XACK', key, group, id)
-                vanished = vanished + 1
+            from = '(' .. id
+            local least = patience[holder] or everybody
+            if not least then
+                strangers[#strangers + 1] = holder
+                patience[holder] = math.huge
+            elseif held[3] >= least then
+                local entry = redis.call('XRANGE', key, id, id)[1]
+                left = left - 1
+                if entry then
+                    bytes = bytes - size(entry[2])
+                    recover(i, id, entry[2], holder)
+                else
+                    redis.call('XACK', key, group, id)
+                    vanished = vanished + 1
+                end
+                if left <= 0 or bytes <= 0 then return end
             end
-            if bytes <= 0 then break end
         end
+        if #page < 250 then return end
     end
 end
+
+for _, i in ipairs(streams) do
+    if left > 0 and bytes > 0 then look(i) end
+end
 local more = left <= 0 or bytes <= 0
-if more then redis.call('UNLINK', claims) end
-return {moved, vanished, exhausted, more and 1 or 0}
+if more or #strangers > 0 then redis.call('UNLINK', claims) end
+return {moved, vanished, exhausted, more and 1 or 0, now, strangers}

@@ -3,7 +3,8 @@
 -- KEYS     task stream, dead letters
 -- ARGV     group, consumer, entry id, death (JSON), greatest number of dead letters (0 = no bound),
 --          age in ms beyond which dead letters are deleted (or '' = never), greatest memory in bytes (0 = no bound),
---          then, only for a message that was acknowledged before it ran, its fields
+--          the latest that it may be (ms since the epoch), then, only for a message that was acknowledged before it
+--          ran, its fields
 -- Returns  id of the dead letter, or false when the entry was no longer ours
 -- Needs    clock, open_full, owned, settle, size, storable
 -- An entry that another consumer holds, or that is not pending, is left alone.
@@ -12,11 +13,11 @@
 -- dead letter, with the same death, among the newest.
 local stream, dead = KEYS[1], KEYS[2]
 local group, consumer, id, death, most, age = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
-local memory = tonumber(ARGV[7])
-local acknowledged = #ARGV > 7
+local memory, latest = tonumber(ARGV[7]), tonumber(ARGV[8])
+local acknowledged = #ARGV > 8
 local fields
 if acknowledged then
-    fields = {unpack(ARGV, 8)}
+    fields = {unpack(ARGV, 9)}
     for _, letter in ipairs(redis.call('XREVRANGE', dead, '+', '-', 'COUNT', 10)) do
         local known = letter[2]
         if known[#known - 1] == 'death' and known[#known] == death then return letter[1] end
@@ -41,8 +42,9 @@ else
 end
 if not acknowledged then settle(stream, group, id) end
 if age then
-    -- By Redis' clock, which gave the ids: a worker's that is ahead would delete what has just died.
-    local oldest = clock() - age
+    -- By Redis' clock, which gave the ids: a worker's that is ahead would delete what has just died. But Redis' may be
+    -- ahead for a moment, which deletes nothing either.
+    local oldest = math.min(clock(), latest) - age
     if oldest > 0 then redis.call('XTRIM', dead, 'MINID', string.format('%.0f', oldest)) end
 end
 if memory > 0 then

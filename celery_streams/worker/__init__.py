@@ -20,6 +20,7 @@ module               process  owns
 ``heartbeat``        parent   keeps what is held from being claimed
 ``presence``         parent   says in Redis that this worker lives, and what it reads
 ``claimer``          parent   puts back what dead workers held
+``holders``          parent   how long a holder of entries may be silent
 ``delayed``          parent   moves delayed messages to their streams when they are due
 ``time_limits``      parent   tells of limits that are over
 ``hand_back``        parent   what waits behind a long task goes back

@@ -5,7 +5,6 @@ children do, and after those that change something, the children are told.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -63,7 +62,7 @@ def _forward_revoke(consumer: Any, arguments: dict[str, Any]) -> None:
     task_ids = [str(task_id) for task_id in maybe_list(arguments.get("task_id")) or []]
     consumer.pool.forward_revoked(task_ids)
     try:
-        streams_of(consumer.app).broker.revoke(task_ids, expires_at=time.time() + worker_state.REVOKE_EXPIRES)
+        streams_of(consumer.app).broker.revoke(task_ids, seconds=worker_state.REVOKE_EXPIRES)
     except BrokerError as exc:
         logger.warning("Workers that start later will not know that %s is revoked: %s", ", ".join(task_ids), exc)
 
@@ -72,7 +71,7 @@ def _forward_stamps(consumer: Any, arguments: dict[str, Any]) -> None:
     pairs = revoked_stamps.pairs_of(arguments["headers"])
     consumer.pool.forward_stamps(pairs)
     try:
-        streams_of(consumer.app).broker.revoke_stamps(pairs, expires_at=time.time() + worker_state.REVOKE_EXPIRES)
+        streams_of(consumer.app).broker.revoke_stamps(pairs, seconds=worker_state.REVOKE_EXPIRES)
     except BrokerError as exc:
         logger.warning("Workers that start later will not know that tasks stamped %s are revoked: %s", pairs, exc)
 

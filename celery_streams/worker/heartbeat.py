@@ -1,10 +1,10 @@
 """Heartbeat: says that what the children hold is being worked on, so that no claimer takes it.
 
 1. Every :attr:`Heartbeat.interval` (a fifth of the visibility timeout) the idle time of every entry that a child
-   holds is set to zero, in one command, and only if the child still owns it.
+   holds is set to zero, and only if the child still owns it.
 2. A child whose running entry was claimed by another worker is told so through its slot.
 
-Called by the services thread of the parent; with one process for everything, by a thread of that process.
+Called by a thread of the parent that does nothing else but say that it lives (``services``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from .slots import Snapshot
 __all__ = ("Heartbeat", "Holder")
 
 logger = logging.getLogger(__name__)
+
+
+#: Entries extended in one step, so that Redis is never held up.
+_STEP = 2_000
 
 
 class Holder(Protocol):
@@ -64,7 +68,10 @@ class Heartbeat:
                 owners.append((holder, shot.batch))
         if not held:
             return 0
-        for position in self._broker.extend(held):
+        lost: list[int] = []
+        for start in range(0, len(held), _STEP):
+            lost += (start + position for position in self._broker.extend(held[start : start + _STEP]))
+        for position in lost:
             (consumer, entry), (holder, batch) = held[position], owners[position]
             shot = holder.snapshot()
             # It may be settled or handed back meanwhile: only what the child is still running was taken from it.
