@@ -18,16 +18,19 @@ from .inspect import own_group
 from .kombu_lists import ListKeys
 
 __all__ = (
+    "DOCTOR_COMMANDS",
     "ClockSkew",
     "Denial",
     "ServerInfo",
     "SilentHolder",
     "clock_skew",
     "denied_commands",
+    "denied_to_readers",
     "heard_of",
     "list_length",
     "list_lengths",
     "needed_commands",
+    "permitted_rules",
     "server_info",
     "set_size",
     "silent_consumers",
@@ -207,9 +210,51 @@ def denied_commands(broker: StreamBroker, queue: str) -> list[Denial]:
     denied: dict[str, Denial] = {}
     for command, reply in zip(commands, replies, strict=True):
         if isinstance(reply, NotPermitted):
-            name = " ".join(command[:2]) if command[0] in _CONTAINERS else str(command[0])
+            name = _command_name(command)
             denied[name] = Denial(name, str(reply))
     return list(denied.values())
+
+
+#: What the doctor sends besides: it looks at permissions inside a transaction that it discards, at the server's own
+#: account and settings, and at Celery's lists.
+DOCTOR_COMMANDS = ("MULTI", "DISCARD", "INFO", "CONFIG GET", "LLEN", "SCARD")
+
+#: Without these a worker cannot read a queue, run what is on it and settle it.
+_READERS_COMMANDS = frozenset(
+    (
+        *("EVAL", "EVALSHA", "TIME", "PERSIST", "SET"),
+        *("XADD", "XREADGROUP", "XACK", "XDEL", "XCLAIM", "XPENDING", "XRANGE", "XGROUP CREATE"),
+        *("ZADD", "ZRANGE", "ZRANGEBYSCORE", "ZREM", "HSET", "HGET", "HDEL"),
+    )
+)
+
+
+def permitted_rules(broker: StreamBroker) -> list[str]:
+    """Return the rules of ``ACL SETUSER`` for a user who publishes, works, operates and lets the doctor look."""
+    names = {_command_name(command) for command in needed_commands(broker, "q")} | set(DOCTOR_COMMANDS)
+    commands = sorted(f"+{name.lower().replace(' ', '|')}" for name in names)
+    return [f"~{broker.prefix}:*", "resetchannels", "-@all", *commands]
+
+
+def denied_to_readers(broker: StreamBroker, queues: Iterable[str]) -> dict[str, list[Denial]]:
+    """Return the queues that the user of this connection cannot read, and what is denied; without MULTI none is known.
+
+    Raises:
+        BrokerUnavailable: Redis is away.
+    """
+    found: dict[str, list[Denial]] = {}
+    for queue in queues:
+        try:
+            denied = [one for one in denied_commands(broker, queue) if one.command in _READERS_COMMANDS]
+        except NotPermitted:
+            return {}
+        if denied:
+            found[queue] = denied
+    return found
+
+
+def _command_name(command: tuple[Any, ...]) -> str:
+    return " ".join(command[:2]) if command[0] in _CONTAINERS else str(command[0])
 
 
 def streams_without_group(broker: StreamBroker, queue: str) -> dict[str, int]:

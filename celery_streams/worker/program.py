@@ -30,6 +30,8 @@ from .. import __file__ as package
 from .. import __version__, celery_private
 from ..app import Streams, streams_of
 from ..conf import misspelt_settings, settings_in_force
+from ..exceptions import BrokerError, NotPermitted
+from ..probes import denied_to_readers
 from ..redis_url import safe_url
 from .option_values import count, misunderstood, seconds
 from .patterns import QueuePatterns, existing_queues, is_pattern
@@ -166,6 +168,32 @@ class StreamsWork(WorkController):  # type: ignore[misc]
         super().setup_queues(include, exclude)
         if self.app.conf.worker_direct:
             self.app.amqp.queues.deselect(worker_direct(self.hostname).name)
+        self._leave_denied()
+
+    def _leave_denied(self) -> None:
+        """Leave out the queues that Redis forbids, so that the others are read.
+
+        Raises:
+            NotPermitted: that is all of them.
+        """
+        names = list(self.app.amqp.queues.consume_from)
+        broker = streams_of(self.app).new_broker()
+        try:
+            denied = denied_to_readers(broker, names)
+        except BrokerError as exc:
+            logger.debug("Permissions are not known yet: %s", exc)
+            return
+        finally:
+            broker.client.close()
+        for name, found in denied.items():
+            commands = ", ".join(one.command for one in found)
+            said = f"Queue {name} cannot be read, for this user lacks {commands}. {found[0].text.rstrip('.')}."
+            if len(denied) == len(names):
+                raise NotPermitted(
+                    f"{said} Which permissions are needed stands in MIGRATION.md, and doctor looks at them"
+                )
+            logger.error("%s The worker reads its other queues.", said)
+            self.app.amqp.queues.deselect(name)
 
     def _patterns(self, names: Iterable[str]) -> list[str]:
         """Return those of ``names`` that are patterns: a queue that has such a name is meant itself."""

@@ -1,0 +1,142 @@
+"""The ACL line of MIGRATION, as it stands; and workers whose user lacks a permission when they start."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from celery import Celery
+
+import celery_streams
+from celery_streams.broker import StreamBroker
+from celery_streams.connection import RedisClient
+from celery_streams.probes import permitted_rules
+from tests.eventually import eventually
+from tests.processes import ROOT, Program, project_environment
+from tests.proj.ledger import Ledger
+from tests.proj.settings import celery_settings
+
+LINE = re.compile(r"^ACL SETUSER streams on >PASSWORD (.+)$", re.MULTILINE)
+
+
+def line() -> list[str]:
+    found = LINE.search((ROOT / "MIGRATION.md").read_text())
+    assert found is not None
+    return found[1].split()
+
+
+@pytest.fixture
+def user(client: RedisClient, redis_url: str) -> Iterator[Callable[..., str]]:
+    """Make a user with these rules; returns the URL to log in with."""
+
+    def make(*rules: str) -> str:
+        client.call("ACL", "SETUSER", "streams", "reset", "on", ">pw", *rules)
+        return redis_url.replace("://", "://streams:pw@")
+
+    yield make
+    client.call("ACL", "DELUSER", "streams")
+
+
+def test_line_of_the_guide_permits_what_is_sent_and_no_more(broker: StreamBroker) -> None:
+    assert line() == permitted_rules(broker)
+
+
+def test_everything_works_with_the_line_of_the_guide(user: Callable[..., str], redis_url: str, tmp_path: Path) -> None:
+    url = user(*line())
+    ledger = Ledger(redis_url.rpartition("/")[0] + "/3")
+    environment = project_environment(
+        broker=redis_url, results=redis_url, ledger=ledger.url, enabled=True, streams_url=url
+    )
+    words = [sys.executable, "-m", "celery_streams", "-A", "tests.proj"]
+    worker = Program([*words, "worker", "-P", "prefork", "-c", "2"], log=tmp_path / "w.log", environment=environment)
+    app = Celery("publisher", set_as_current=False)
+    app.conf.update(celery_settings(broker=redis_url, results=redis_url, queue="celery", streams_url=url))
+    app.conf.include = ["tests.proj.actions"]
+    app.loader.import_default_modules()
+    celery_streams.install(app, enabled=True)
+    act = app.tasks["tests.proj.actions.act"]
+    worker.start()
+
+    try:
+        results = [act.delay("ok", 1), act.apply_async(("ok", 2), countdown=0.5)]
+        failed = act.delay("error")
+        assert [result.get(timeout=30) for result in results] == [1, 2]
+        with pytest.raises(Exception):  # noqa: B017
+            failed.get(timeout=20)
+        for command in (["status", "--json"], ["dead", "list", "celery"], ["doctor", "--json"]):
+            done = subprocess.run(
+                [*words, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+            )
+            assert "permit" not in done.stderr, done.stderr
+            if command[0] == "doctor":
+                found = {one["check"]: one for one in json.loads(done.stdout)["findings"]}
+                assert found["permissions"]["level"] == "ok"
+                assert not [one for one in found.values() if "does not permit" in one["what"]]
+        assert "does not permit" not in worker.log
+    finally:
+        worker.stop()
+        celery_streams.streams_of(app).reload()
+        app.close()
+        ledger.close()
+
+
+@pytest.mark.parametrize("denied", ["xreadgroup", "xadd", "evalsha", "zadd", "hset", "xpending"])
+def test_worker_without_a_permission_ends_with_one_line(user: Callable[..., str], redis_url: str, denied: str) -> None:
+    url = user("~*", "&*", "+@all", f"-{denied}")
+    environment = project_environment(
+        broker=redis_url, results=redis_url, ledger=redis_url, enabled=True, streams_url=url
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-m", "celery_streams", "-A", "tests.proj", "worker", "-P", "solo", "-Q", "a,b"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 69, done.stdout + done.stderr
+    (said,) = (text for text in done.stderr.splitlines() if text.startswith("Error: "))
+    assert denied.upper() in said
+    assert "Traceback" not in done.stderr
+
+
+def test_worker_without_access_to_one_of_two_queues_reads_the_other(
+    user: Callable[..., str], redis_url: str, tmp_path: Path
+) -> None:
+    prefix = "celery-streams:"
+    url = user(f"~{prefix}{{open}}*", *(f"~{prefix}{name}" for name in ("queues", "workers", "revoked*")), "+@all")
+    ledger = Ledger(redis_url.rpartition("/")[0] + "/3")
+    environment = project_environment(
+        broker=redis_url, results=redis_url, ledger=ledger.url, enabled=True, streams_url=url
+    )
+    words = [sys.executable, "-m", "celery_streams", "-A", "tests.proj", "worker", "-Q", "closed,open"]
+    worker = Program([*words, "-P", "solo", "-l", "INFO"], log=tmp_path / "w.log", environment=environment)
+    app = Celery("publisher", set_as_current=False)
+    app.conf.update(celery_settings(broker=redis_url, results=redis_url, queue="open"))
+    app.conf.include = ["tests.proj.actions"]
+    app.loader.import_default_modules()
+    celery_streams.install(app, enabled=True)
+    act = app.tasks["tests.proj.actions.act"]
+    worker.start()
+
+    try:
+        now = act.apply_async(("ok", 1), queue="open")
+        later = act.apply_async(("ok", 2), queue="open", countdown=0.5)
+        closed = act.apply_async(("ok", 3), queue="closed")
+
+        assert [now.get(timeout=30), later.get(timeout=20)] == [1, 2]
+        assert closed.state == "PENDING"
+        eventually(lambda: worker.log.count("Queue closed cannot be read") == 1)
+    finally:
+        worker.stop()
+        celery_streams.streams_of(app).reload()
+        app.close()
+        ledger.close()
