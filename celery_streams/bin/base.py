@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import traceback
 from collections.abc import Sequence
@@ -32,10 +33,38 @@ ASKS_FOR_HELP = f"{__name__}.help"
 class RootGroup(DYMGroup):  # type: ignore[misc]
     """Takes the global options before and after the name of the command."""
 
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command; its examples are in the form in which this program was started."""
+        command = super().get_command(ctx, cmd_name)
+        return None if command is None else _as_started(command, ctx)
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the text above the options, likewise."""
+        click.Command.format_help_text(_as_started(self, ctx), ctx, formatter)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Move global options to the front, then parse as click does."""
         ctx.meta[ASKS_FOR_HELP] = not {"-h", "--help"}.isdisjoint(takewhile(lambda word: word != "--", args))
         return list(super().parse_args(ctx, hoist(args, self.params)))
+
+
+#: How examples start a program, and what ``Context.info_name`` is then.
+_EXAMPLE, _PROGRAM = "celery-streams -A proj", "celery-streams"
+
+
+def _as_started(command: click.Command, ctx: click.Context) -> click.Command:
+    """Return ``command`` with examples for ``manage.py celery_streams``, if that is what runs; its commands too."""
+    program = ctx.find_root().info_name or _PROGRAM
+    if program == _PROGRAM:
+        return command
+    form = f"python {program}" if program.startswith("manage.py") else program
+    found = copy.copy(command)
+    for name in ("help", "epilog"):
+        text = getattr(command, name)
+        setattr(found, name, text and text.replace(_EXAMPLE, form))
+    if isinstance(found, click.Group) and not isinstance(found, RootGroup):
+        found.commands = {name: _as_started(one, ctx) for name, one in found.commands.items()}
+    return found
 
 
 def hoist(args: Sequence[str], params: Sequence[click.Parameter]) -> list[str]:

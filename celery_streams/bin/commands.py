@@ -29,6 +29,18 @@ __all__ = ("COMMANDS", "add_user_options", "streams")
 COMMANDS: tuple[click.Command, ...] = (worker, status, health, dead, migrate, doctor, purge, forget, demo)
 
 
+#: What lists of commands say, where the first sentence of the help is too long for a line of a terminal.
+_IN_SHORT = {
+    worker: "Start a worker on Redis Streams.",
+    health: "Tell by the exit code whether this worker lives.",
+    dead: "List, show, replay and purge dead letters.",
+    migrate: "Move what is queued between lists and streams.",
+    doctor: "Check the server and the project.",
+    purge: "Erase what waits, on lists and on streams.",
+    demo: "Show that nothing is lost, on a Redis of its own.",
+}
+
+
 @click.group()
 @click.pass_context
 def streams(ctx: click.Context) -> None:
@@ -41,6 +53,8 @@ def add_user_options(app: Celery) -> None:
     worker.params.extend([*app.user_options.get("worker", ()), *app.user_options.get("preload", ())])
 
 
+for _command, _text in _IN_SHORT.items():
+    _command.short_help = _text
 for _command in COMMANDS:
     streams.add_command(_command)
 

@@ -78,6 +78,7 @@ def celery_streams(ctx: click.Context, /, **options: Any) -> None:
     \b
     $ celery-streams -A proj worker -Q send_message -c 4 -l INFO
     $ celery-streams -A proj status
+    $ python manage.py celery_streams doctor
     $ celery-streams demo
     """
     if options.get("version"):
@@ -133,6 +134,7 @@ def _fail(text: str, code: int) -> None:
     sys.exit(code)
 
 
+report.short_help = "Show versions and settings, for a bug report."
 for _command in (*COMMANDS, report):
     celery_streams.add_command(_command)
 for _name in _CELERY_COMMANDS:

@@ -218,11 +218,24 @@ worker: click.Command = copy.copy(celery_worker)
 concurrency.ALIASES.update(OWN_POOLS)
 
 
+#: Options of Celery's that mean less here.
+_HELP = {
+    "optimization": "Without effect: each child takes its own next message, which is what fair means.",
+    "prefetch_multiplier": "1 fetches one message at a time; other values have no effect.",
+    "disable_prefetch": "Fetch one message at a time, as --prefetch-multiplier 1.",
+}
+
+
 def _our_param(param: click.Parameter) -> click.Parameter:
-    known = {"pool": Pool, "autoscale": Autoscale}
-    if param.name in known:
-        param = copy.copy(param)
-        param.type = known[param.name]()
+    types = {"pool": Pool, "autoscale": Autoscale}
+    if param.name not in types and param.name not in _HELP:
+        return param
+    param = copy.copy(param)
+    if param.name in types:
+        param.type = types[param.name]()
+    if param.name in _HELP:
+        assert isinstance(param, click.Option)
+        param.help = _HELP[param.name]
     return param
 
 

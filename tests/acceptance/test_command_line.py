@@ -37,7 +37,7 @@ def ready(program, count=1):
 def test_every_option_of_celerys_worker_is_there_with_its_names_default_and_help_group():
     def described(command):
         return {
-            option.name: (option.opts, option.is_flag, getattr(option, "help_group", None), option.help)
+            option.name: (option.opts, option.is_flag, getattr(option, "help_group", None), option.default)
             for option in command.params
         }
 
@@ -48,6 +48,26 @@ def test_every_option_of_celerys_worker_is_there_with_its_names_default_and_help
         "processes": "Streams Options",
         "reload": "Streams Options",
     }
+
+
+def test_help_says_of_options_without_effect_that_they_have_none_and_keeps_celerys_words_otherwise():
+    celerys = {option.name: option.help for option in celery_worker.params}
+    ours = {option.name: option.help for option in our_worker.params if option.name in celerys}
+
+    changed = {name for name in celerys if ours[name] != celerys[name]}
+
+    assert changed == {"optimization", "prefetch_multiplier", "disable_prefetch"}
+    assert "Without effect" in ours["optimization"]
+
+
+@pytest.mark.parametrize("words", [(), ("-A", "tests.proj", "streams")], ids=["celery-streams", "celery streams"])
+def test_list_of_commands_cuts_no_sentence(project, words):
+    shown = project.command(*words, "--help", program="lists" if words else "streams", enabled=None)
+
+    assert shown.wait(30) == 0
+    listed = shown.log.partition("Commands:")[2]
+    assert "worker" in listed
+    assert "..." not in listed
 
 
 def test_options_of_the_project_reach_the_worker_as_with_celery(project, tmp_path):

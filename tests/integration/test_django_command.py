@@ -42,6 +42,16 @@ def test_command_passes_help_on(redis_url: str) -> None:
     assert (root.returncode, status.returncode, asked.returncode) == (0, 0, 0)
 
 
+@pytest.mark.parametrize(
+    "words", [(), ("worker",), ("status",), ("dead",), ("dead", "replay"), ("purge",), ("forget",)]
+)
+def test_examples_are_in_the_form_that_was_typed(redis_url: str, words: tuple[str, ...]) -> None:
+    shown = manage("celery_streams", *words, "--help", env=environment(redis_url)).stdout
+
+    assert "python manage.py celery_streams" in shown
+    assert "celery-streams -A proj" not in shown
+
+
 @pytest.mark.parametrize("words", [("--settings=chatsite.settings",), ("--settings", "chatsite.settings")])
 def test_options_of_django_are_for_django(redis_url: str, words: tuple[str, ...]) -> None:
     env = environment(redis_url)
