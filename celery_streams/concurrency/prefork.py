@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import billiard
@@ -47,7 +48,8 @@ class TaskPool(StreamsPool):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._children: dict[int, Child] = {}
-        self._known: list[StreamRef] = []
+        #: Every stream that was ever read, in the order of their numbers in the slots.
+        self._known: dict[StreamRef, int] = {}
         self._wanted: list[StreamRef] = []
         self._table: SlotTable | None = None
         self._free: list[int] = []
@@ -160,8 +162,8 @@ class TaskPool(StreamsPool):
         assert self._table is not None
         self._wanted = list(streams)
         for ref in streams:
-            if ref not in self._known:
-                self._known += [ref, ref.at_front()]
+            for each in (ref, ref.at_front()):
+                self._known.setdefault(each, len(self._known))
         self._table.streams[:] = self._known
         for child in list(self._children.values()):
             self._announce_to(child)
@@ -171,18 +173,22 @@ class TaskPool(StreamsPool):
         self.parent.give_back()
 
     def _announce_to(self, child: Child) -> None:
-        child.tell("consume", list(self._known), [ref for ref in self._wanted if self._is_for(child, ref.queue)])
+        new = list(islice(self._known, child.knows, None))
+        child.knows = len(self._known)
+        child.tell("consume", new, [self._known[ref] for ref in self._wanted_by(child)])
 
-    def _is_for(self, child: Child, queue: str) -> bool:
-        """Return whether ``child`` reads ``queue``: with ``-Q name:count`` exactly so many read a queue with a count.
+    def _wanted_by(self, child: Child) -> list[StreamRef]:
+        """Return what ``child`` reads: with ``-Q name:count`` exactly so many children read a queue with a count.
 
         A queue without a count, perhaps one that remote control added, is read by the children that have no queue of
         their own, and by all when there are none of those.
         """
         counted = self.streams.children
         if child.queues is not None:
-            return queue in child.queues or (queue not in counted and None not in self._shares)
-        return queue not in counted or all(ref.queue in counted for ref in self._wanted)
+            others = None not in self._shares
+            return [ref for ref in self._wanted if ref.queue in child.queues or (others and ref.queue not in counted)]
+        uncounted = [ref for ref in self._wanted if ref.queue not in counted]
+        return uncounted or self._wanted
 
     def forward(self, *message: Any) -> None:
         """Tell all children something that remote control changed."""

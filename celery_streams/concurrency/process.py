@@ -16,6 +16,7 @@ from ..broker import Entry
 from ..poll import writable
 from ..worker.child import child_main
 from ..worker.dead_children import Cause
+from ..worker.pieces import pieces
 from ..worker.slots import Slot, Snapshot
 
 __all__ = ("Child", "child_target", "send_signal")
@@ -39,8 +40,10 @@ class Child:
     #: Queues it may read; None is all.
     queues: frozenset[str] | None = None
     ready: bool = False
-    #: What it was not told yet.
-    outbox: deque[tuple[Any, ...]] = field(default_factory=deque)
+    #: What it was not told yet, in pieces that its pipe takes at once.
+    outbox: deque[bytes] = field(default_factory=deque)
+    #: How many of the pool's streams it knows.
+    knows: int = 0
     #: It was told to stop and will not be replaced.
     leaving: bool = False
     cause: Cause = field(default_factory=Cause)
@@ -86,14 +89,14 @@ class Child:
 
     def tell(self, *message: Any) -> None:
         """Send it a message, now or as soon as its pipe takes it."""
-        self.outbox.append(message)
+        self.outbox.extend(pieces(message))
         self.send()
 
     def send(self) -> None:
         """Send what waits in the outbox as far as the pipe takes it: a child with a long task does not listen."""
         try:
             while self.outbox and writable(self.control.fileno()):
-                self.control.send(self.outbox[0])
+                self.control.send_bytes(self.outbox[0])
                 self.outbox.popleft()
         except (OSError, ValueError) as exc:
             self.outbox.clear()

@@ -25,6 +25,7 @@ module               process  owns
 ``time_limits``      parent   tells of limits that are over
 ``hand_back``        parent   what waits behind a long task goes back
 ``slots``            both     what each child does, in memory that outlives a SIGKILL
+``pieces``           both     what children are told, in pieces that a pipe takes at once
 ``child``            child    the loop of a child: read, execute, settle
 ``reader``           child    asks the streams for work, and waits for it
 ``events``           child    task events of a child

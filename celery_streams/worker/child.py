@@ -36,6 +36,7 @@ from .execution import Interruption
 from .executor import Executor
 from .kept_messages import MOST_KEPT
 from .own_process import guard_forks
+from .pieces import Assembly
 from .reader import Pace, Reader
 from .settle import Settler
 from .slots import COUNTED, MAX_BATCH, Slot, SlotTable
@@ -95,6 +96,9 @@ class ChildLoop:
         self.exitcode = 0
         self._control = control
         self._options = options
+        self._heard = Assembly()
+        #: Streams by the numbers that they have in the slot, and the other way round.
+        self._known: list[StreamRef] = []
         self._numbers: dict[StreamRef, int] = {}
         #: How this child numbers the tasks that it counts, and the names that the parent was not told yet.
         self._task_numbers: dict[str, int] = {}
@@ -154,7 +158,10 @@ class ChildLoop:
         """Carry out what the parent said since the last time."""
         try:
             while self._control.poll(0):
-                name, *args = self._control.recv()
+                message = self._heard.add(self._control.recv_bytes())
+                if message is None:
+                    continue
+                name, *args = message
                 try:
                     self._commands[name](*args)
                 except Exception:
@@ -163,10 +170,12 @@ class ChildLoop:
         except (EOFError, OSError):
             self.stopping = True  # the parent is gone
 
-    def _on_consume(self, known: Sequence[StreamRef], wanted: Sequence[StreamRef]) -> None:
-        self.slot.streams[:] = known
-        self._numbers = {ref: index for index, ref in enumerate(known)}
-        self.reader.streams = list(wanted)
+    def _on_consume(self, new: Sequence[StreamRef], wanted: Sequence[int]) -> None:
+        for ref in new:
+            self._numbers[ref] = len(self._known)
+            self._known.append(ref)
+        self.slot.streams[:] = self._known
+        self.reader.streams = [self._known[number] for number in wanted]
 
     def stop(self) -> None:
         """Stop after the task that runs now; outcomes that Redis does not take are given up a while later."""

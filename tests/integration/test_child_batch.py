@@ -58,7 +58,7 @@ def run_batch(
     loop = ChildLoop(project, "w@h", ME, table.slot(0), theirs, options=options)
     if loops is not None:
         loops.append(loop)
-    loop._on_consume(streams, streams)
+    loop._on_consume(streams, range(len(streams)))
     loop.executor.prepare()
     loop._run_batch(broker.read(streams, ME, count=len(messages)))
     loop.settler.flush()
