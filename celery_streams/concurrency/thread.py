@@ -225,12 +225,13 @@ class TaskPool(StreamsPool):
                 put_back(settler, deliveries)
                 continue
             # A blocking read brings an entry of each stream that has any, whoever is free.
-            put_back(settler, deliveries[free:])
-            del deliveries[free:]
+            # Some may have been told to end meanwhile.
             with self._changed:
-                self._free -= len(deliveries)
-            for delivery in deliveries:
+                taken = deliveries[: max(self._free, 0)]
+                self._free -= len(taken)
+            for delivery in taken:
                 self._backlog.put(delivery)
+            put_back(settler, deliveries[len(taken) :])
         reader.close()
 
     def _in_hands(self) -> list[Entry]:
@@ -269,7 +270,6 @@ class TaskPool(StreamsPool):
             delivery = self._backlog.take(runner.record)
             if delivery is None:
                 with self._changed:
-                    self._free -= 1
                     del self._threads[runner]
                 return
             try:
@@ -295,8 +295,15 @@ class TaskPool(StreamsPool):
     def shrink(self, n: int = 1) -> None:
         """End ``n`` threads, when they are idle."""
         self.limit = (self.limit or 0) - n
-        for _ in range(n):
-            self._backlog.end()
+        self._end_threads(n)
+
+    def _end_threads(self, n: int) -> None:
+        with self._changed:
+            # From now on: what is read for a thread that ends would wait behind the tasks of the others.
+            self._free -= n
+            for _ in range(n):
+                self._backlog.end()
+        self._interrupt()
 
     def on_stop(self) -> None:
         """Let running tasks finish, then stop the services."""
@@ -314,8 +321,7 @@ class TaskPool(StreamsPool):
         self.parent.stop(end_crew=lambda: self._wait_for_threads(wait_for))
 
     def _wait_for_threads(self, wait_for: float | None) -> None:
-        for _ in list(self._threads):
-            self._backlog.end()
+        self._end_threads(len(self._threads))
         deadline = None if wait_for is None else time.monotonic() + wait_for
         while living := next((thread for thread in list(self._threads.values()) if thread.is_alive()), None):
             if deadline is None and worker_state.should_terminate:

@@ -182,6 +182,48 @@ def test_threads_that_a_shrinking_pool_ended_are_forgotten(pool: thread.TaskPool
 
 
 @pytest.mark.parametrize("pool", [thread.TaskPool], indirect=True)
+@pytest.mark.parametrize(("idle", "ended"), [(1, 1), (2, 1), (2, 2), (1, 2)])
+def test_nothing_is_left_behind_busy_threads_when_the_pool_shrinks(
+    pool: thread.TaskPool, broker: StreamBroker, idle: int, ended: int
+) -> None:
+    over = threading.Event()
+    ran: list[str] = []
+
+    @pool.app.task(name="work", shared=False)
+    def work(name: str) -> None:
+        ran.append(name)
+        over.wait(30 if name == "long" else 0)
+
+    pool.grow(1 + idle)
+    pool.consume([QUEUE])
+    for _ in range(2):
+        work.delay("long")
+    assert eventually(lambda: ran == ["long", "long"])
+    assert eventually(lambda: is_read_from(broker))
+
+    pool.shrink(ended)
+    for number in range(3):
+        work.delay(str(number))
+
+    try:
+        if idle > ended:
+            assert eventually(lambda: sorted(ran[2:]) == ["0", "1", "2"])
+        else:
+            assert eventually(lambda: not is_read_from(broker))
+            assert eventually(lambda: inspect.queue_status(broker, QUEUE).pending == 2)
+            assert [len(holder.snapshot().waiting) for holder in pool.handed_back()] == [0]
+    finally:
+        over.set()
+    assert eventually(lambda: sorted(ran[2:]) == ["0", "1", "2"])
+    assert eventually(lambda: inspect.queue_status(broker, QUEUE).length == 0)
+
+
+def is_read_from(broker: StreamBroker) -> bool:
+    """Return whether somebody waits for entries now."""
+    return bool(re.search(rb"flags=b .* cmd=xreadgroup ", broker.client.call("CLIENT", "LIST")))
+
+
+@pytest.mark.parametrize("pool", [thread.TaskPool], indirect=True)
 def test_hand_back_looks_at_no_thread_for_none_has_anything_behind_what_it_runs(pool: thread.TaskPool) -> None:
     pool.grow(3)
 
