@@ -100,7 +100,8 @@ class GreenPool(thread.TaskPool):
         shot = green.runner.record.snapshot() if green is not None else None
         running = shot.running if shot is not None else None
         request = self.parent.requests.known.get(running) if running is not None else None
-        if request is not None:  # else that task ended, and the thread may run another one
+        # Else that task ended, and the thread may run another one.
+        if request is not None and running == self.parent.requests.at_work.get(pid):
             self.in_hub(self._end_task, shot, TaskEnded(request=request))
 
     def _end_task(self, shot: Snapshot, reason: TaskEnded) -> None:

@@ -331,10 +331,12 @@ class TaskPool(StreamsPool):
         holder.kill()
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
-        """End the child with this process id (``revoke(terminate=True)``)."""
-        for child in self._children.values():
-            if child.process.pid == pid:
-                child.slot.ask_terminate()
+        """End the task that the child with this process id ran when it was looked at (``revoke(terminate=True)``)."""
+        entry = self.parent.requests.at_work.get(pid)
+        child = next((child for child in self._children.values() if child.process.pid == pid), None)
+        if child is None or entry is None or not child.slot.terminate_task(entry):
+            logger.info("The task to be terminated in process %s has ended; the process goes on.", pid)
+            return
         send_signal(pid, signal or _SIGTERM)
 
     def count_starts(self) -> None:

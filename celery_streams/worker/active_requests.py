@@ -36,6 +36,8 @@ class ActiveRequests:
 
     def __init__(self, lost: LostTasks, crew: Crew, *, eventer: Callable[[], Any]) -> None:
         self.known: dict[Entry, Any] = {}
+        #: What each process, or green thread, ran when it was looked at.
+        self.at_work: dict[int, Entry] = {}
         self._lost = lost
         self._crew = crew
         self._eventer = eventer
@@ -76,6 +78,7 @@ class ActiveRequests:
         except BrokerUnavailable as exc:
             # Not once for each entry: that may be a time-out for each, and the event loop waits here.
             logger.warning("Cannot tell what all children are doing: %s", exc)
+        self.at_work = {request.worker_pid: entry for entry, request in active.items()}
         held = {**reserved, **active}
         for entry, request in self.known.items():
             if held.get(entry) is not request:

@@ -446,7 +446,11 @@ def child_main(
             # systemd and others signal the whole group: only the parent may end a task, the rest means "stop soon".
             if slot.terminate_asked():
                 end_now(signum, frame)
-            loop.stop()
+            of_task = slot.task_terminated()
+            if of_task:
+                end_now(signum, frame)
+            elif of_task is None:
+                loop.stop()
 
         def run() -> int:
             try:

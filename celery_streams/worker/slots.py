@@ -54,8 +54,9 @@ _SINCE, _SOFT, _HARD = 4, 5, 6
 # Double: when a read last succeeded.
 _READ = 8
 # The parent's half. 64 bits, index below and batch above: from where on entries are restricted; which entry was lost
-# (its index + 1). 32 bits: the batch of which what was restricted is back in its streams; whether to end at once.
-_RESTRICTED, _LOST = 16, 17
+# (its index + 1); which entry's task was terminated, likewise. 32 bits: the batch of which what was restricted is back
+# in its streams; whether to end at once.
+_RESTRICTED, _LOST, _ENDED = 16, 17, 19
 _RETURNED, _TERMINATE = 36, 37
 
 _ENTRY = struct.Struct("<QQI4x")  # milliseconds, sequence, index of the stream
@@ -121,6 +122,8 @@ class Slot:
         self._words, self._longs, self._doubles = header.cast("I"), header.cast("Q"), header.cast("d")
         self._batch = 0
         self._done = 0
+        #: The last task that was found terminated after its end.
+        self._heeded = 0
         self._restricting = threading.Lock()
         #: Taken for nothing but the order in which memory is written and read; a lock of each side's own, for one that
         #: a thread of the parent held during the fork would never be free in the child.
@@ -132,7 +135,7 @@ class Slot:
         """Take the slot for a new child: everything in it is cleared."""
         self._memory[self._at : self._at + _ENTRIES_AT] = bytes(_ENTRIES_AT)
         self._memory[self._at + _COUNTS_AT : self._at + _MESSAGE_AT] = bytes(8 * COUNTED)
-        self._batch = self._done = 0
+        self._batch = self._done = self._heeded = 0
         self._longs[_PID] = pid
 
     def load(self, entries: Sequence[tuple[int, bytes]]) -> None:
@@ -240,6 +243,20 @@ class Slot:
         """Return whether the parent wants this child to end at once (and not only some process manager)."""
         return bool(self._words[_TERMINATE])
 
+    def task_terminated(self) -> bool | None:
+        """Return whether the parent wants the task to end that runs now; None when a SIGTERM is not for a task.
+
+        The parent signals a process; by the time it comes the task may be over and the next one may run: that is False.
+        """
+        word = self._longs[_ENDED]
+        if not word:
+            return None
+        started = self._words[_STARTED]
+        if word == self._batch << 32 | started and self._words[_FINISHED] < started:
+            return True
+        stale, self._heeded = word != self._heeded, word
+        return False if stale else None
+
     def restricted(self) -> bool:
         """Return whether the parent took entries of this batch back, or settled some in our place."""
         return self._longs[_RESTRICTED] >> 32 == self._batch
@@ -272,6 +289,20 @@ class Slot:
     def ask_terminate(self) -> None:
         """Say that the SIGTERM that follows comes from the parent."""
         self._words[_TERMINATE] = 1
+
+    def terminate_task(self, entry: Entry) -> bool:
+        """Say that the SIGTERM that follows is for the task of ``entry``; False when that does not run any more.
+
+        Nothing else of its batch will be started before the child has looked at what it holds.
+        """
+        while True:
+            started = self._words[_STARTED]
+            shot = self.restrict()
+            if shot.running != entry:
+                return False
+            if self._words[_STARTED] == started:
+                self._longs[_ENDED] = shot.batch << 32 | started
+                return True
 
     def mark_lost(self, batch: int) -> None:
         """Tell the child that the entry of ``batch`` that it is running is no longer ours."""

@@ -282,3 +282,21 @@ def test_idle_child_over_its_memory_limit_stays_until_it_has_run_a_task(project,
     assert act.delay("ok", 1).get(timeout=10) == 1
     eventually(lambda: len(before - processes(act)) == 1)
     assert len([line for line in running.log.splitlines() if "exceeding memory limit" in line]) == 1
+
+
+def test_terminated_short_tasks_do_not_take_the_next_ones_with_them(project, act, worker):
+    running = worker(concurrency=1)
+    results = [act.apply_async(("sleep", str(number)), {"seconds": 0.008}) for number in range(120)]
+    seen = set()
+
+    while not all(result.ready() for result in results):
+        for told in (act.app.control.inspect([running.hostname], timeout=5, limit=1).active() or {}).values():
+            for task in told:
+                seen.add(task["id"])
+                act.app.control.revoke(task["id"], terminate=True, destination=[running.hostname])
+
+    assert seen
+    others = [result for result in results if result.id not in seen]
+    assert {result.state for result in others} == {"SUCCESS"}
+    counted = project.counted()
+    assert {counted[result.id] for result in others} == {1}

@@ -322,6 +322,66 @@ def test_request_to_terminate_outlives_batches_and_restrictions(child: Slot, par
     assert (before, child.terminate_asked()) == (False, True)
 
 
+def test_sigterm_for_a_task_ends_that_task_however_often_it_comes(child: Slot, parent: Slot) -> None:
+    load(child, 2)
+    begin(child, 0)
+    child.finish(0)
+    begin(child, 1)
+
+    assert parent.terminate_task(Entry(FIRST, b"2-0"))
+    assert [child.task_terminated() for _ in range(3)] == [True] * 3
+
+
+def test_sigterm_for_a_task_that_ended_meanwhile_is_neither_for_the_next_one_nor_for_the_process(
+    child: Slot, parent: Slot
+) -> None:
+    load(child, 1)
+    begin(child, 0)
+    assert parent.terminate_task(Entry(FIRST, b"1-0"))
+    child.finish(0)
+    load(child, 1)
+    begin(child, 0)
+
+    late = child.task_terminated()
+
+    assert late is False
+    assert child.task_terminated() is None, "the next SIGTERM is another one"
+
+
+@pytest.mark.parametrize("state", ["between two tasks", "in the next task", "in the next batch", "idle"])
+def test_task_that_does_not_run_any_more_is_not_terminated(child: Slot, parent: Slot, state: str) -> None:
+    load(child, 2)
+    begin(child, 0)
+    child.finish(0)
+    if state == "in the next task":
+        begin(child, 1)
+    elif state == "in the next batch":
+        child.load([(0, b"7-0")])
+        begin(child, 0)
+    elif state == "idle":
+        child.clear()
+
+    assert not parent.terminate_task(Entry(FIRST, b"1-0"))
+    assert child.task_terminated() is None
+
+
+def test_task_of_another_queue_with_the_same_entry_id_is_not_terminated(child: Slot, parent: Slot) -> None:
+    child.load([(1, b"1-0")])
+    begin(child, 0)
+
+    assert not parent.terminate_task(Entry(FIRST, b"1-0"))
+    assert parent.terminate_task(Entry(SECOND, b"1-0"))
+
+
+def test_nothing_of_its_batch_starts_after_a_task_that_is_terminated(child: Slot, parent: Slot) -> None:
+    load(child, 2)
+    begin(child, 0)
+    parent.terminate_task(Entry(FIRST, b"1-0"))
+    child.finish(0)
+
+    assert not begin(child, 1)
+
+
 def test_next_child_of_the_slot_is_asked_nothing(child: Slot, parent: Slot) -> None:
     load(child, 2)
     parent.ask_terminate()
