@@ -49,6 +49,8 @@ class Heartbeat:
         self.lost = 0
         self._broker = broker
         self._holders = holders
+        #: What was found lost and runs on: it is counted and said once, not at each round.
+        self._told: set[tuple[str, Entry]] = set()
 
     def run_once(self) -> int:
         """Extend everything once; returns the number of entries.
@@ -71,12 +73,20 @@ class Heartbeat:
         lost: list[int] = []
         for start in range(0, len(held), _STEP):
             lost += (start + position for position in self._broker.extend(held[start : start + _STEP]))
+        still_lost: set[tuple[str, Entry]] = set()
         for position in lost:
             (consumer, entry), (holder, batch) = held[position], owners[position]
             shot = holder.snapshot()
             # It may be settled or handed back meanwhile: only what the child is still running was taken from it.
             if (shot.batch, shot.running) == (batch, entry) and not shot.retried:
-                self.lost += 1
                 holder.mark_lost(batch)
-                logger.warning("Entry %s is no longer held by %s.", entry, consumer)
+                still_lost.add((consumer, entry))
+                if (consumer, entry) not in self._told:
+                    self.lost += 1
+                    logger.warning(
+                        "Entry %s was taken from %s, which stood still for too long, and may run elsewhere, too.",
+                        entry,
+                        consumer,
+                    )
+        self._told = still_lost
         return len(held)

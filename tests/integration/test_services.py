@@ -103,6 +103,28 @@ def test_holder_is_told_that_its_running_entry_was_claimed(broker: StreamBroker)
     assert redis_state(broker.client) == before
 
 
+@pytest.mark.parametrize("queues", [("q",), ("q", "r"), ("q", "r", "s")])
+def test_entries_that_were_claimed_are_said_and_counted_once_however_long_their_tasks_run_on(
+    broker: StreamBroker, caplog: pytest.LogCaptureFixture, queues: tuple[str, ...]
+) -> None:
+    holders = []
+    for queue in queues:
+        (one,) = delivered(broker, queue, "child", message(1))
+        broker.client.call("XCLAIM", one.stream.key, keys.GROUP, "other", 0, one.entry_id)
+        holders.append(StandIn(replace(SHOT, batch=7, running=one.entry)))
+    heartbeat = beat(broker, *holders)
+
+    for _ in range(4):
+        heartbeat.run_once()
+
+    assert heartbeat.lost == len(queues)
+    assert [record.getMessage() for record in caplog.records if "was taken from" in record.getMessage()] == [
+        f"Entry {holder.shot.running} was taken from child, which stood still for too long, and may run elsewhere, too."
+        for holder in holders
+    ]
+    assert {tuple(holder.lost) for holder in holders} == {(7,) * 4}
+
+
 def test_entry_that_was_settled_meanwhile_was_not_lost(broker: StreamBroker) -> None:
     (one,) = delivered(broker, "q", "child", message(1))
     broker.ack("child", [one.entry])
