@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-__all__ = ("as_function", "run", "runner")
+__all__ = ("as_function", "is_function_of_async", "run", "runner")
 
 T = TypeVar("T")
 
@@ -27,16 +27,28 @@ _local = threading.local()
 
 
 def as_function(fun: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that runs the ``async def`` function ``fun``; any other function is returned as it is."""
-    if not inspect.iscoroutinefunction(fun):
+    """Return a function that runs the ``async def`` function ``fun``; any other function is returned as it is.
+
+    A decorator that keeps what it wraps (``functools.wraps``) may stand before the ``async def``.
+    """
+    if not inspect.iscoroutinefunction(fun) and not inspect.iscoroutinefunction(inspect.unwrap(fun)):
         return fun
 
     @functools.wraps(fun)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return run(fun(*args, **kwargs))
+        result = fun(*args, **kwargs)
+        # A decorator may have awaited it, or have answered in its place.
+        return run(result) if inspect.iscoroutine(result) else result
+
+    call.__celery_streams__ = True  # type: ignore[attr-defined]
 
     call.__signature__ = inspect.signature(fun)  # type: ignore[attr-defined]
     return call
+
+
+def is_function_of_async(fun: Callable[..., Any]) -> bool:
+    """Return whether :func:`as_function` made ``fun``."""
+    return hasattr(fun, "__celery_streams__")
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:

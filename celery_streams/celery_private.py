@@ -7,6 +7,7 @@ then, and where to look for what took its place.
 from __future__ import annotations
 
 import sys
+from types import CellType
 from typing import TYPE_CHECKING, Any
 
 from billiard import common
@@ -28,6 +29,7 @@ __all__ = (
     "forget_producer_pool",
     "is_ending",
     "preferred_apps",
+    "pydantic_cell",
     "raise_decoding_error",
     "real_app",
     "set_autoretried_function",
@@ -94,6 +96,16 @@ def autoretried_function(task: Any) -> Any:
 def set_autoretried_function(task: Any, fun: Any) -> None:
     """Have Celery's wrapper call ``fun``."""
     task._orig_run = fun
+
+
+def pydantic_cell(fun: Any) -> CellType | None:
+    """Return what holds the function that Celery wrapped for ``pydantic=True``; None when it wrapped none."""
+    plain = getattr(fun, "__func__", fun)
+    code = getattr(plain, "__code__", None)
+    if code is None or not {"task_fun", "dump_kwargs"} <= set(code.co_freevars):
+        return None
+    cell: CellType = plain.__closure__[code.co_freevars.index("task_fun")]
+    return cell
 
 
 def exchange_task_stack(new: Any) -> None:

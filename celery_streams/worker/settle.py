@@ -334,7 +334,8 @@ class Settler:
         )
         if buried:
             shown = buried.decode() if isinstance(buried, bytes) else ""
-            logger.error(
+            # Whatever led here was logged as an error already: as another one, error trackers would count it twice.
+            logger.warning(
                 "Task %s[%s] of queue %s is a dead letter (%s): %s",
                 death.task or "?",
                 death.task_id or "?",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from celery.utils.time import rate
 
 from .. import celery_private
 from ..app import Streams
-from ..async_tasks import as_function
+from ..async_tasks import as_function, is_function_of_async
 from .outcome import Circumstances
 
 if TYPE_CHECKING:
@@ -75,8 +74,12 @@ def make_callable(task: Any) -> None:
     wrapped = celery_private.autoretried_function(task)
     if wrapped is not None:
         celery_private.set_autoretried_function(task, as_function(wrapped))
-    elif inspect.iscoroutinefunction(task.run):
-        task.run = as_function(task.run)
+    elif not is_function_of_async(task.run):
+        cell = celery_private.pydantic_cell(task.run)
+        if cell is None:
+            task.run = as_function(task.run)
+        else:  # Celery's wrapper dumps what the function returns, which must not be a coroutine
+            cell.cell_contents = as_function(cell.cell_contents)
 
 
 def _flag(task: Any, name: str) -> bool:

@@ -157,3 +157,24 @@ def test_body_that_raises_what_is_no_exception_fails_once_in_every_pool(project,
     assert after == "after"
     assert set(project.counted().values()) == {1}
     assert eventually(lambda: project.status().length == 0)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_async_def_behind_decorators_and_with_pydantic_is_awaited(project, waiting, worker, pool):
+    worker(pool=pool, concurrency=a_few(pool), options=WAITING)
+
+    results = {
+        "decorated": waiting("wait_behind_a_decorator").delay(1, 2),
+        "decorated twice, bound, retried": waiting("wait_behind_decorators").delay(4),
+        "with autoretry": waiting("wait_and_autoretry").delay(5),
+        "pydantic": waiting("wait_for_point").delay({"x": 1}),
+        "pydantic, bound": waiting("wait_for_bound_point").delay({"x": 2}),
+    }
+
+    assert {name: result.get(timeout=20) for name, result in results.items()} == {
+        "decorated": 3,
+        "decorated twice, bound, retried": 4,
+        "with autoretry": 5,
+        "pydantic": {"x": 2},
+        "pydantic, bound": {"x": 3},
+    }

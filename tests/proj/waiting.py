@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 import threading
 
+import pydantic
 from celery import current_task
 from celery import shared_task as celery_shared_task
 
@@ -114,3 +116,55 @@ async def wait_and_raise(self, kind):
     ledger.write("run", self.request.id, task=self.name)
     await asyncio.sleep(0.01)
     raise ODD[kind]("odd")
+
+
+def decorated(function):
+    """What many decorators look like."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return call
+
+
+@celery_shared_task
+@decorated
+async def wait_behind_a_decorator(x, y):
+    await asyncio.sleep(0.01)
+    return x + y
+
+
+@celery_shared_task(bind=True)
+@decorated
+@decorated
+async def wait_behind_decorators(self, x):
+    await asyncio.sleep(0.01)
+    if self.request.retries == 0:
+        raise self.retry(countdown=0)
+    return x
+
+
+@celery_shared_task(autoretry_for=(ConnectionError,), retry_kwargs={"max_retries": 2, "countdown": 0}, bind=True)
+@decorated
+async def wait_and_autoretry(self, x):
+    await asyncio.sleep(0.01)
+    if self.request.retries < 2:
+        raise ConnectionError(x)
+    return x
+
+
+class Point(pydantic.BaseModel):
+    x: int
+
+
+@celery_shared_task(pydantic=True)
+async def wait_for_point(point: Point) -> Point:
+    await asyncio.sleep(0.01)
+    return Point(x=point.x + 1)
+
+
+@celery_shared_task(pydantic=True, bind=True)
+async def wait_for_bound_point(self, point: Point) -> Point:
+    await asyncio.sleep(0.01)
+    return Point(x=point.x + 1)

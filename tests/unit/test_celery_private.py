@@ -11,6 +11,7 @@ from billiard import common
 from celery import Celery, _state, current_app
 from celery.app.amqp import Queues
 from celery.app.autoretry import add_autoretry_behaviour
+from celery.app.base import pydantic_wrapper
 from celery.app.trace import TraceInfo
 from celery.worker import request as worker_request
 from kombu.message import Message
@@ -70,6 +71,18 @@ NAMES: dict[str, tuple[Any, str]] = {
     "Task._orig_run": (
         lambda: hasattr(_task(), "_orig_run") and callable(add_autoretry_behaviour),
         "async def tasks with autoretry_for run in every pool (celery_private.autoretried_function)",
+    ),
+    "the closure of pydantic_wrapper": (
+        lambda: (
+            {"task_fun", "dump_kwargs"}
+            <= {
+                name
+                for code in pydantic_wrapper.__code__.co_consts
+                if hasattr(code, "co_freevars")
+                for name in code.co_freevars
+            }
+        ),
+        "async def tasks with pydantic=True are awaited before they are dumped (celery_private.pydantic_cell)",
     ),
     "Request._context": (
         lambda: hasattr(worker_request.Request, "_context"),
