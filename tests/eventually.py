@@ -9,7 +9,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def eventually(condition: Callable[[], T], *, timeout: float = 10.0, message: str = "", interval: float = 0.01) -> T:
+def eventually(
+    condition: Callable[..., T | None], *, timeout: float = 10.0, message: str = "", interval: float = 0.01
+) -> T:
     """Call ``condition`` until it returns something true, and return that.
 
     An AssertionError raised by the condition counts as "not yet". Raises AssertionError with the last value, or with

@@ -94,7 +94,7 @@ def read_all(broker: StreamBroker, queues: Sequence[str], consumer: str, *, coun
     return found
 
 
-def make_idle(broker: StreamBroker, stream: StreamRef, consumer: str, entry_id: bytes, *, idle_ms: int) -> None:
+def make_idle(broker: StreamBroker, stream: StreamRef, consumer: str | bytes, entry_id: bytes, *, idle_ms: int) -> None:
     """Make an entry look as if ``consumer`` had given no heartbeat for ``idle_ms``."""
     broker.client.call("XCLAIM", stream.key, keys.GROUP, consumer, 0, entry_id, "IDLE", idle_ms, "JUSTID")
 

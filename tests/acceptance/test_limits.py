@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def test_limits_of_the_command_line_end_tasks_and_those_of_the_message_come_firs
 
 
 #: Ways to say 0.4 seconds as text, as environment variables give it: settings of the worker, options of the call.
-WORDS = {
+WORDS: dict[str, Any] = {
     "setting": ({"task_time_limit": "0.4"}, {}),
     "setting, soft too": ({"task_time_limit": "0.4", "task_soft_time_limit": "60"}, {}),
     "annotation": ({"task_annotations": {"*": {"time_limit": "0.4", "soft_time_limit": ""}}}, {}),

@@ -293,7 +293,7 @@ def test_usr2_opens_celerys_debugger_in_the_child_that_gets_it(project, worker, 
 
 def can_unshare():
     command = shutil.which("unshare")
-    return bool(command) and subprocess.run([command, "--pid", "--fork", "--mount-proc", "true"]).returncode == 0
+    return command is not None and subprocess.run([command, "--pid", "--fork", "--mount-proc", "true"]).returncode == 0
 
 
 @pytest.mark.skipif(not can_unshare(), reason="no process namespaces here")

@@ -76,7 +76,10 @@ def prepare(home: Path, *, say: Callable[[str], object]) -> Prepared:
         archive = next(home.glob("celery-*.tar.gz"))
         with tarfile.open(archive) as tar:
             # Older 3.10 and 3.11 have no filters.
-            tar.extractall(home, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+            if hasattr(tarfile, "data_filter"):
+                tar.extractall(home, filter="data")
+            else:
+                tar.extractall(home)
         archive.unlink()
     return prepared
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 
@@ -249,7 +250,7 @@ def test_celery_call_publishes_to_the_worker(plain):
     assert plain.value(plain.app.AsyncResult(done.stdout.strip())) == "from the shell"
 
 
-ENDINGS = {
+ENDINGS: dict[str, Any] = {
     "ok": (("ok",), {}, 1),
     "error": (("error", "no"), {}, 1),
     "reject": (("reject",), {}, 1),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from celery import signature
@@ -292,7 +294,7 @@ def test_message_that_names_no_task_is_rejected(side, new_id):
     assert side.ledger.signals(new_id) == ["task_rejected"]
 
 
-ODD_OPTIONS = {
+ODD_OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "id is a UUID": lambda: {"task_id": uuid.uuid4()},
     "id is a UUID with a time": lambda: {"task_id": uuid.uuid1()},
     "id is long": lambda: {"task_id": uuid.uuid4().hex * 20},

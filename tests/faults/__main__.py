@@ -7,6 +7,7 @@ import random
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -30,7 +31,7 @@ from tests.faults import load
 @click.option("--appendfsync", type=click.Choice(["always", "everysec"]), default="always", show_default=True)
 @click.option("--json", "json_path", type=click.Path(), help="Write the figures there, - for standard output.")
 @click.option("--logs", "directory", type=click.Path(), help="Where the logs of the processes go.")
-def main(profile: str, minutes: float | None, seed: int | None, json_path: str | None, **options: object) -> None:
+def main(profile: str, minutes: float | None, seed: int | None, json_path: str | None, **options: Any) -> None:
     """Publish under faults and check that nothing is lost, little runs twice, and all is back in seconds."""
     load.end_with_the_caller()
     console = Console(stderr=json_path == "-")

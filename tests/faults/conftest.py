@@ -159,7 +159,7 @@ class Stage:
     def started(self, task_id: str, times: int = 1) -> bool:
         return len(self.runs(task_id)) >= times
 
-    def wait(self, condition: Callable[[], Any], *, timeout: float = 10.0, message: str = "") -> Any:
+    def wait(self, condition: Callable[..., Any], *, timeout: float = 10.0, message: str = "") -> Any:
         """Wait for a condition; when it does not come, the workers' logs are part of the failure."""
         try:
             return eventually(condition, timeout=timeout, message=message)

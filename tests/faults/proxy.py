@@ -93,7 +93,7 @@ class Proxy:
                 for key, _ in ready:
                     if key.fileobj is self._listener:
                         self._accept()
-                    elif key.data in self._pairs:
+                    elif isinstance(key.fileobj, socket.socket) and key.data in self._pairs:
                         self._forward(key.data, key.fileobj)
                 self._deliver()
 

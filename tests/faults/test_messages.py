@@ -195,7 +195,7 @@ def test_f19_a_task_is_acknowledged_after_its_result_was_stored_and_the_backend_
 
         stage.wait(stage.empty, timeout=30)
         with contextlib.closing(redis.Redis.from_url(results.url)) as client:
-            stored = json.loads(client.get(f"celery-task-meta-{sent}"))
+            stored = json.loads(client.get(f"celery-task-meta-{sent}") or "")
         assert held == 1, "not acknowledged before its result was stored"
         assert (stored["status"], stored["result"]) == ("SUCCESS", 2)
         assert len(stage.runs(sent)) == 1

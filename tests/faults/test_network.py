@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -81,7 +82,7 @@ def test_f14_a_publish_without_a_reply_is_a_typed_error_and_at_most_one_task(
     stage = make_stage(settings={"broker_transport_options": {"socket_timeout": 0.5}})
     with Proxy(stage.server.port) as proxy:
         direct, stage.url = stage.url, proxy.url
-        options = {} if countdown is None else {"countdown": countdown}
+        options: dict[str, Any] = {} if countdown is None else {"countdown": countdown}
         first = stage.send("ok", **options)
         proxy.drop_replies = True
 

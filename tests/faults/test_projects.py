@@ -126,7 +126,7 @@ def test_f29_switching_to_streams_and_back_under_load_with_kills_loses_nothing_a
         f"def enabled():\n    return open({os.fspath(flag)!r}).read() == '1'\n"
     )
     path = {"PYTHONPATH": f"{stage.directory}:{ROOT}", "CELERY_STREAMS_ENABLED": "switching.enabled"}
-    common = {"environment": path, "concurrency": 1, "ready": False}
+    common: dict[str, Any] = {"environment": path, "concurrency": 1, "ready": False}
     streams = stage.worker("streams", **common)
     lists = stage.worker("lists", side="lists", settings={"task_acks_late": True}, **common)
     stage.wait(lambda: streams.children() and lists.children())

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from tests.sentinel import NAME, watched
 BACK = 5.0
 
 
-def _sent(stage: Stage, count: int, action: str = "ok", **options: object) -> list[str]:
+def _sent(stage: Stage, count: int, action: str = "ok", **options: Any) -> list[str]:
     """Publish; what raises was not stored."""
     done = []
     for _ in range(count):

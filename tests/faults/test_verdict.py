@@ -104,7 +104,7 @@ def test_a_start_before_the_eta_fails() -> None:
 
 
 @pytest.mark.parametrize("left", [{"waiting": 1}, {"pending": 1}, {"delayed": 1}])
-def test_what_is_left_over_fails(left: dict[str, int]) -> None:
+def test_what_is_left_over_fails(left: dict[str, Any]) -> None:
     assert _failed(_judge([_submission()], [_run()], state=FinalState(**left))) == {"P"}
 
 

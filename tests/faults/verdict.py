@@ -303,8 +303,8 @@ class _Recovery:
         self._waits: dict[int | None, list[tuple[float, float]]] = defaultdict(list)
         for one in sorted(submissions, key=lambda one: one.at):
             if one.eta is None and one.id in by_id:
-                first = min(run.start for run in by_id[one.id])
-                self._waits[one.priority].append((one.at, max(first - one.at, 0.0)))
+                started = min(run.start for run in by_id[one.id])
+                self._waits[one.priority].append((one.at, max(started - one.at, 0.0)))
         self.seconds: list[float] = []
         self.by_fault: dict[str, list[float]] = defaultdict(list)
         self.redis: list[float] = []
@@ -322,11 +322,11 @@ class _Recovery:
                 if first.end is not None or first.retries != again.retries:
                     continue
                 interrupted += 1
-                fault = killed.get(first.pid)
+                killer = killed.get(first.pid)
                 # From the second crash on a message waits on purpose.
-                if fault is None or interrupted > 1 or fault.at < first.start:
+                if killer is None or interrupted > 1 or killer.at < first.start:
                     continue
-                self._take(fault, again)
+                self._take(killer, again)
         starts = sorted(run.start for run in runs)
         for fault in outages:
             if fault.number != "F10":

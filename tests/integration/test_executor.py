@@ -8,7 +8,7 @@ import json
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ from kombu.exceptions import ContentDisallowed
 
 import celery_streams
 from celery_streams import inspect, keys, streams_of
-from celery_streams.broker import Delivery, StreamBroker
+from celery_streams.broker import Delivery, Entry, StreamBroker
 from celery_streams.exceptions import BrokerUnavailable
 from celery_streams.message import Message, encode
 from celery_streams.signals import entry_lost
@@ -567,8 +567,8 @@ def test_task_that_runs_at_most_once_does_not_run_when_another_worker_has_its_me
 class LosesReplies(StreamBroker):
     """A broker whose first acknowledgement reaches Redis, and whose reply is lost."""
 
-    def ack(self, *args: Any, **options: Any) -> list[bytes]:
-        lost = super().ack(*args, **options)
+    def ack(self, consumer: str, entries: Sequence[Entry]) -> list[Entry]:
+        lost = super().ack(consumer, entries)
         if not getattr(self, "failed", False):
             self.failed = True
             raise BrokerUnavailable

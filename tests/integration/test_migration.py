@@ -227,7 +227,7 @@ def test_every_serializer_goes_there_and_back(
 
 
 def test_keys_of_a_prefixed_broker_with_other_steps_are_found(app: MakeApp, broker: StreamBroker) -> None:
-    options = {"global_keyprefix": "shop.", "priority_steps": [0, 5], "sep": ":"}
+    options: dict[str, Any] = {"global_keyprefix": "shop.", "priority_steps": [0, 5], "sep": ":"}
     stock = app(installed=False, broker_transport_options=options)
     publish(stock, 1)
     publish(stock, 2, priority=7)

@@ -260,7 +260,7 @@ def test_names_that_are_no_text_break_no_status(broker: StreamBroker) -> None:
     broker.client.call("XCLAIM", STREAM, keys.GROUP, b"\xff", 0, broker.client.call("XRANGE", STREAM, "-", "+")[0][0])
     make_idle(
         broker, broker.streams(["q"])[0], b"\xff", broker.client.call("XRANGE", STREAM, "-", "+")[0][0], idle_ms=9_999
-    )  # type: ignore[arg-type]
+    )
     broker.client.call("SADD", keys.queues(broker.prefix), b"\xff")
 
     assert len(inspect.consumers(broker, "q")) == 2

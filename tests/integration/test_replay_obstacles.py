@@ -162,7 +162,8 @@ def test_what_is_expired_and_revoked_needs_both_words(broker: StreamBroker) -> N
     letter = bury(broker, v2(expires=ago(hours=1), root_id="root"))
     broker.revoke(["task-1"], expires_at=time.time() + 60)
 
-    for one in ({"ignore_expires": True}, {"ignore_revoked": True}):
+    halves: tuple[dict[str, Any], ...] = ({"ignore_expires": True}, {"ignore_revoked": True})
+    for one in halves:
         with pytest.raises(CannotRun):
             inspect.replay(broker, letter, **one)
 

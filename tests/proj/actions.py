@@ -76,7 +76,7 @@ class CauseError(Exception):
     """An exception that lies about what caused it."""
 
     @property
-    def __cause__(self):
+    def __cause__(self):  # type: ignore[override]
         raise RuntimeError("no cause")
 
 
@@ -198,7 +198,7 @@ def _retry_caught_then(task, value, then, **options):
 
 def _terminate_process(task, value):
     """Terminate a process of multiprocessing, and return its exit code."""
-    multiprocessing.current_process()._config["daemon"] = False  # else it refuses, as under a stock worker
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined] # else it refuses, as stock does
     process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=False)
     process.start()
     time.sleep(0.1)

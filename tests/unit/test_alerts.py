@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -36,8 +37,10 @@ def test_queue_below_all_thresholds_raises_no_alert() -> None:
     ],
 )
 def test_value_at_a_threshold_meets_it(change: str, name: str, warning: float, critical: float) -> None:
-    [mild] = judge(replace(QUIET, **{change: warning}), Alerts())
-    [grave] = judge(replace(QUIET, **{change: critical}), Alerts())
+    above: dict[str, Any] = {change: warning}
+    far_above: dict[str, Any] = {change: critical}
+    [mild] = judge(replace(QUIET, **above), Alerts())
+    [grave] = judge(replace(QUIET, **far_above), Alerts())
 
     assert (mild.level, mild.queue, mild.name, mild.value, mild.threshold) == (
         "warning",

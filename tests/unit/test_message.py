@@ -152,7 +152,7 @@ def test_deeply_nested_json_raises_our_error() -> None:
 @pytest.mark.parametrize("part", ["headers", "properties", "history"])
 @pytest.mark.parametrize("raw", [b"[]", b"1", b"null", b'"text"'])
 def test_part_that_is_no_object_raises_our_error(part: str, raw: bytes) -> None:
-    values = {"headers": b"{}", "properties": b"{}", "body": b"", "history": b"{}", part: raw}
+    values: dict[str, Any] = {"headers": b"{}", "properties": b"{}", "body": b"", "history": b"{}", part: raw}
 
     with pytest.raises(MessageError, match=f"{part} must be a JSON object"):
         getattr(Message(**values), f"decode_{part}")()
