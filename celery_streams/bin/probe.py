@@ -70,9 +70,11 @@ def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             found[name] = value
             rest.pop(0)
         elif rest[0] in valued and len(rest) > 1:
-            found[rest.pop(0)] = rest.pop(0)
+            found[rest[0]] = rest[1]
+            del rest[:2]
         elif rest[0][:2] in valued and len(rest[0]) > 2 and not rest[0].startswith("--"):
-            found[rest[0][:2]] = rest.pop(0)[2:]
+            word = rest.pop(0)
+            found[word[:2]] = word[2:]
         else:
             break
     return found, rest

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +22,7 @@ from celery_streams.bin.root import celery_streams
 from celery_streams.broker import StreamBroker
 from celery_streams.conf import settings_in_force
 from celery_streams.presence import ConsumerPresence, WorkerPresence
+from tests.processes import ROOT, project_environment
 
 MakeApp = Callable[..., Celery]
 
@@ -141,6 +144,53 @@ def test_redis_that_is_away_or_silent_is_an_exit_code_of_its_own_within_a_second
 
     assert (away.exit_code, silent.exit_code) == (69, 69)
     assert took < 2.0  # on a busy machine; the setting would be 30
+
+
+PROBE = """
+import sys
+from celery_streams.__main__ import main
+try:
+    main()
+finally:
+    print("celery.bin.celery" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "whole"),
+    [
+        (("-A", "tests.proj", "health", "-n", "w@h"), 0, False),
+        (("health", "-A", "tests.proj", "-n", "w@h"), 0, False),
+        (("health", "--app=tests.proj", "-n", "w@h", "--json"), 0, False),
+        (("-Atests.proj", "-q", "--no-color", "health", "--hostname=w@h"), 0, False),
+        (("-A", "tests.proj", "health", "-n", "other@h"), 1, False),
+        (("-A", "tests.proj", "health", "--no-such-option"), 2, False),
+        # What is out of the ordinary.
+        (("-A", "tests.proj", "--skip-checks", "health", "-n", "w@h"), 0, True),
+        (("-A", "tests.nowhere", "health", "-n", "w@h"), 2, True),
+        (("health", "-n", "w@h"), 2, True),
+        (("-A", "tests.proj", "health", "--help"), 0, True),
+    ],
+)
+def test_probe_does_not_load_the_whole_command_line(
+    redis_url: str, broker: StreamBroker, words: tuple[str, ...], code: int, whole: bool
+) -> None:
+    presence.beat(broker, worker("w@h"), forget=False)
+    environment = project_environment(broker=redis_url, results=redis_url, ledger=redis_url, enabled=True)
+
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[-1] == str(whole)
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
