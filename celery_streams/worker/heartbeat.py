@@ -84,7 +84,8 @@ class Heartbeat:
                 if (consumer, entry) not in self._told:
                     self.lost += 1
                     logger.warning(
-                        "Entry %s was taken from %s, which stood still for too long, and may run elsewhere, too.",
+                        "Entry %s is no longer held by %s: it was claimed, or deleted, while its task runs. "
+                        "It may run twice.",
                         entry,
                         consumer,
                     )

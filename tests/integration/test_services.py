@@ -118,8 +118,9 @@ def test_entries_that_were_claimed_are_said_and_counted_once_however_long_their_
         heartbeat.run_once()
 
     assert heartbeat.lost == len(queues)
-    assert [record.getMessage() for record in caplog.records if "was taken from" in record.getMessage()] == [
-        f"Entry {holder.shot.running} was taken from child, which stood still for too long, and may run elsewhere, too."
+    assert [record.getMessage() for record in caplog.records if "no longer held" in record.getMessage()] == [
+        f"Entry {holder.shot.running} is no longer held by child: it was claimed, or deleted, while its task runs. "
+        "It may run twice."
         for holder in holders
     ]
     assert {tuple(holder.lost) for holder in holders} == {(7,) * 4}
