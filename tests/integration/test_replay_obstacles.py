@@ -116,7 +116,7 @@ def test_replaying_a_dead_letter_whose_id_was_revoked_leaves_it_where_it_is(
     broker: StreamBroker, make: Callable[[], Message]
 ) -> None:
     letter = bury(broker, make())
-    broker.revoke(["task-1", "other"], expires_at=time.time() + 60)
+    broker.revoke(["task-1", "other"], seconds=60)
     before = redis_state(broker.client)
 
     with pytest.raises(CannotRun, match="its task id task-1 was revoked"):
@@ -129,7 +129,7 @@ def test_replaying_a_dead_letter_whose_id_was_revoked_leaves_it_where_it_is(
 
 def test_replaying_what_a_revoked_stamp_names_leaves_it_where_it_is(broker: StreamBroker) -> None:
     letter = bury(broker, v2(stamped_headers=["tenant"], stamps={"tenant": ["7", "8"]}))
-    broker.revoke_stamps([("tenant", "8")], expires_at=time.time() + 60)
+    broker.revoke_stamps([("tenant", "8")], seconds=60)
 
     with pytest.raises(CannotRun, match=r"tenant.*8"):
         inspect.replay(broker, letter)
@@ -147,7 +147,7 @@ def test_replaying_a_revoked_dead_letter_with_ignore_revoked_gives_it_a_new_id(
     broker: StreamBroker, make: Callable[[], Message]
 ) -> None:
     letter = bury(broker, make())
-    broker.revoke(["task-1"], expires_at=time.time() + 60)
+    broker.revoke(["task-1"], seconds=60)
 
     assert inspect.replay(broker, letter, ignore_revoked=True)
 
@@ -160,7 +160,7 @@ def test_replaying_a_revoked_dead_letter_with_ignore_revoked_gives_it_a_new_id(
 
 def test_what_is_expired_and_revoked_needs_both_words(broker: StreamBroker) -> None:
     letter = bury(broker, v2(expires=ago(hours=1), root_id="root"))
-    broker.revoke(["task-1"], expires_at=time.time() + 60)
+    broker.revoke(["task-1"], seconds=60)
 
     halves: tuple[dict[str, Any], ...] = ({"ignore_expires": True}, {"ignore_revoked": True})
     for one in halves:
@@ -178,7 +178,7 @@ def test_replay_command_says_what_stays_and_why(app: MakeApp, broker: StreamBrok
     expired = bury(broker, v2("task-1", expires=ago(hours=1)))
     revoked = bury(broker, v2("task-2"))
     bury(broker, v2("task-3"))
-    broker.revoke(["task-2"], expires_at=time.time() + 60)
+    broker.revoke(["task-2"], seconds=60)
 
     dry = run(app(), "replay", *words, "--dry-run")
     dry_json = json.loads(run(app(), "replay", *words, "--dry-run", "--json").stdout)
@@ -200,7 +200,7 @@ def test_replay_command_says_what_stays_and_why(app: MakeApp, broker: StreamBrok
 def test_replay_command_replays_what_it_is_told_to_ignore(app: MakeApp, broker: StreamBroker) -> None:
     bury(broker, v2("task-1", expires=ago(hours=1)))
     bury(broker, v2("task-2"))
-    broker.revoke(["task-2"], expires_at=time.time() + 60)
+    broker.revoke(["task-2"], seconds=60)
 
     dry = run(app(), "replay", "--all", "--ignore-expires", "--dry-run")
     first = run(app(), "replay", "--all", "--ignore-expires", "--json")
