@@ -38,6 +38,9 @@ __all__ = (
     "streams_without_group",
 )
 
+#: Seconds by which clocks may differ before it is worth a word.
+CLOCK_WARNING = 0.5
+
 #: Looks at the clock; the one with the shortest round trip counts.
 _CLOCK_LOOKS = 5
 

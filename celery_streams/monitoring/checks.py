@@ -10,7 +10,7 @@ from typing import Literal
 from ..hints import command
 from ..inspect import QueueStatus
 from ..presence import WorkerPresence
-from ..probes import ClockSkew, Denial, ServerInfo
+from ..probes import CLOCK_WARNING, ClockSkew, Denial, ServerInfo
 
 __all__ = (
     "CHECKS",
@@ -71,8 +71,8 @@ CHECKS: tuple[str, ...] = (
 #: The oldest Redis with XAUTOCLAIM, XPENDING IDLE and XTRIM MINID.
 OLDEST_REDIS = (6, 2)
 
-#: Seconds by which clocks may differ: an eta is off by so much.
-CLOCK_WARNING, CLOCK_CRITICAL = 0.5, 10.0
+#: Seconds by which clocks may differ before it is critical: an eta is off by so much.
+CLOCK_CRITICAL = 10.0
 
 #: Shares of maxmemory.
 MEMORY_WARNING, MEMORY_CRITICAL = 0.8, 0.95

@@ -18,6 +18,7 @@ from kombu.asynchronous.timer import Timer
 
 from ..app import Streams
 from ..broker import Delivery
+from ..clock import RedisClock
 from ..exceptions import BrokerError
 from ..running_task import HeldRetry, RunningTask
 from .kept_messages import KeptMessages
@@ -33,7 +34,7 @@ __all__ = ("ETA_SLACK", "PASSING_BY", "Execution", "Interruption", "OwnedTask", 
 
 logger = logging.getLogger(__name__)
 
-#: Seconds by which the clocks of publisher, Redis and worker may disagree before an eta is taken for not reached.
+#: Seconds by which the clocks of publisher and Redis may disagree before an eta is taken for not reached.
 ETA_SLACK = 0.05
 
 
@@ -128,6 +129,18 @@ class Surroundings:
     #: ``worker_deduplicate_successful_tasks``
     deduplicates: bool = False
     pid: int = field(default_factory=os.getpid)
+    #: Redis' clock, which decides about eta and expires; this host's may be off.
+    clock: RedisClock = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.clock = RedisClock(self._ask_the_time)
+
+    def _ask_the_time(self) -> float | None:
+        try:
+            return self.settler.broker.clock_ms() / 1000
+        except BrokerError as exc:
+            logger.debug("Redis does not say what time it is: %s", exc)
+            return None
 
     def sends_events(self) -> bool:
         """Return whether task events are wanted."""

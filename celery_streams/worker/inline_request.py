@@ -50,6 +50,8 @@ class Run:
     traced: tuple[int, Any, float] | None = None
     #: Seconds since the epoch at which the message is due, when it came before its time.
     due: float | None = None
+    #: What the message said, where Celery's Request was told another time, for this host's clock is off.
+    expires: Any = None
 
     @property
     def delivery(self) -> Delivery:
@@ -91,6 +93,9 @@ class _InlinePool:
         except ValueError as exc:
             raise InvalidTaskError(f"invalid time limit: {exc}") from exc
         around.progress.limit(soft=soft, hard=hard)
+        if run is not None and run.expires is not None:
+            for request in (one for one in args if isinstance(one, dict) and one.get("id") == run.task_id):
+                request["expires"] = run.expires
         token = current.set(run.task) if run is not None and run.kept else None
         if run is not None:
             run.started = True
@@ -135,8 +140,10 @@ class _Timer:
         if fun not in (self._consumer.apply_eta_task, self._consumer._limit_task):
             return self._consumer.around.timer.call_at(eta, fun, args, *rest, **options)
         early_by = eta - time.monotonic()  # by the clock of kombu's timers
-        if early_by > ETA_SLACK:
-            self._consumer.run.due = time.time() + early_by
+        # What that clock says is this host's time of day, which may be off: Redis' decides.
+        due = time.time() + early_by
+        if due > self._consumer.around.clock.now() + ETA_SLACK:
+            self._consumer.run.due = due
         else:
             fun(*args)
         return None

@@ -34,7 +34,7 @@ and everything else is ``leave``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from ..broker import MAX_BACKOFF_MS
@@ -131,6 +131,8 @@ class Outcome:
     redelivered: bool = True
     #: Only with REQUEUE: whether it goes behind what waits, as a new message would; else it runs before that.
     behind: bool = False
+    #: Only with REQUEUE: what it waits for; the kinds of waits that are short are in ``broker.LONGEST_WAIT_MS``.
+    waits_for: str = field(default="back", compare=False)
 
 
 _ACK = Outcome(Action.ACK)
@@ -170,7 +172,8 @@ def _decide(event: Event, given: Circumstances) -> Outcome:
     if event in (Event.REQUEUED, Event.INTERRUPTED):
         return Outcome(Action.REQUEUE, behind=event is Event.REQUEUED)
     if event in (Event.EARLY, Event.LIMITED):
-        return Outcome(Action.REQUEUE, delay=given.early_by, redelivered=False)
+        waits_for = "limit" if event is Event.LIMITED else "back"
+        return Outcome(Action.REQUEUE, delay=given.early_by, redelivered=False, waits_for=waits_for)
     if event is Event.EXPECTED:
         return _ACK if given.acks_on_failure else Outcome(Action.DEAD, Reason.FAILED)
     if event is Event.FAILED:
@@ -194,7 +197,7 @@ def _crashed(given: Circumstances) -> Outcome:
     crashes = given.crashes + 1
     if crashes >= given.delivery_limit:
         return Outcome(Action.DEAD, Reason.CRASHED)
-    return Outcome(Action.REQUEUE, delay=crash_pause(crashes), crash=True)
+    return Outcome(Action.REQUEUE, delay=crash_pause(crashes), crash=True, waits_for="crash")
 
 
 def _unknown(given: Circumstances) -> Outcome:
@@ -203,4 +206,4 @@ def _unknown(given: Circumstances) -> Outcome:
         return Outcome(Action.DEAD, Reason.UNKNOWN)
     least, most = UNKNOWN_PAUSE
     pause = min(max(given.unknown_for / 2, least), most, max(left, 0.1))
-    return Outcome(Action.REQUEUE, delay=pause, redelivered=False)
+    return Outcome(Action.REQUEUE, delay=pause, redelivered=False, waits_for="unknown")

@@ -31,7 +31,7 @@ from .. import __version__, celery_private
 from ..app import Streams, streams_of
 from ..conf import misspelt_settings, settings_in_force
 from ..exceptions import BrokerError, NotPermitted
-from ..probes import denied_to_readers
+from ..probes import CLOCK_WARNING, clock_skew, denied_to_readers
 from ..redis_url import safe_url
 from .option_values import count, misunderstood, seconds
 from .patterns import QueuePatterns, existing_queues, is_pattern
@@ -221,6 +221,7 @@ class StreamsWork(WorkController):  # type: ignore[misc]
         """Say that the worker is ready, and what is odd about what it was told to do."""
         super().on_consumer_ready(consumer)
         streams = streams_of(self.app)
+        _say_clock_skew(streams)
         for name in self.app.amqp.queues.consume_from:
             if not streams.on_streams(name):
                 logger.warning(
@@ -317,6 +318,22 @@ def _source(streams: Streams, name: str) -> str:
     """Say where a setting comes from; nothing for a default."""
     source = next(one.source for one in settings_in_force(streams.app.conf) if one.name == name)
     return "" if source == "default" else f" ({source})"
+
+
+def _say_clock_skew(streams: Streams) -> None:
+    """Say that this host has another time than Redis."""
+    try:
+        skew = clock_skew(streams.broker.client)
+    except BrokerError as exc:
+        logger.debug("Cannot compare the clocks: %s", exc)
+        return
+    if abs(skew.ahead) - skew.uncertainty >= CLOCK_WARNING:
+        logger.warning(
+            "The clock of this host is %.1f s %s Redis'. Redis' decides when tasks are due and when they expire; eta "
+            "and countdown of what is published here are off by it. Run NTP on both hosts (timedatectl set-ntp true).",
+            abs(skew.ahead),
+            "ahead of" if skew.ahead > 0 else "behind",
+        )
 
 
 def put_on_streams(worker: WorkController) -> None:

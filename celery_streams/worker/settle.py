@@ -286,6 +286,7 @@ class Settler:
                     history=past,
                     delay_ms=int(outcome.delay * 1000),
                     behind=outcome.behind,
+                    kind=outcome.waits_for,
                 ),
             )
         return self._bury(delivery, outcome, death or Death(), past, acked_early=acked_early)

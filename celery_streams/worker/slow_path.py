@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -78,6 +79,10 @@ class SlowPath:
                 return Report(Event.EARLY, early_by=left, options=options)
         running = OwnedTask(delivery, self._around, task_id, (payload or headers).get("retries"))
         run = self.consumer.run = Run(execution, options, name, task_id, running)
+        said = payload if payload is not None else headers
+        expires = self._expiry(said)
+        if expires is not None:
+            run.expires, said["expires"] = said["expires"], expires
         token = current.set(running)
         try:
             self._strategy(name)(message, payload, partial(self._on_ack, run), partial(self._on_reject, run), [])
@@ -96,7 +101,7 @@ class SlowPath:
             return Report(Event.MALFORMED, error=exc, options=options)
         finally:
             current.reset(token)
-        if run.verdict == "ack" and run.traced is None and self._has_expired((payload or headers).get("expires")):
+        if run.verdict == "ack" and run.traced is None and self._has_expired(run.expires or said.get("expires")):
             return Report(Event.EXPIRED, Death(name, task_id), options=options)
         silent = not run.verdict and run.traced is None and run.due is None
         if silent and options.custom_strategy:
@@ -108,7 +113,24 @@ class SlowPath:
         if not expires:
             return False
         timezone = self._around.app.timezone
-        return bool(maybe_make_aware(maybe_iso8601(expires), timezone).timestamp() <= time.time())
+        return bool(maybe_make_aware(maybe_iso8601(expires), timezone).timestamp() <= self._around.clock.guess())
+
+    def _expiry(self, said: dict[str, Any]) -> str | None:
+        """Return the expiry that Celery's Request must be told to decide as Redis' clock does; None for what it says.
+
+        The Request compares with this host's clock, which may be off.
+        """
+        if not said.get("expires"):
+            return None
+        try:
+            at = maybe_make_aware(maybe_iso8601(said["expires"]), self._around.app.timezone)
+            ahead = time.time() - self._around.clock.guess()
+            if (at.timestamp() <= time.time()) == (at.timestamp() <= time.time() - ahead):
+                return None
+            ahead = time.time() - self._around.clock.now()
+            return str((at + timedelta(seconds=ahead)).isoformat())
+        except (ValueError, TypeError, AttributeError, OverflowError):
+            return None  # Celery's Request says what is wrong with it
 
     def forget_strategies(self) -> None:
         """Build them again when they are needed: they keep options and the dispatcher of events."""
@@ -121,12 +143,12 @@ class SlowPath:
             strategy = self._strategies[name] = app.tasks[name].start_strategy(app, self.consumer)
         return strategy
 
-    @staticmethod
-    def _report(run: Run) -> Report:
+    def _report(self, run: Run) -> Report:
         settled = run.early or run.task.retried
         death = Death(run.name, run.task_id)
         if run.due is not None:
-            return Report(Event.EARLY, death, early_by=run.due - time.time(), settled=settled, options=run.options)
+            early_by = max(run.due - self._around.clock.guess(), 0.0)
+            return Report(Event.EARLY, death, early_by=early_by, settled=settled, options=run.options)
         if run.traced is None:
             # A strategy of its own acknowledges what it ran in its own way.
             acked = Event.SUCCEEDED if run.options.custom_strategy else Event.REVOKED
@@ -163,7 +185,7 @@ class SlowPath:
         self._around.kept.release(run)
 
     def _unknown(self, execution: Execution, message: Any, name: str, task_id: str) -> Report:
-        now_ms = int(time.time() * 1000)
+        now_ms = int(self._around.clock.now() * 1000)
         since = int(execution.history.setdefault("unknown", now_ms))
         exc = NotRegistered(name)
 
