@@ -89,5 +89,6 @@ def stepping_redis(folder: Path) -> Iterator[SteppingRedis]:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler")
-    with SteppingRedis(folder, compiler) as server:
+    server = SteppingRedis(folder, compiler)
+    with server:
         yield server

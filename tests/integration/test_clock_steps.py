@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -59,7 +60,7 @@ class Fleet:
 
     def hold(self, *held: Delivery, consumer: str) -> None:
         for one in held:
-            self.holders.append(StandIn(SHOT.__class__(**{**_fields(SHOT), "running": one.entry}), consumer))
+            self.holders.append(StandIn(replace(SHOT, running=one.entry), consumer))
 
     def moved(self) -> int:
         return sum(claimer.moved for claimer in self.claimers)
@@ -76,10 +77,6 @@ class Fleet:
                     duty()
             time.sleep(0.01)  # the pace of the duties is what is tested
         return time.monotonic() - start
-
-
-def _fields(shot: object) -> dict[str, object]:
-    return {name: getattr(shot, name) for name in shot.__slots__}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("step", [60.0, 31 * DAY, -300.0, -31 * DAY])

@@ -6,12 +6,11 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pytest
 
 from celery_streams import keys
-from celery_streams.broker import Delivery, Entry, StreamBroker
+from celery_streams.broker import BusyQueues, Delivery, Entry, StreamBroker
 from celery_streams.conf import StreamsConf
 from celery_streams.connection import RedisClient
 from celery_streams.exceptions import BrokerError
@@ -273,7 +272,7 @@ def test_after_redis_was_away_living_owners_speak_first(broker: StreamBroker) ->
     class Away(StreamBroker):
         away = False
 
-        def busy_queues(self, queues: Any) -> list[str]:
+        def busy_queues(self, queues: Sequence[str]) -> BusyQueues:
             if self.away:
                 raise BrokerError
             return super().busy_queues(queues)
