@@ -9,6 +9,7 @@ consumer, so it is safe to send twice and never touches what another worker runs
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -595,7 +596,7 @@ class StreamBroker:
         *,
         idle_ms: int,
         turn_ms: int,
-        delivery_limit: int,
+        pauses_ms: Sequence[int],
         limit: int = 100,
         patience: Mapping[bytes, int | None] | None = None,
         expected_ms: int | None = None,
@@ -609,8 +610,9 @@ class StreamBroker:
             expected_ms: what Redis' clock should say; when it is more than ``tolerance_ms`` off, nothing is done.
 
         One caller looks per ``turn_ms``, whoever comes first; after as many entries as ``limit``, or as
-        :data:`STEP_BYTES` take, the next look may come at once. Entries that reach ``delivery_limit`` crashes become
-        pending for ``consumer``, which must dead-letter them.
+        :data:`STEP_BYTES` take, the next look may come at once. An entry goes back after the pause
+        for as many crashes as it has then (milliseconds, 0 is at once; ``outcome`` decided them); one with more crashes
+        than there are pauses becomes pending for ``consumer``, which must settle it.
         """
         names = self.queue_keys(queue)
         pairs = [word for name, ms in (patience or {}).items() for word in (name, "" if ms is None else ms)]
@@ -626,7 +628,7 @@ class StreamBroker:
                 *names.marks,
             ],
             [
-                *(keys.GROUP, consumer, idle_ms, limit, STEP_BYTES, turn_ms, delivery_limit, MAX_BACKOFF_MS),
+                *(keys.GROUP, consumer, idle_ms, limit, STEP_BYTES, turn_ms, json.dumps(list(pauses_ms))),
                 *("" if expected_ms is None else expected_ms, tolerance_ms, "" if patience is None else 1, *pairs),
             ],
         )

@@ -3,7 +3,7 @@
 -- KEYS     delayed, delayed messages, wake, claims, then the task streams of the queue by priority step, then their
 --          fronts, then their marks
 -- ARGV     group, our consumer, least idle time in ms of all, greatest number of entries, and of their bytes, length of
---          a turn in ms, delivery limit, greatest back-off in ms, what Redis' clock should say ('' = nobody knows) and
+--          a turn in ms, pauses in ms after 1, 2 ... crashes, what Redis' clock should say ('' = nobody knows) and
 --          by how many ms it may be wrong, whether each holder has a time of its own ('' = no), then pairs: consumer,
 --          least idle time in ms of what it holds ('' = leave it alone)
 -- Returns  {entries put back, entries that had been deleted by someone else, exhausted, 1 when there may be more,
@@ -20,12 +20,12 @@
 -- Stored first, acknowledged then: a store that is refused (a key of another type, a missing permission) loses nothing.
 local delayed, messages, woken, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, consumer, idle, left, bytes = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local turn, limit, longest = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
-local now, expected = clock(), tonumber(ARGV[9])
-if expected and math.abs(now - expected) > tonumber(ARGV[10]) then return {0, 0, {}, 0, now, {}} end
+local turn, pauses = ARGV[6], cjson.decode(ARGV[7])
+local now, expected = clock(), tonumber(ARGV[8])
+if expected and math.abs(now - expected) > tonumber(ARGV[9]) then return {0, 0, {}, 0, now, {}} end
 local patience = {}
-for i = 12, #ARGV, 2 do patience[ARGV[i]] = tonumber(ARGV[i + 1]) or math.huge end
-local everybody = ARGV[11] == '' and tonumber(idle)
+for i = 11, #ARGV, 2 do patience[ARGV[i]] = tonumber(ARGV[i + 1]) or math.huge end
+local everybody = ARGV[10] == '' and tonumber(idle)
 local steps = (#KEYS - 4) / 3
 local streams, targets = {}, {}
 for i = 5, 4 + 2 * steps do
@@ -73,13 +73,14 @@ local function recover(i, id, fields, holder)
     local key, step = KEYS[i], (i - 5) % steps
     local kept, named, plain = split(fields)
     local past = crashed(id, named.history, holder)
-    if past.crashes >= limit then
+    if past.crashes > #pauses then
         redis.call('XCLAIM', key, group, consumer, 0, id, 'JUSTID')
         exhausted[#exhausted + 1] = {i - 5, id, fields, holder}
         return
     end
     moved = moved + 1
-    if not plain or past.crashes == 1 then
+    local pause = pauses[past.crashes]
+    if not plain or pause == 0 then
         kept = storable(kept)
         kept[#kept + 1] = 'history'
         kept[#kept + 1] = cjson.encode(past)
@@ -87,7 +88,7 @@ local function recover(i, id, fields, holder)
         settle(key, group, id)
         return
     end
-    local due = now + math.min(1000 * 2 ^ (past.crashes - 2), longest)
+    local due = now + pause
     -- Entry ids are unique within one stream only.
     local member = past.first .. ':crash:' .. past.crashes .. ':' .. (i - 5) .. ':' .. id
     postpone(delayed, messages, member, due, pack(step, named, cjson.encode(past)))

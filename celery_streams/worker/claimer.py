@@ -24,6 +24,7 @@ from ..clock import ClockWatch
 from ..exceptions import BrokerError, BrokerUnavailable
 from ..presence import ConsumerPresence
 from .holders import HolderTimeouts
+from .outcome import crash_pauses_ms
 
 __all__ = ("Claimer",)
 
@@ -72,7 +73,7 @@ class Claimer:
         # A living owner is silent for a round, and for this much more if the clock was set without being noticed.
         self._watch = ClockWatch(tolerance=max(self._round, 0.1), monotonic=monotonic)
         self._monotonic = monotonic
-        self._delivery_limit = delivery_limit
+        self._pauses_ms = crash_pauses_ms(delivery_limit)
         self._on_exhausted = on_exhausted
         self._readers = readers
         self._last_contact = float("-inf")
@@ -192,7 +193,7 @@ class Claimer:
             self.consumer,
             idle_ms=self._patience(self._holders.shortest),
             turn_ms=max(int(self.interval * 1000) - 50, 50),
-            delivery_limit=self._delivery_limit,
+            pauses_ms=self._pauses_ms,
             limit=_STEP,
             patience=patience,
             expected_ms=self._watch.expected_ms(),

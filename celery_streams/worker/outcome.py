@@ -149,7 +149,15 @@ _ALWAYS_ACK = {Event.SUCCEEDED, Event.IGNORED, Event.EXPIRED, Event.REVOKED}
 
 def crash_pause(crashes: int) -> float:
     """Return the pause in seconds before the next delivery after so many crashes: 0, 1, 2, 4 ... 60."""
-    return 0.0 if crashes <= 1 else min(2.0 ** (crashes - 2), MAX_BACKOFF_MS / 1000)
+    return 0.0 if crashes <= 1 else min(2.0 ** min(crashes - 2, 10), MAX_BACKOFF_MS / 1000)
+
+
+def crash_pauses_ms(delivery_limit: int) -> list[int]:
+    """Return the pauses in milliseconds after each crash that does not reach the limit, for the script that recovers.
+
+    It carries out this part of the table for entries that nobody needs to look at; all others are decided here.
+    """
+    return [int(crash_pause(crashes) * 1000) for crashes in range(1, delivery_limit)]
 
 
 def decide(event: Event, given: Circumstances) -> Outcome:

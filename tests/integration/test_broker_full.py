@@ -14,6 +14,7 @@ from celery_streams.database_transfer import DEPART
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.exceptions import BrokerFull, QueueFull
 from celery_streams.migration import RECALL, Migration
+from celery_streams.worker.outcome import crash_pauses_ms
 from tests.redis_state import delivered, make_idle, message, number_of, redis_state
 
 STREAM = "celery-streams:{q}"
@@ -135,7 +136,7 @@ def test_entries_of_the_dead_are_recovered_on_a_full_redis(small: StreamBroker, 
     make_idle(small, held.stream, "dead", held.entry_id, idle_ms=3_600_000)
     fill(small)
 
-    recovery = small.recover("q", "claimer", idle_ms=15_000, turn_ms=60_000, delivery_limit=9)
+    recovery = small.recover("q", "claimer", idle_ms=15_000, turn_ms=60_000, pauses_ms=crash_pauses_ms(9))
 
     state = redis_state(small.client)
     assert recovery.moved == 1

@@ -12,6 +12,7 @@ from celery_streams import keys
 from celery_streams.broker import MAX_BACKOFF_MS, Recovery, StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.inspect import consumers
+from celery_streams.worker.outcome import crash_pauses_ms
 from tests.eventually import eventually
 from tests.redis_state import (
     delivered,
@@ -27,7 +28,7 @@ HOUR_MS = 3_600_000
 
 
 def recover(broker: StreamBroker, **options: Any) -> Recovery:
-    options = {"idle_ms": 15_000, "turn_ms": 1, "delivery_limit": 5, **options}
+    options = {"idle_ms": 15_000, "turn_ms": 1, "pauses_ms": crash_pauses_ms(5), **options}
     # The turn of the last claimer must be over, or this one may not look.
     eventually(lambda: not broker.client.call("EXISTS", broker.queue_keys("q").claims))
     return broker.recover("q", "claimer", **options)
@@ -97,7 +98,7 @@ def test_repeated_crashes_back_off(broker: StreamBroker, crashes: int, delay: in
     held_by_the_dead(broker, crashes=crashes, step=1)
     before = redis_now_ms(broker.client)
 
-    recovery = recover(broker, delivery_limit=99)
+    recovery = recover(broker, pauses_ms=crash_pauses_ms(99))
 
     state = redis_state(broker.client)
     ((member, due),) = state[STREAM + ":delayed"].items()
@@ -146,7 +147,7 @@ def test_message_at_the_delivery_limit_becomes_the_claimers(broker: StreamBroker
 def test_limit_of_one_gives_up_at_the_first_crash(broker: StreamBroker) -> None:
     held_by_the_dead(broker)
 
-    recovery = recover(broker, delivery_limit=1)
+    recovery = recover(broker, pauses_ms=crash_pauses_ms(1))
 
     assert (recovery.moved, len(recovery.exhausted)) == (0, 1)
 
@@ -195,10 +196,10 @@ def test_entry_that_is_no_message_keeps_its_fields_through_every_crash(broker: S
 
 def test_one_claimer_looks_in_each_turn(broker: StreamBroker) -> None:
     held_by_the_dead(broker, 1)
-    first = broker.recover("q", "one", idle_ms=15_000, turn_ms=60_000, delivery_limit=5)
+    first = broker.recover("q", "one", idle_ms=15_000, turn_ms=60_000, pauses_ms=crash_pauses_ms(5))
     held_by_the_dead(broker, 2)
 
-    second = broker.recover("q", "two", idle_ms=15_000, turn_ms=60_000, delivery_limit=5)
+    second = broker.recover("q", "two", idle_ms=15_000, turn_ms=60_000, pauses_ms=crash_pauses_ms(5))
 
     assert (first.moved, second.moved) == (1, 0)
 
@@ -221,7 +222,7 @@ def test_claimers_at_the_same_moment_move_each_entry_once(broker: StreamBroker, 
         own = StreamBroker(RedisClient(redis_url))
         start.wait(10)
         for _ in range(10):
-            own.recover("q", "c", idle_ms=15_000, turn_ms=1, delivery_limit=5, limit=5)
+            own.recover("q", "c", idle_ms=15_000, turn_ms=1, pauses_ms=crash_pauses_ms(5), limit=5)
         own.client.close()
 
     claimers = [threading.Thread(target=claim) for _ in range(4)]

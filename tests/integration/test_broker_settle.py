@@ -13,6 +13,7 @@ from celery_streams.broker import Delivery, StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.exceptions import BrokerError
 from celery_streams.message import Message, pack
+from celery_streams.worker.outcome import crash_pauses_ms
 from tests.redis_state import StreamState, delivered, message, number_of, read_all, redis_now_ms, redis_state
 
 STREAM = "celery-streams:{q}"
@@ -92,7 +93,7 @@ def test_entry_that_is_settled_already_is_left_alone(broker: StreamBroker, verb:
 def test_entry_that_was_put_back_by_somebody_is_left_alone(broker: StreamBroker, verb: str) -> None:
     act, answer = VERBS[verb]
     (held,) = delivered(broker, "q", "me", message(1))
-    broker.recover("q", "other", idle_ms=0, turn_ms=60_000, delivery_limit=9)
+    broker.recover("q", "other", idle_ms=0, turn_ms=60_000, pauses_ms=crash_pauses_ms(9))
     before = redis_state(broker.client)
 
     result = act(broker, "me", held)

@@ -14,6 +14,7 @@ from celery_streams.exceptions import BrokerError
 from celery_streams.message import Message
 from celery_streams.migration import Migration
 from celery_streams.probes import silent_consumers, silent_holders, streams_without_group
+from celery_streams.worker.outcome import crash_pauses_ms
 from tests.redis_state import delivered, make_idle, message, number_of, read_all, redis_now_ms, redis_state
 
 STREAM = "celery-streams:{q}"
@@ -44,7 +45,7 @@ def requeued(broker: StreamBroker, *held: Delivery) -> None:
 def recovered(broker: StreamBroker, *held: Delivery) -> None:
     for one in held:
         make_idle(broker, one.stream, "me", one.entry_id, idle_ms=60_000)
-    recovery = broker.recover("q", "claimer", idle_ms=1_000, turn_ms=50, delivery_limit=5)
+    recovery = broker.recover("q", "claimer", idle_ms=1_000, turn_ms=50, pauses_ms=crash_pauses_ms(5))
     assert recovery.moved == len(held)
     broker.client.call("DEL", f"{STREAM}:claims")
 
@@ -172,7 +173,7 @@ def test_message_that_kills_its_process_again_and_again_lets_others_run(broker: 
 
 def recovery_of(broker: StreamBroker, one: Delivery) -> None:
     make_idle(broker, one.stream, "me", one.entry_id, idle_ms=60_000)
-    broker.recover("q", "claimer", idle_ms=1_000, turn_ms=1, delivery_limit=5)
+    broker.recover("q", "claimer", idle_ms=1_000, turn_ms=1, pauses_ms=crash_pauses_ms(5))
     broker.client.call("DEL", f"{STREAM}:claims")
 
 
@@ -353,7 +354,9 @@ def test_entry_of_a_front_that_reached_the_delivery_limit_is_handed_over_from_th
     (again,) = broker.read(broker.streams(["q"]), "dead", count=1)
     make_idle(broker, again.stream, "dead", again.entry_id, idle_ms=60_000)
 
-    ((found, holder),) = broker.recover("q", "claimer", idle_ms=1_000, turn_ms=50, delivery_limit=4).exhausted
+    ((found, holder),) = broker.recover(
+        "q", "claimer", idle_ms=1_000, turn_ms=50, pauses_ms=crash_pauses_ms(4)
+    ).exhausted
 
     assert (found.entry, holder) == (again.entry, "dead")
     assert broker.reject("claimer", found.entry, death=b"{}", max_length=None, ttl=None)

@@ -13,6 +13,7 @@ from celery_streams import inspect, keys
 from celery_streams.broker import Delivery, StreamBroker
 from celery_streams.message import Message, encode_history
 from celery_streams.migration import Migration
+from celery_streams.worker.outcome import crash_pauses_ms
 from tests.redis_state import delivered, make_idle, message, number_of, read_all
 
 STREAM = "celery-streams:{q}"
@@ -44,7 +45,9 @@ HISTORIES = [
 
 def recover(broker: StreamBroker, *, limit: int = 100, delivery_limit: int = 5) -> Any:
     broker.client.call("DEL", f"{STREAM}:claims")
-    return broker.recover("q", "claimer", idle_ms=1_000, turn_ms=50, delivery_limit=delivery_limit, limit=limit)
+    return broker.recover(
+        "q", "claimer", idle_ms=1_000, turn_ms=50, pauses_ms=crash_pauses_ms(delivery_limit), limit=limit
+    )
 
 
 def abandon(broker: StreamBroker, *found: Delivery) -> None:

@@ -13,6 +13,7 @@ from celery_streams.broker import STEP_BYTES, StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.message import Message
 from celery_streams.migration import Migration
+from celery_streams.worker.outcome import crash_pauses_ms
 from tests.redis_state import delivered, make_idle, message, number_of, read_all
 
 STREAM = "celery-streams:{q}"
@@ -57,7 +58,7 @@ def test_recovery_takes_several_steps_for_large_messages(broker: StreamBroker) -
 
     steps: list[Any] = []
     while not steps or steps[-1].more:
-        steps.append(broker.recover("q", "claimer", idle_ms=1_000, turn_ms=60_000, delivery_limit=5))
+        steps.append(broker.recover("q", "claimer", idle_ms=1_000, turn_ms=60_000, pauses_ms=crash_pauses_ms(5)))
 
     assert sum(step.moved for step in steps) == 7
     assert max(step.moved for step in steps) <= MOST
