@@ -211,7 +211,7 @@ class Migration:
             message = unwrap(element, names)
             headers = message.decode_headers()
         except MessageError as exc:
-            logger.warning("An element of queue %s is no message and will be dead-lettered: %s", names.queue, exc)
+            logger.warning("An element of queue %s is not a message and becomes a dead letter: %s", names.queue, exc)
             return 0, "", b""
         return self._due_ms(headers), f"{headers.get('id')}:migrated:{uuid.uuid4().hex}", pack(message)
 

@@ -217,7 +217,7 @@ class TaskPool(StreamsPool):
                 deliveries = reader.next(free)
             except Exception:
                 # The boundary of the thread: without it the worker would stop reading for good.
-                logger.exception("Reading failed; it goes on in a second.")
+                logger.exception("Reading from Redis failed; trying again in a second.")
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopping, timeout=1.0)
                 continue

@@ -77,7 +77,7 @@ class ActiveRequests:
             self._look_at_holders(active, reserved)
         except BrokerUnavailable as exc:
             # Not once for each entry: that may be a time-out for each, and the event loop waits here.
-            logger.warning("Cannot tell what all children are doing: %s", exc)
+            logger.warning("The list of active tasks is incomplete while Redis is away: %s", exc)
         self.at_work = {request.worker_pid: entry for entry, request in active.items()}
         held = {**reserved, **active}
         for entry, request in self.known.items():
@@ -122,7 +122,7 @@ class ActiveRequests:
             raise
         except Exception as exc:  # noqa: BLE001
             # Decoding runs serializers and user codecs; remote control must answer all the same.
-            logger.warning("Cannot tell what entry %s is: %r", held, exc)
+            logger.warning("Entry %s is missing from the list of active tasks: it cannot be decoded: %r", held, exc)
             return None
         # With tasks in this process Celery's own Request may be at work already.
         at_work = None if request is None else worker_state.requests.get(request.id)

@@ -44,7 +44,10 @@ def dispatch_awaited(task: Any, headers: Mapping[str, Any]) -> float:
         left = claim_left(task.backend, headers.get("group") or "")
     except Exception:
         # Any result backend's own errors; to run it now is what Celery would do.
-        logger.exception("Cannot ask whether the chord of task %s is being dispatched.", headers.get("id"))
+        logger.exception(
+            "Cannot ask the result backend whether the chord of task %s was dispatched; the task runs now.",
+            headers.get("id"),
+        )
     if left:
         logger.warning(
             "Task %s[%s] runs again in %.1f s: a process that may be dead has claimed the body of its chord.",

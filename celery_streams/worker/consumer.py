@@ -139,7 +139,9 @@ class StreamTasks(bootsteps.StartStopStep):  # type: ignore[misc]
             state.revoked.update(broker.revoked())
             revoked_stamps.add(broker.revoked_stamps())
         except BrokerError as exc:
-            logger.warning("Cannot learn which tasks were revoked before this worker started: %s", exc)
+            logger.warning(
+                "Tasks that were revoked before this worker started may run: the list cannot be read: %s", exc
+            )
 
 
 class WorkerHeartbeat(heartbeat.Heart):  # type: ignore[misc]
@@ -273,4 +275,4 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             cancel()
         except NotImplementedError:
             # Called by the handler of a signal, perhaps inside a task of this thread, which would fail with it.
-            logger.warning("The tasks that run are not cancelled: this pool cannot end a task.")
+            logger.warning("Running tasks are not cancelled: this pool cannot end a task.")

@@ -97,7 +97,9 @@ class DeadChildren:
                     self._open.append(casualty)
             except BrokerUnavailable as exc:
                 logger.warning(
-                    "What the dead child %s held is settled later, for Redis is away: %s", casualty.consumer, exc
+                    "Redis is away; the entries of dead child %s are settled when it is back: %s",
+                    casualty.consumer,
+                    exc,
                 )
                 casualty.due = now() + 0.5
                 self._open.append(casualty)
@@ -109,7 +111,11 @@ class DeadChildren:
     def _go_on(self, casualty: Casualty, exc: BrokerError, now: float) -> None:
         """Take the next step after one that Redis refuses: what it held on other queues must not wait for it."""
         if not isinstance(exc, GroupMissing):
-            logger.error("Redis refused a step for what the dead child %s held: %s", casualty.consumer, exc)
+            logger.error(
+                "Redis refused to settle what dead child %s held; what is left is claimed later: %s",
+                casualty.consumer,
+                exc,
+            )
         casualty.step += 1
         if casualty.step <= _STEPS:
             casualty.due = now

@@ -141,7 +141,7 @@ class Promoter:
                 pause = 0.1
             except BrokerError as exc:
                 if pause == 0.1:
-                    logger.error("Delayed messages are not promoted while Redis is away: %s", exc)
+                    logger.error("Delayed messages wait while Redis is away: %s", exc)
                 if self._connection is not None:
                     self._connection.close()
                     self._connection = None
@@ -151,7 +151,7 @@ class Promoter:
                 pause = min(pause * 2, 2.0)
             except Exception:
                 # The boundary of the thread: without it delayed messages would stop for good.
-                logger.exception("Promoting delayed messages failed; it goes on in a second.")
+                logger.exception("Moving delayed messages to their streams failed; trying again in a second.")
                 self._stop.wait(1.0)
         if self._connection is not None:
             self._connection.close()

@@ -90,7 +90,10 @@ class LostTasks:
             return claim_left(task.backend, headers["group"])
         except Exception:
             # Any result backend's own errors; what follows is what Celery would do.
-            logger.exception("Cannot ask whether a chord is being dispatched: entry %s.", delivery.entry_id.decode())
+            logger.exception(
+                "Cannot ask the result backend whether the chord of entry %s was dispatched; it is settled at once.",
+                delivery.entry_id.decode(),
+            )
             return 0.0
 
     def settle_lost(

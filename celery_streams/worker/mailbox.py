@@ -55,7 +55,7 @@ class Mailbox:
             # A boundary, as in guarded(); what fails now most likely fails twice a second.
             if name not in self._failing:
                 self._failing.add(name)
-                logger.exception("%s failed; it is tried again all the time, and the worker goes on.", name)
+                logger.exception("%s failed; the worker goes on and keeps trying.", name)
         else:
             if name in self._failing:
                 self._failing.discard(name)

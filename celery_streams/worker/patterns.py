@@ -35,7 +35,7 @@ def existing_queues(app: Celery) -> list[str]:
     try:
         return streams.known_queues()
     except BrokerError as exc:
-        logger.warning("Cannot look for queues: %s", exc)
+        logger.warning("Cannot look for new queues that match -Q: %s", exc)
         return streams.named_queues()
 
 

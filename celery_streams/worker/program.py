@@ -190,7 +190,7 @@ class StreamsWork(WorkController):  # type: ignore[misc]
             said = f"Queue {name} cannot be read, for this user lacks {commands}. {found[0].text.rstrip('.')}."
             if len(denied) == len(names):
                 raise NotPermitted(
-                    f"{said} Which permissions are needed stands in MIGRATION.md, and doctor looks at them"
+                    f"{said} MIGRATION.md lists the permissions a worker needs; celery-streams doctor checks them"
                 )
             logger.error("%s The worker reads its other queues.", said)
             self.app.amqp.queues.deselect(name)

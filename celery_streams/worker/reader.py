@@ -288,7 +288,11 @@ class Reader:
             return found
         lost = set(self.broker.extend([(self.consumer, one.entry) for one in found]))
         if lost:
-            logger.warning("%d entries were claimed from %s before it could start them.", len(lost), self.consumer)
+            logger.warning(
+                "%d entries were claimed from %s before it could start them; they are not run here.",
+                len(lost),
+                self.consumer,
+            )
         return [one for position, one in enumerate(found) if position not in lost]
 
     def _unblock(self) -> None:
@@ -307,7 +311,9 @@ class Reader:
             count = self._settler.put_strays_back(self.streams, self._held)
             self._strays_due.pop(0)
             if count:
-                logger.info("Put back %d entries that came with a lost connection to %s.", count, self.consumer)
+                logger.info(
+                    "Put back %d entries that were read by %s on a connection that broke.", count, self.consumer
+                )
 
     def _lost_connection(self, exc: BrokerUnavailable) -> None:
         if self._pause == _PAUSES[0]:
@@ -324,7 +330,11 @@ class Reader:
     def _refused(self, exc: BrokerError) -> None:
         if str(exc) != self._refusal:
             self._refusal = str(exc)
-            logger.error("Cannot read %s: %s", ", ".join(sorted({ref.queue for ref in self.streams})), exc)
+            logger.error(
+                "Cannot read from queues %s: %s. Trying again until Redis allows it.",
+                ", ".join(sorted({ref.queue for ref in self.streams})),
+                exc,
+            )
         self.close()
         self._sleep()
 
@@ -339,7 +349,11 @@ class Reader:
         else:
             if created:
                 self.recreated += created
-                logger.warning("Made %d missing consumer groups of %s again.", created, ", ".join(queues))
+                logger.warning(
+                    "Created %d missing consumer groups of queues %s again: were the streams deleted?",
+                    created,
+                    ", ".join(queues),
+                )
 
     def _sleep(self) -> None:
         """Pause, unless the parent has something to say."""

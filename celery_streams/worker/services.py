@@ -84,16 +84,16 @@ class _Rounds:
                 duty.run()
             except BrokerError as exc:
                 if not duty.failing:
-                    logger.error("The %s cannot do its work: %s", duty.name, exc)
+                    logger.error("The service for %s failed: %s. Trying again.", duty.name, exc)
                 duty.failing = True
                 duty.due = now + max(duty.interval, 0.5)
             except Exception:
                 # The boundary of the thread: without it tasks that run would lose their heartbeat.
-                logger.exception("The %s failed; it goes on.", duty.name)
+                logger.exception("The service for %s failed; trying again.", duty.name)
                 duty.due = now + max(duty.interval, 0.5)
             else:
                 if duty.failing:
-                    logger.info("The %s is at work again.", duty.name)
+                    logger.info("The service for %s works again.", duty.name)
                 duty.failing = False
 
 

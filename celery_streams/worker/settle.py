@@ -376,14 +376,18 @@ class Settler:
                     raise
                 if self._give_up():
                     self.gave_up = True
-                    logger.warning("Cannot %s: %s. Stopping: the entry stays pending for other workers.", verb, exc)
+                    logger.warning(
+                        "Cannot %s: %s. The worker stops; the entry stays pending, and another worker takes it over.",
+                        verb,
+                        exc,
+                    )
                     return None, True
                 if not isinstance(exc, _LASTING):
                     logger.warning("Cannot %s: %s. Trying again in %.1fs.", verb, exc, pause)
                 elif str(exc) != told:
                     told = str(exc)
                     logger.error(
-                        "Cannot %s: %s. %s does nothing else until that is mended.",
+                        "Cannot %s: %s. %s runs nothing else until this is fixed.",
                         verb,
                         told.rstrip("."),
                         self.consumer,
