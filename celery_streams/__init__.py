@@ -31,6 +31,7 @@ module                 process      owns
 ``keys``               all          every Redis key, and the data model
 ``connection``         all          bytes to Redis and back; its errors
 ``redis_url``          all          what a Redis URL means
+``master_watch``       all          hears from Sentinels that the master changes
 ``clock``              all          tells time where clocks disagree and are set
 ``poll``               all          waits for descriptors
 ``exceptions``         all          the tree of errors

@@ -29,7 +29,8 @@ from .exceptions import (
     LoginRefused,
     NotPermitted,
 )
-from .redis_url import ConnectionOptions, make_pool, safe_url
+from .master_watch import MasterWatch
+from .redis_url import SOCKET_TIMEOUT, ConnectionOptions, make_pool, safe_url
 from .scripts import Script
 
 __all__ = ("BlockingConnection", "RedisClient", "explained", "pairs")
@@ -94,6 +95,9 @@ class RedisClient:
         self._pool = make_pool(url, options or ConnectionOptions())
         self._idle: deque[tuple[Any, float]] = deque()
         self._pid = os.getpid()
+        self._behind_sentinels = hasattr(self._pool, "sentinel_manager")
+        self._watch: MasterWatch | None = None
+        self._generation = 0
 
     def call(self, *command: Any) -> Any:
         """Send one command and return its raw reply."""
@@ -208,7 +212,9 @@ class RedisClient:
 
     def _take(self) -> Any:
         if self._pid != os.getpid():
-            self._idle, self._pid = deque(), os.getpid()
+            self._forget_parent()
+        if self._behind_sentinels:
+            self.follow_master()
         while True:
             try:
                 connection, since = self._idle.pop()
@@ -223,6 +229,30 @@ class RedisClient:
                 pass  # closed by the server while idle: that is what the look was for
             self._drop(connection)
 
+    def _forget_parent(self) -> None:
+        """Leave connections, and the threads that listen, to the process that this one was forked from."""
+        self._idle, self._pid, self._watch = deque(), os.getpid(), None
+
+    def follow_master(self) -> int:
+        """Wait while a failover is under way, and leave the connections to a master of before; returns which it is.
+
+        Raises:
+            BrokerUnavailable: it takes too long.
+        """
+        if not self._behind_sentinels:
+            return 0
+        if self._pid != os.getpid():
+            self._forget_parent()
+        if self._watch is None:
+            self._watch = MasterWatch(self._pool.sentinel_manager, self._pool.service_name)
+            self._generation = 0
+        if not self._watch.wait(timeout=SOCKET_TIMEOUT):
+            raise BrokerUnavailable(f"Redis at {self.shown} is not ready: a failover is under way")
+        if self._generation != self._watch.generation:
+            self._generation = self._watch.generation
+            self.close()
+        return self._generation
+
     def _take_back(self, connection: Any, replies: Sequence[Any]) -> None:
         """Keep a connection, unless its server says that it does not serve: after a failover it never will again."""
         if any(isinstance(reply, BrokerUnavailable) for reply in replies):
@@ -232,7 +262,10 @@ class RedisClient:
             self._give(connection)
 
     def _give(self, connection: Any) -> None:
-        self._idle.append((connection, time.monotonic()))
+        if self._watch is not None and self._watch.generation != self._generation:
+            self._drop(connection)  # the master has changed meanwhile
+        else:
+            self._idle.append((connection, time.monotonic()))
 
     @staticmethod
     def _drop(connection: Any) -> None:
@@ -287,9 +320,14 @@ class BlockingConnection:
     def __init__(self, client: RedisClient, connection: Any) -> None:
         self._client = client
         self._connection = connection
+        self._master = 0
 
     def send(self, *command: Any) -> None:
         """Send a command; its reply is taken with :meth:`receive`."""
+        master = self._client.follow_master()
+        if master != self._master:
+            self._master = master
+            self.close()
         try:
             _connect(self._connection)
             self._connection.send_command(*command)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from celery_streams.broker import StreamBroker
+from celery_streams.broker import Delivery, StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.exceptions import BrokerError, BrokerUnavailable
 from celery_streams.redis_url import ConnectionOptions
@@ -59,6 +61,60 @@ def failover_begins(servers: Watched) -> bool:
         if "NOGOODSLAVE" not in str(exc):
             raise
         return False
+
+
+#: Seconds after which a Sentinel has told the old master of a planned failover.
+_TOLD_AFTER = 12.0
+
+
+def test_planned_failover_loses_no_publish(servers: Watched) -> None:
+    client = RedisClient(servers.url, ConnectionOptions(transport={"master_name": NAME}))
+    broker = StreamBroker(client)
+    broker.ensure_groups(["q"])
+    broker.publish("q", message(0))
+    stored, refused, number = [0], 0, 0
+
+    eventually(lambda: failover_begins(servers), timeout=20, interval=0.2)
+    deadline = time.monotonic() + _TOLD_AFTER
+    while time.monotonic() < deadline:
+        number += 1
+        try:
+            broker.publish("q", message(number))
+        except BrokerUnavailable:
+            refused += 1
+        else:
+            stored.append(number)
+
+    eventually(lambda: servers.master_port() == servers.replica.port)
+    with contextlib.closing(RedisClient(servers.replica.url)) as survivor:
+        found = {one.message.body for one in everything(StreamBroker(survivor)) if one.message is not None}
+    assert [one for one in stored if message(one).body not in found] == []
+    assert len(stored) > 1_000
+    assert refused < 100
+    client.close()
+
+
+def everything(broker: StreamBroker) -> Iterator[Delivery]:
+    while part := broker.read(broker.streams(["q"]), "w", count=1_000):
+        yield from part
+
+
+def test_reader_follows_a_planned_failover(servers: Watched) -> None:
+    client = RedisClient(servers.url, ConnectionOptions(transport={"master_name": NAME}))
+    broker = StreamBroker(client)
+    broker.ensure_groups(["q"])
+    connection = client.open()
+    eventually(lambda: failover_begins(servers), timeout=20, interval=0.2)
+    eventually(lambda: servers.master_port() == servers.replica.port, timeout=20)
+    eventually(lambda: client.call("CONFIG", "GET", "port")[1] == str(servers.replica.port).encode(), timeout=3)
+
+    broker.publish("q", message(1))
+    broker.send_blocking_read(connection, broker.streams(["q"]), "w", block_ms=1_000)
+
+    found = broker.receive_blocking_read(connection, broker.streams(["q"]), timeout=2.0)
+    assert [number_of(one) for one in found] == [1]
+    connection.close()
+    client.close()
 
 
 def test_master_that_became_a_replica_is_left_for_the_new_one(servers: Watched) -> None:

@@ -1,0 +1,107 @@
+"""master_watch: hears from the Sentinels that the master is about to change, or has changed; it sends no command there.
+
+A Sentinel tells an old master of a planned failover some ten seconds after it promoted the replica: until then the old
+one takes writes that nobody will ever see. Sentinels announce each step to whoever listens, before it is done:
+
+1. From ``+try-failover`` on commands wait, until the master has changed or the failover was given up.
+2. From ``+switch-master`` on connections of before are not used any more, and the Sentinel that knows is asked first.
+
+One thread listens to each Sentinel; it ends with the client that it listens for. Without Sentinels that answer nothing
+is known, and everything goes on as if nothing had been announced.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from typing import Any
+
+import redis
+
+__all__ = ("MasterWatch",)
+
+logger = logging.getLogger(__name__)
+
+#: Seconds: longest time for which a failover that was announced holds up commands.
+_LONGEST = 10.0
+
+#: Seconds between two looks whether anybody still wants to know, and before a Sentinel that is away is asked again.
+_LOOK = 1.0
+
+_CHANNELS = ("+try-failover", "+switch-master", "+failover-end", "-failover-abort-*", "+failover-end-for-timeout")
+
+
+class MasterWatch:
+    """Listens to all Sentinels of ``manager`` (redis-py's Sentinel) for the master ``name``."""
+
+    def __init__(self, manager: Any, name: str) -> None:
+        #: Grows whenever the master has changed.
+        self.generation = 0
+        self._manager = manager
+        self._name = name
+        self._settled = threading.Event()
+        self._settled.set()
+        self._until = 0.0
+        own = weakref.ref(self)
+        for sentinel in list(manager.sentinels):
+            threading.Thread(target=_listen, args=(own, sentinel), name="celery-streams-sentinel", daemon=True).start()
+
+    def wait(self, *, timeout: float) -> bool:
+        """Wait while a failover is under way; returns whether there is none."""
+        if self._settled.is_set():
+            return True
+        left = self._until - time.monotonic()
+        if not self._settled.wait(min(max(left, 0.0), timeout)) and left > timeout:
+            return False
+        self._settled.set()
+        return True
+
+    def hear(self, sentinel: Any, event: str, text: str) -> None:
+        """Take note of one announcement."""
+        words = text.split()
+        if event == "+switch-master":
+            if words[:1] == [self._name]:
+                self._ask_first(sentinel)
+                self.generation += 1
+                self._settled.set()
+                logger.warning("The master %s is %s now.", self._name, ":".join(words[3:5]))
+        elif words[:2] == ["master", self._name]:
+            if event == "+try-failover":
+                self._until = time.monotonic() + _LONGEST
+                self._settled.clear()
+            elif event.startswith("-failover-abort"):
+                self._settled.set()
+
+    def _ask_first(self, sentinel: Any) -> None:
+        # The others learn it seconds later.
+        others = [one for one in self._manager.sentinels if one is not sentinel]
+        self._manager.sentinels[:] = [sentinel, *others]
+
+
+def _listen(own: weakref.ref[MasterWatch], sentinel: Any) -> None:
+    while own() is not None:
+        pubsub = sentinel.pubsub(ignore_subscribe_messages=True)
+        try:
+            pubsub.psubscribe(*_CHANNELS)
+            while (watch := own()) is not None:
+                del watch
+                message = pubsub.get_message(timeout=_LOOK)
+                watch = own()
+                if message is not None and watch is not None:
+                    watch.hear(sentinel, _text(message["channel"]), _text(message["data"]))
+                del watch
+        except (redis.RedisError, OSError) as exc:
+            logger.debug("A Sentinel cannot be listened to: %s", exc)
+            time.sleep(_LOOK)  # a thread of its own, with nothing else to wait for
+        except Exception:
+            # The boundary of the thread: without it a failover would not be heard of.
+            logger.exception("An announcement of a Sentinel was not understood; it is listened to again.")
+            time.sleep(_LOOK)
+        finally:
+            pubsub.close()
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
