@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 from . import keys, scripts
 from .broker import StreamBroker
@@ -24,6 +25,7 @@ __all__ = (
     "beat",
     "depart",
     "parse_workers",
+    "task_mark",
     "workers",
 )
 
@@ -69,6 +71,13 @@ class WorkerPresence:
     consumers: tuple[ConsumerPresence, ...]
     #: Seconds since its last beat, by Redis' clock.
     silent: float = 0.0
+    #: The names of the tasks that it knows, each as :func:`task_mark` makes it, in one string.
+    tasks: str = ""
+
+    def knows(self, task: str) -> bool:
+        """Return whether it knows a task of this name; of a version that does not say so, nobody can tell."""
+        mark = task_mark(task)
+        return any(self.tasks[at : at + len(mark)] == mark for at in range(0, len(self.tasks), len(mark)))
 
     @property
     def is_alive(self) -> bool:
@@ -86,6 +95,11 @@ class WorkerPresence:
         return [queue for queue in self.queues if not any(one.is_reading for one in self.consumers_of(queue))]
 
 
+def task_mark(name: str) -> str:
+    """Return eight characters for a task's name: a worker says all of its tasks with each beat."""
+    return f"{crc32(name.encode(errors='surrogatepass')):08x}"
+
+
 def beat(broker: StreamBroker, about: WorkerPresence, *, forget: bool) -> None:
     """Say that a worker lives; with ``forget`` those that were silent for :data:`FORGOTTEN` are forgotten."""
     said = {
@@ -94,6 +108,7 @@ def beat(broker: StreamBroker, about: WorkerPresence, *, forget: bool) -> None:
         "version": about.version,
         "visibility_timeout": about.visibility_timeout,
         "queues": about.queues,
+        "tasks": about.tasks,
         "consumers": [[one.name, one.queues, one.read] for one in about.consumers],
     }
     args = [about.worker, json.dumps(said, separators=(",", ":")), int(FORGOTTEN * 1000) if forget else ""]
@@ -137,5 +152,6 @@ def _parsed(worker: str, raw: bytes, now_ms: int) -> WorkerPresence:
             ConsumerPresence(str(name), None if queues is None else tuple(map(str, queues)), read)
             for name, queues, read in said["consumers"]
         ),
+        tasks=str(said.get("tasks", "")),
         silent=(now_ms - int(at)) / 1000,
     )

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from .. import __version__, presence
 from ..broker import StreamBroker
@@ -25,6 +25,7 @@ class Presence:
         worker: a name that no other worker has.
         readers: returns whoever reads for it now.
         queues: returns what they are to read.
+        tasks: returns the names of the tasks that it knows.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Presence:
         readers: Callable[[], Sequence[ConsumerPresence]],
         queues: Callable[[], Sequence[str]],
         visibility_timeout: float,
+        tasks: Callable[[], Iterable[str]] = lambda: (),
     ) -> None:
         self.worker = worker
         self._broker = broker
@@ -43,6 +45,7 @@ class Presence:
         self._readers = readers
         self._queues = queues
         self._visibility_timeout = visibility_timeout
+        self._tasks = tasks
         self._beats = 0
 
     def run_once(self) -> None:
@@ -59,6 +62,7 @@ class Presence:
             visibility_timeout=self._visibility_timeout,
             queues=tuple(self._queues()),
             consumers=tuple(self._readers()),
+            tasks="".join(map(presence.task_mark, sorted(self._tasks()))),
         )
         presence.beat(self._broker, about, forget=self._beats % _SWEEP == 0)
         self._beats += 1

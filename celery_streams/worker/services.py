@@ -129,6 +129,7 @@ class Services:
             readers=readers,
             queues=queues,
             visibility_timeout=conf.visibility_timeout,
+            tasks=lambda: list(streams.app.tasks),
         )
         self.claimer = Claimer(
             self.broker,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -20,8 +20,9 @@ from celery.exceptions import InvalidTaskError, NotRegistered, TaskRevokedError
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu.exceptions import ContentDisallowed, DecodeError
 
-from .. import celery_private
-from ..exceptions import MessageError
+from .. import celery_private, presence
+from ..exceptions import BrokerError, MessageError
+from ..presence import WorkerPresence
 from ..running_task import current
 from .chords import dispatch_awaited
 from .execution import Execution, OwnedTask, Report, Surroundings
@@ -46,6 +47,9 @@ class SlowPath:
         #: Settles what a strategy kept and has now done with.
         self._later = later
         self._strategies: dict[str, Callable[..., Any]] = {}
+        #: Who lives, and when to ask again.
+        self._workers: Sequence[WorkerPresence] = ()
+        self._workers_due = 0.0
 
     def run(self, execution: Execution) -> Report:
         """Run the message and return what happened; as ``Executor.execute`` for what passes by and what is raised."""
@@ -184,9 +188,23 @@ class SlowPath:
         run.early = run.task.early = True  # settled: at most a dead letter can follow
         self._around.kept.release(run)
 
+    def _is_known_elsewhere(self, queue: str, name: str) -> bool:
+        """Return whether a living worker that reads the queue knows the task; asked every two seconds at most."""
+        if time.monotonic() >= self._workers_due:
+            try:
+                self._workers = presence.workers(self._around.settler.broker)
+            except BrokerError as exc:
+                logger.debug("Cannot ask who knows task %s: %s", name, exc)
+            self._workers_due = time.monotonic() + 2.0
+        return any(one.is_alive and queue in one.queues and one.knows(name) for one in self._workers)
+
     def _unknown(self, execution: Execution, message: Any, name: str, task_id: str) -> Report:
         now_ms = int(self._around.clock.now() * 1000)
         since = int(execution.history.setdefault("unknown", now_ms))
+        unknown_for = (now_ms - since) / 1000
+        if self._is_known_elsewhere(execution.delivery.stream.queue, name):
+            # Soon again, until it comes to whoever knows it; it is not given up while there is such a worker.
+            unknown_for = min(unknown_for, self._around.streams.conf.unknown_task_ttl - 1.0, 1.0)
         exc = NotRegistered(name)
 
         def announce() -> None:
@@ -200,7 +218,7 @@ class SlowPath:
         return Report(
             Event.UNKNOWN,
             Death(name, task_id, repr(exc)),
-            unknown_for=(now_ms - since) / 1000,
+            unknown_for=unknown_for,
             announce=announce,
         )
 
