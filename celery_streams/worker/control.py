@@ -24,7 +24,7 @@ __all__ = ("Pidbox",)
 
 logger = logging.getLogger(__name__)
 
-#: Commands that ask what the children are doing.
+#: Commands of Celery that ask what the children are doing.
 _ASKING = {
     "active",
     "dump_active",
@@ -49,13 +49,20 @@ class Pidbox(pidbox.Pidbox):  # type: ignore[misc]
 
     def _handle(self, method: str, arguments: dict[str, Any] | None = None) -> Any:
         """Carry out one command."""
-        if method in _ASKING:
+        if _asks(method):
             self.c.pool.sync_state()
         reply = self._celery_handle(method, arguments)
         forward = _FORWARDED.get(method)
         if forward is not None:
             forward(self.c, arguments or {})
         return reply
+
+
+def _asks(method: str) -> bool:
+    """Return whether a command asks what the children are doing; the project's own commands may."""
+    command = celery_control.Panel.data.get(method)
+    own = command is not None and command.__module__ not in (celery_control.__name__, __name__)
+    return own or method in _ASKING
 
 
 def _forward_revoke(consumer: Any, arguments: dict[str, Any]) -> None:

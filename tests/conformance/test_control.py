@@ -295,6 +295,6 @@ def test_own_command_sees_what_runs_and_nothing_that_has_ended(side):
     side.ran(result.id)
 
     busy = eventually(lambda: (found := what_runs())["active"] == [result.id] and found)
-    assert (busy["count"], busy["reserved"]) == (1, 1)
+    assert (busy["count"], busy["reserved"], busy["known"]) == (1, 1, [result.id])
     side.value(result)
-    assert eventually(lambda: (found := what_runs())["count"] == 0 and found["reserved"] == 0)
+    assert eventually(lambda: (found := what_runs())["count"] == 0 and found["reserved"] == 0 and not found["known"])

@@ -482,6 +482,7 @@ def on_error_by_id(self, task_id):
 def what_runs(state):
     """A project's own command, which looks at Celery's sets as a guard against scaling in does."""
     return {
+        "known": sorted(worker_state.requests),
         "active": sorted(request.id for request in worker_state.active_requests),
         "count": len(worker_state.active_requests),
         "reserved": len(worker_state.reserved_requests),
