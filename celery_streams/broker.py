@@ -34,6 +34,9 @@ LONGEST_WAIT_MS = {"crash": MAX_BACKOFF_MS, "limit": 10_000, "unknown": 30_000}
 #: forgotten it.
 _INTRODUCE_EVERY = 60.0
 
+#: Queues that a publisher remembers to have introduced, in a project that makes queue names of its data.
+_MOST_INTRODUCED = 10_000
+
 #: Bytes of messages that one script may copy, whatever their number: Redis serves nobody else meanwhile.
 STEP_BYTES = 1_000_000
 
@@ -206,6 +209,8 @@ class StreamBroker:
 
     def _introduce(self, queue: str) -> None:
         self.client.call("SADD", keys.queues(self.prefix), queue)
+        if len(self._introduced) >= _MOST_INTRODUCED:
+            self._introduced.clear()  # those still in use are written once more
         self._introduced[queue] = time.monotonic() + _INTRODUCE_EVERY
 
     # -- consumer groups

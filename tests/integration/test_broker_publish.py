@@ -381,3 +381,16 @@ def test_large_message_comes_back_whole(broker: StreamBroker) -> None:
 
     (found,) = broker.read(broker.streams(["q"]), "w", count=1)
     assert found.message == big
+
+
+def test_queue_names_made_of_data_are_not_kept_for_ever_by_a_publisher(
+    broker: StreamBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("celery_streams.broker._MOST_INTRODUCED", 10)
+
+    for number in range(35):
+        broker.publish(f"tenant-{number}", Message(b"{}", b"{}", b""))
+        broker.delay(f"later-{number}", Message(b"{}", b"{}", b""), due_ms=2**41, member="one")
+
+    assert len(broker._introduced) <= 10
+    assert broker.client.call("SCARD", "celery-streams:queues") == 70
