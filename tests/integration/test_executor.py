@@ -1172,3 +1172,25 @@ def test_failed_task_leaves_nothing_for_the_garbage_collector(bench: Bench, path
         gc.enable()
 
     assert left is None or left.__traceback__ is None
+
+
+@pytest.mark.parametrize("countdown", [0, 60])
+def test_retries_of_two_messages_with_one_task_id_both_survive(make_both: Callable[..., Bench], countdown: int) -> None:
+    bench = make_both()
+
+    @bench.task(bind=True)
+    def again(self: Any) -> None:
+        raise self.retry(countdown=countdown)
+
+    for _ in range(2):
+        bench.app.tasks["again"].apply_async(task_id="import-5")
+
+    # Both have been read before either is retried, as by two children.
+    deliveries = bench.broker.read(bench.broker.streams([QUEUE]), ME, count=2)
+    for delivery in deliveries:
+        bench.run(delivery=delivery)
+
+    left = bench.left()
+    assert len(deliveries) == 2
+    assert left["waiting"] + left["delayed"] == 2
+    assert (left["pending"], left["dead"]) == (0, [])
