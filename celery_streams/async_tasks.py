@@ -8,12 +8,14 @@ runs it on an event loop that the thread keeps. So the same task works in every 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 __all__ = ("as_function", "is_function_of_async", "run", "runner")
@@ -29,9 +31,9 @@ _local = threading.local()
 def as_function(fun: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that runs the ``async def`` function ``fun``; any other function is returned as it is.
 
-    A decorator that keeps what it wraps (``functools.wraps``) may stand before the ``async def``.
+    Decorators may stand before the ``async def``, with ``functools.wraps`` or without it.
     """
-    if not inspect.iscoroutinefunction(fun) and not inspect.iscoroutinefunction(inspect.unwrap(fun)):
+    if not _leads_to_async(fun):
         return fun
 
     @functools.wraps(fun)
@@ -44,6 +46,35 @@ def as_function(fun: Callable[..., Any]) -> Callable[..., Any]:
 
     call.__signature__ = inspect.signature(fun)  # type: ignore[attr-defined]
     return call
+
+
+def _leads_to_async(fun: Any) -> bool:
+    seen: set[int] = set()
+    waiting = [fun]
+    while waiting:
+        one = waiting.pop()
+        if inspect.iscoroutinefunction(one):
+            return True
+        if id(one) not in seen and not is_function_of_async(one):
+            seen.add(id(one))
+            waiting += _called_by(one)
+    return False
+
+
+def _called_by(fun: Any) -> Iterator[Any]:
+    """Yield what ``fun`` may stand before: by ``__wrapped__``, or by the functions that it encloses."""
+    if isinstance(fun, functools.partial):
+        yield fun.func
+    elif isinstance(fun, MethodType):
+        yield fun.__func__
+    elif hasattr(fun, "__wrapped__"):
+        yield fun.__wrapped__
+    if isinstance(fun, FunctionType):
+        for cell in fun.__closure__ or ():
+            # A cell may be empty yet; other things that a function refers to are not its own function.
+            with contextlib.suppress(ValueError):
+                if isinstance(cell.cell_contents, (FunctionType, MethodType, functools.partial)):
+                    yield cell.cell_contents
 
 
 def is_function_of_async(fun: Callable[..., Any]) -> bool:

@@ -72,14 +72,20 @@ def least_delivery_limit(app: Celery, streams: Streams) -> int:
 def make_callable(task: Any) -> None:
     """Let an ``async def`` task that was declared with Celery's own decorator run in every pool."""
     wrapped = celery_private.autoretried_function(task)
-    if wrapped is not None:
-        celery_private.set_autoretried_function(task, as_function(wrapped))
-    elif not is_function_of_async(task.run):
-        cell = celery_private.pydantic_cell(task.run)
-        if cell is None:
-            task.run = as_function(task.run)
-        else:  # Celery's wrapper dumps what the function returns, which must not be a coroutine
-            cell.cell_contents = as_function(cell.cell_contents)
+    fun = task.run if wrapped is None else wrapped
+    if is_function_of_async(fun):
+        return
+    cell = celery_private.pydantic_cell(fun)
+    if cell is not None:  # Celery's wrapper dumps what the function returns, which must not be a coroutine
+        cell.cell_contents = as_function(cell.cell_contents)
+        return
+    made = as_function(fun)
+    if made is fun:
+        return
+    if wrapped is None:
+        task.run = made
+    else:
+        celery_private.set_autoretried_function(task, made)
 
 
 def _flag(task: Any, name: str) -> bool:
