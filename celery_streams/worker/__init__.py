@@ -7,6 +7,7 @@ module               process  owns
 ===================  =======  ===================================================================
 ``program``          parent   Celery's worker program with our banner lines and start-up checks
 ``consumer``         parent   Celery's Consumer, with the Tasks step replaced
+``broker_bounds``    parent   time-outs for the connections to Celery's own broker
 ``control``          parent   remote control: what Celery asks, and what children are told
 ``patterns``         parent   shell patterns among the queues of ``-Q``
 ``autoscale``        parent   Celery's autoscaler, with the demand read from the streams
@@ -28,7 +29,7 @@ module               process  owns
 ``pieces``           both     what children are told, in pieces that a pipe takes at once
 ``child``            child    the loop of a child: read, execute, settle
 ``reader``           child    asks the streams for work, and waits for it
-``events``           child    task events of a child
+``events``           both     sends task and worker events, in a thread nobody waits for
 ``runner``           both     the same for pools without children, in their own process
 ``executor``         child    the steps of one message: decode, wait?, run, decide, settle
 ``execution``        child    the values that go through these steps

@@ -31,7 +31,7 @@ from ..app import Streams, streams_of
 from ..broker import Delivery, Entry, StreamRef
 from ..poll import readable, writable
 from . import revoked_stamps
-from .events import ChildEvents
+from .events import BackgroundEvents
 from .execution import Interruption
 from .executor import Executor
 from .kept_messages import MOST_KEPT
@@ -107,7 +107,7 @@ class ChildLoop:
         self._finished = 0
         self._outgrown = False
         self._stop_by = 0.0
-        self._events: ChildEvents | None = None
+        self._events: BackgroundEvents | None = None
         self._kept: tuple[Entry, ...] = ()
         self._kept_told = True
         broker = self.streams.new_broker()
@@ -205,9 +205,9 @@ class ChildLoop:
 
     def _on_events(self, wanted: bool) -> None:
         if wanted and self._events is None:
-            self._events = ChildEvents(self.app, self.hostname)
+            self._events = BackgroundEvents(self.app, self.hostname, groups=["task"])
         elif not wanted and self._events is not None:
-            self._events.end()
+            self._events.close()
             self._events = None
         self.executor.use_events(self._events)
 
@@ -360,7 +360,7 @@ class ChildLoop:
 
     def _leave(self) -> None:
         if self._events is not None:
-            self._events.end()
+            self._events.close()
         self.executor.settle_later()
         self.settler.flush(assisted=self.slot.restricted())
         self._tell_names()
@@ -377,7 +377,8 @@ class ChildLoop:
         if known:
             queues = sorted({ref.queue for ref in known})
             self.settler.insist(lambda: self.settler.put_all_back(known), "put back")
-            self.settler.insist(lambda: broker.forget_consumer(queues, self.consumer), "leave")
+            if not self.settler.gave_up:  # the parent forgets it, too
+                self.settler.insist(lambda: broker.forget_consumer(queues, self.consumer), "leave")
         self.reader.close()
         broker.client.close()
 

@@ -20,7 +20,7 @@ from celery.worker.consumer.connection import Connection
 from celery.worker.consumer.consumer import Consumer as CeleryConsumer
 from celery.worker.consumer.consumer import Evloop
 from celery.worker.consumer.control import Control as CeleryControl
-from celery.worker.consumer.events import Events
+from celery.worker.consumer.events import Events as CeleryEvents
 from celery.worker.consumer.gossip import Gossip
 from celery.worker.consumer.heart import Heart as CeleryHeart
 from celery.worker.consumer.mingle import Mingle
@@ -31,6 +31,7 @@ from ..app import streams_of
 from ..exceptions import BrokerError
 from . import revoked_stamps
 from .control import Pidbox
+from .events import BackgroundEvents
 from .patterns import LOOK_EVERY, QueuePatterns
 
 __all__ = ("Consumer", "Control", "StreamTasks", "TaskConsumer")
@@ -144,6 +145,37 @@ class StreamTasks(bootsteps.StartStopStep):  # type: ignore[misc]
             )
 
 
+class Events(CeleryEvents):  # type: ignore[misc]
+    """Celery's Events step with our dispatcher, which never waits for the broker."""
+
+    requires = (Connection,)
+    name = CeleryEvents.name
+
+    def start(self, c: Any) -> None:
+        """Begin to send; what an earlier dispatcher could not send is taken over."""
+        before = c.event_dispatcher
+        if before is not None:
+            self.groups = before.groups  # remote control may have changed them
+            before.leave()
+        c.event_dispatcher = BackgroundEvents(
+            c.app,
+            c.hostname,
+            groups=self.groups,
+            enabled=self.send_events if before is None else before.enabled,
+            on_silence=c.renew_connection,
+        )
+        if before is not None:
+            c.event_dispatcher.extend_buffer(before)
+            for request in tuple(state.reserved_requests):
+                request.eventer = c.event_dispatcher
+
+    def _close(self, c: Any) -> None:
+        """Send what is left, if that can be done within a second."""
+        dispatcher, c.event_dispatcher = c.event_dispatcher, None
+        if dispatcher is not None:
+            dispatcher.disable()
+
+
 class WorkerHeartbeat(heartbeat.Heart):  # type: ignore[misc]
     """Celery's sender of worker-heartbeat events; what is active is asked of the pool, at no cost for Redis."""
 
@@ -194,7 +226,7 @@ class Control(CeleryControl):  # type: ignore[misc]
 
 
 #: Celery's step -> ours.
-_IN_PLACE_OF = {CeleryTasks: StreamTasks, CeleryHeart: Heart, CeleryControl: Control}
+_IN_PLACE_OF = {CeleryTasks: StreamTasks, CeleryEvents: Events, CeleryHeart: Heart, CeleryControl: Control}
 
 
 class Consumer(CeleryConsumer):  # type: ignore[misc]
@@ -209,9 +241,9 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         self.connection_errors = (*self.connection_errors, *self.channel_errors)
 
     class Blueprint(CeleryConsumer.Blueprint):  # type: ignore[misc]
-        """Celery's steps, three of them exchanged; native delayed delivery is RabbitMQ's.
+        """Celery's steps, four of them exchanged; native delayed delivery is RabbitMQ's.
 
-        A project's own step may name one of the three, in its ``requires`` or among the steps, by class or by string:
+        A project's own step may name one of the four, in its ``requires`` or among the steps, by class or by string:
         ours, which has its name, stands for it. Loaded beside ours, Celery's Tasks would take the place of what the
         worker reads.
         """
@@ -243,6 +275,16 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 if last is not None and step is not last:
                     self.graph.add_edge(last, step)
             return self.graph.topsort()
+
+    def renew_connection(self) -> None:
+        """Have the main thread connect anew: the broker was silent, and a subscription that died so tells nobody."""
+        lost = self.connection
+        if self.hub is not None:
+            self.hub.call_soon(self._lose, lost)
+
+    def _lose(self, lost: Any) -> None:
+        if self.connection is lost and lost is not None:
+            raise ConnectionResetError("the broker was silent; what was subscribed may be lost")
 
     def on_connection_error_before_connected(self, exc: BaseException) -> None:
         """Let the children read although Celery's connection cannot be made: Redis may be full, and only they drain it.

@@ -33,6 +33,7 @@ from ..conf import misspelt_settings, settings_in_force
 from ..exceptions import BrokerError, NotPermitted
 from ..probes import CLOCK_WARNING, clock_skew, denied_to_readers
 from ..redis_url import safe_url
+from .broker_bounds import bound_connections
 from .option_values import count, misunderstood, seconds
 from .patterns import QueuePatterns, existing_queues, is_pattern
 
@@ -105,6 +106,7 @@ class StreamsWork(WorkController):  # type: ignore[misc]
             ImproperlyConfigured: a setting, an option or a task's option cannot be understood.
         """
         super().on_init_blueprint()
+        bound_connections(self.app)
         if not hasattr(self, "queue_patterns"):
             self._select_streams()
         conf = self.app.conf

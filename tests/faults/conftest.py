@@ -35,7 +35,6 @@ VISIBILITY_TIMEOUT = 2.0
 #: Settings of workers and publisher alike.
 SETTINGS: dict[str, Any] = {
     "streams_visibility_timeout": VISIBILITY_TIMEOUT,
-    "worker_enable_remote_control": False,
     "broker_connection_retry_on_startup": True,
 }
 

@@ -180,7 +180,7 @@ def run(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> Report
 
 def environment(plan: Plan, target: EmbeddedRedis, books: EmbeddedRedis) -> dict[str, str]:
     streams = plan.side == "streams"
-    more: dict[str, Any] = {"broker_connection_retry_on_startup": True, "worker_enable_remote_control": False}
+    more: dict[str, Any] = {"broker_connection_retry_on_startup": True}
     if streams:
         more["streams_visibility_timeout"] = plan.visibility_timeout
     else:

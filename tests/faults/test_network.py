@@ -75,6 +75,53 @@ def test_f13_a_worker_that_hears_nothing_ends_when_it_is_told_to(stage: Stage, p
     worker.wait(BLOCK_MS / 1000 + GRACE + 10.0)
 
 
+@pytest.mark.parametrize(
+    ("pool", "options"),
+    [
+        ("prefork", ()),
+        pytest.param("prefork", ("-E",), marks=pytest.mark.faults),
+        pytest.param("threads", ("-E",), marks=pytest.mark.faults),
+        pytest.param("solo", (), marks=pytest.mark.faults),
+    ],
+)
+def test_f13_a_worker_whose_peer_was_silent_for_a_while_goes_on_answers_and_ends(
+    stage: Stage, proxy: Proxy, pool: str, options: tuple[str, ...]
+) -> None:
+    worker = stage.worker(url=proxy.url, concurrency=2, pool=pool, options=options)
+    first = stage.send("ok")
+    stage.drained(first)
+    proxy.swallow_new = True
+    proxy.black_hole()
+    time.sleep(8.0)  # the outage: longer than a heartbeat of Celery's and than a time-out
+    proxy.swallow_new = False
+
+    sent = [stage.send("ok") for _ in range(10)]
+
+    stage.wait(lambda: stage.ended(*sent), timeout=BLOCK_MS / 1000 + GRACE + 12.0)
+    control = stage.app.control.inspect([worker.hostname], timeout=1.0)
+    stage.wait(control.ping, timeout=40, message="remote control is heard again")
+    worker.signal(signal.SIGTERM)
+    worker.wait(BLOCK_MS / 1000 + GRACE + 10.0)
+    stage.wait(stage.empty)
+    left = stage.send("ok")
+    assert not stage.ended(left)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_f13_a_worker_whose_peer_stays_silent_ends_when_it_is_told_to(stage: Stage, proxy: Proxy, pool: str) -> None:
+    worker = stage.worker(url=proxy.url, concurrency=2, pool=pool, options=("-E",))
+    first = stage.send("ok")
+    stage.drained(first)
+    proxy.swallow_new = True
+    proxy.black_hole()
+    time.sleep(3.0)  # heartbeats of Celery's meet the silence
+
+    worker.signal(signal.SIGTERM)
+
+    worker.wait(BLOCK_MS / 1000 + GRACE + 40.0)  # one time-out for each thing that is tried in vain
+
+
 @pytest.mark.parametrize("countdown", [None, 0.3])
 def test_f14_a_publish_without_a_reply_is_a_typed_error_and_at_most_one_task(
     make_stage: Callable[..., Stage], countdown: float | None

@@ -44,7 +44,7 @@ class FaultWorker(Program):
         super().__init__(
             [
                 *(*PROGRAMS[side], "-A", app, "worker", "-n", self.hostname, "-Q", queues, "-l", level),
-                *("-c", str(concurrency), "-P", pool, "--without-mingle", "--without-gossip", "--without-heartbeat"),
+                *("-c", str(concurrency), "-P", pool),
                 *modules,
                 *options,
             ],
