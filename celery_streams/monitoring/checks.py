@@ -220,7 +220,7 @@ def check_persistence(server: ServerInfo) -> Finding:
             "persistence",
             "info",
             f"AOF, appendfsync {server.append_fsync or 'everysec (not told)'}",
-            "A power failure can lose about the last second of publishes. A crash of Redis alone loses nothing.",
+            "A power failure can lose about the last second of publishes, and so can a crash of Redis on a slow disk.",
             "Nothing, unless that second matters: appendfsync always.",
         )
     if server.snapshots is None:

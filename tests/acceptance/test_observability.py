@@ -165,4 +165,8 @@ def test_sentry_gets_errors_and_linked_transactions_also_of_a_child_that_ends(pr
     assert {one["contexts"]["trace"]["trace_id"] for one in transactions} == {trace_id}
     assert {one["contexts"]["trace"]["op"] for one in transactions} == {"queue.task.celery"}
     assert sorted({one["contexts"]["trace"]["status"] for one in transactions}) == ["internal_error", "ok"]
-    assert len([span for span in request["spans"] if span["op"] == "queue.publish"]) == count + 1
+    published = [span for span in request["spans"] if span["op"] == "queue.publish"]
+    assert len(published) == count + 1
+    assert {span["data"]["messaging.destination.name"] for span in published} == {"celery"}
+    # Whatever it is called: a dead letter must not be a second event of the same failure.
+    assert len([kind for kind, _ in sentry.items if kind == "event"]) == count
