@@ -14,10 +14,10 @@ import celery_streams
 from celery_streams import inspect as streams_inspect
 from celery_streams.broker import StreamBroker
 from celery_streams.embedded import EmbeddedRedis
-from tests.eventually import eventually
-from tests.processes import PROGRAMS, ROOT, Program, Worker, project_environment
 from tests.proj.ledger import Ledger
 from tests.proj.settings import celery_settings
+from tests.support.eventually import eventually
+from tests.support.processes import PROGRAMS, ROOT, Program, Worker, project_environment
 
 
 class Project:

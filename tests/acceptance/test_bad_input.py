@@ -10,7 +10,7 @@ import pytest
 
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 
 def run(environment, *words, program="celery_streams"):

@@ -6,7 +6,7 @@ import time
 
 from celery_streams import presence
 from celery_streams.presence import WorkerPresence, task_mark
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 
 def newer(*tasks):

@@ -6,9 +6,9 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from tests.eventually import eventually
-from tests.redis_state import redis_now_ms
-from tests.stepping_redis import stepping_redis
+from tests.support.eventually import eventually
+from tests.support.redis_state import redis_now_ms
+from tests.support.stepping_redis import stepping_redis
 
 HOUR = 3_600.0
 

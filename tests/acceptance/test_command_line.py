@@ -17,8 +17,8 @@ from celery.bin.worker import worker as celery_worker
 from celery_streams.bin.relaunch import without
 from celery_streams.bin.worker import worker as our_worker
 from celery_streams.connection import RedisClient
-from tests.eventually import eventually
-from tests.processes import ROOT, alive
+from tests.support.eventually import eventually
+from tests.support.processes import ROOT, alive
 
 QUIET = ("-l", "INFO", "--without-mingle", "--without-gossip")
 

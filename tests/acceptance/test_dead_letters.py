@@ -8,7 +8,7 @@ import pytest
 
 from celery_streams import inspect, keys
 from celery_streams.exceptions import CannotRun
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 HEADERS = {"lang": "py", "task": "tests.proj.actions.act", "id": "hand-made"}
 PROPERTIES = {"content_type": "application/json", "content_encoding": "utf-8"}

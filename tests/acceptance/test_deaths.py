@@ -9,8 +9,8 @@ from collections import Counter
 
 import pytest
 
-from tests.eventually import eventually
-from tests.processes import alive
+from tests.support.eventually import eventually
+from tests.support.processes import alive
 
 
 def test_task_of_a_killed_child_runs_again_at_once_on_the_same_worker(project, act, worker):

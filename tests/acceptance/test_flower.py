@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.eventually import eventually
-from tests.processes import Program
+from tests.support.eventually import eventually
+from tests.support.processes import Program
 
 ACT = "tests.proj.actions.act"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 
 def processes(act):

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.eventually import eventually
-from tests.processes import ROOT
+from tests.support.eventually import eventually
+from tests.support.processes import ROOT
 
 ACT = "tests.proj.actions.act"
 

@@ -6,8 +6,8 @@ import pytest
 
 from celery_streams import inspect
 from celery_streams.message import Message, pack
-from tests.eventually import eventually
-from tests.redis_state import make_idle
+from tests.support.eventually import eventually
+from tests.support.redis_state import make_idle
 
 MANY = [part for number in range(4_001) for part in (b"field-%d" % number, b"%d" % number)]
 

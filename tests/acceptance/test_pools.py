@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from celery import chain, chord, group
 
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 POOLS = ["prefork", "threads", "solo", "asyncio", "gevent", "eventlet"]
 

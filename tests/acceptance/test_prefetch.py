@@ -10,7 +10,7 @@ import pytest
 from celery.app.defaults import DEFAULTS
 from celery.bin.worker import worker as celery_worker
 
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 
 @pytest.mark.parametrize(("pool", "children"), [("prefork", 2), ("threads", 8)])

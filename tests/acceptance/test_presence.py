@@ -11,9 +11,9 @@ import pytest
 from celery_streams import __version__, presence, streams_of
 from celery_streams.monitoring.doctor import diagnose
 from celery_streams.monitoring.status import collect
-from tests.eventually import eventually
-from tests.processes import ROOT
-from tests.redis_state import redis_now_ms
+from tests.support.eventually import eventually
+from tests.support.processes import ROOT
+from tests.support.redis_state import redis_now_ms
 
 POOLS = ["prefork", "threads", "solo", "gevent", "asyncio"]
 

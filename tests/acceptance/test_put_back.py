@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 BACKLOG = 600
 

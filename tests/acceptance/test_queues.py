@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 
 def test_fifty_queues_on_one_worker_are_all_read_and_one_that_is_full_starves_none(project, act, worker):

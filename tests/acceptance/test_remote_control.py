@@ -8,9 +8,9 @@ import uuid
 
 import pytest
 
-from tests.celery_commands import run_celery
-from tests.eventually import eventually
-from tests.processes import Program
+from tests.support.celery_commands import run_celery
+from tests.support.eventually import eventually
+from tests.support.processes import Program
 
 pytestmark = pytest.mark.filterwarnings("ignore::celery.app.control.DuplicateNodenameWarning")
 

@@ -10,9 +10,9 @@ from collections import Counter
 import pytest
 from celery import chord
 
-from tests.eventually import eventually
-from tests.processes import ROOT
 from tests.proj.publish import publish
+from tests.support.eventually import eventually
+from tests.support.processes import ROOT
 
 
 def run_publisher(project, count, *, enabled):

@@ -15,8 +15,8 @@ from collections import Counter
 import pytest
 
 from celery_streams import keys
-from tests.eventually import eventually
-from tests.redis_state import redis_state
+from tests.support.eventually import eventually
+from tests.support.redis_state import redis_state
 
 
 def test_warm_shutdown_finishes_what_runs_and_takes_nothing_new(project, act, worker):

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 KEEPING = ("-I", "tests.proj.keeping")
 POOLS = ["prefork", "solo"]

@@ -28,11 +28,11 @@ from celery._state import _set_current_app, get_current_app
 import celery_streams
 from celery_streams import inspect as streams_inspect
 from celery_streams.embedded import EmbeddedRedis
-from tests.eventually import eventually
-from tests.processes import Worker, project_environment
 from tests.proj.ledger import Ledger
 from tests.proj.settings import SETTINGS as SETTINGS_VARIABLE
 from tests.proj.settings import celery_settings
+from tests.support.eventually import eventually
+from tests.support.processes import Worker, project_environment
 
 #: Redis databases: the brokers are apart, so that remote control of one side never reaches another.
 DATABASES = {"lists": 0, "streams": 2, "streams-watched": 4}

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from tests.eventually import eventually
-from tests.processes import Program, Worker
 from tests.proj import settings
+from tests.support.eventually import eventually
+from tests.support.processes import Program, Worker
 
 
 def scheduled(side, name):

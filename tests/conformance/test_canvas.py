@@ -6,8 +6,8 @@ import pytest
 from celery import chain, chord, group
 from celery.exceptions import ChordError
 
-from tests.eventually import eventually
 from tests.proj.actions import ActionError
+from tests.support.eventually import eventually
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.eventually import eventually
-from tests.processes import ROOT
+from tests.support.eventually import eventually
+from tests.support.processes import ROOT
 
 
 def inspected(side, command, *args):

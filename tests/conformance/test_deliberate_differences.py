@@ -8,8 +8,8 @@ from kombu.serialization import register, unregister
 
 import celery_streams
 from celery_streams.inspect import delayed_messages, purge, queue_status
-from tests.eventually import eventually
 from tests.proj.actions import ActionError, ExpectedError
+from tests.support.eventually import eventually
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 TASK_FIELDS = {"hostname", "utcoffset", "pid", "clock", "timestamp", "type", "uuid", "local_received"}
 

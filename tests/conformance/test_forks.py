@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from tests.eventually import eventually
-from tests.processes import alive
+from tests.support.eventually import eventually
+from tests.support.processes import alive
 
 
 def test_process_that_a_task_terminates_ends(side):

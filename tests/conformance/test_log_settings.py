@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 
 def ran(side, worker, text):

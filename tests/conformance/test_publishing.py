@@ -14,7 +14,7 @@ from celery.signals import after_task_publish, before_task_publish
 
 import celery_streams
 from celery_streams.message import encode
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 
 def test_delay_runs_the_task_and_returns_its_result(side):

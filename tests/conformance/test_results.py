@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from celery.exceptions import TimeoutError as ResultTimeout
 
-from tests.eventually import eventually
 from tests.proj.actions import ActionError, ExpectedError
+from tests.support.eventually import eventually
 
 
 def test_state_goes_from_pending_to_success(side, new_id):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from celery.exceptions import WorkerLostError
 
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 
 def seen(side, task_id, last):

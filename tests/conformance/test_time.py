@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded, WorkerLostError
 
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 #: Seconds by which a delayed task may be late on a loaded machine; the promise on an idle one is 0.1.
 LATE = 2.0

@@ -20,12 +20,12 @@ from celery_streams import inspect
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
-from tests.eventually import eventually
 from tests.faults.ledger import Ledger
 from tests.faults.verdict import Run
 from tests.faults.workers import FaultWorker
-from tests.processes import project_environment
 from tests.proj.settings import celery_settings
+from tests.support.eventually import eventually
+from tests.support.processes import project_environment
 
 QUEUE = "stage"
 

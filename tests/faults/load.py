@@ -32,8 +32,8 @@ from tests.faults import faults
 from tests.faults.ledger import Ledger
 from tests.faults.verdict import FIGURES, Bounds, FaultRecord, FinalState, Verdict, judge
 from tests.faults.workers import FaultWorker, Fleet
-from tests.processes import ROOT, project_environment
 from tests.proj.settings import celery_settings
+from tests.support.processes import ROOT, project_environment
 
 QUEUE = "faults"
 

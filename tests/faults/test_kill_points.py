@@ -10,7 +10,7 @@ import pytest
 from celery_streams import inspect
 from celery_streams.message import Message
 from tests.faults.conftest import QUEUE, VISIBILITY_TIMEOUT, Stage
-from tests.redis_state import make_idle
+from tests.support.redis_state import make_idle
 
 #: Seconds within which what a dead child held must run again, with what a busy machine adds.
 CHILD = 1.0 + 1.5

@@ -21,7 +21,7 @@ from celery.backends.redis import RedisBackend
 
 from tests.faults.conftest import QUEUE, Stage
 from tests.faults.workers import signal_process
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 # -- F28 ---------------------------------------------------------------------------------------------------------------
 

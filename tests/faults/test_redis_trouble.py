@@ -14,7 +14,7 @@ import pytest
 
 from celery_streams import BrokerError, BrokerFull, keys
 from tests.faults.conftest import QUEUE, VISIBILITY_TIMEOUT, Stage
-from tests.sentinel import NAME, watched
+from tests.support.sentinel import NAME, watched
 
 #: Seconds within which workers go on once Redis does.
 BACK = 5.0

@@ -11,7 +11,7 @@ from celery_streams.broker import StreamBroker
 from celery_streams.embedded import EmbeddedRedis
 from tests.faults import load
 from tests.faults.verdict import Bounds, FaultRecord, FinalState, Run, Submission, Verdict, judge
-from tests.redis_state import delivered, message, redis_now_ms
+from tests.support.redis_state import delivered, message, redis_now_ms
 
 KILL = FaultRecord("F2 kill -9 child", at=10.0, until=10.0, pids=frozenset((1,)))
 

@@ -10,9 +10,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.eventually import eventually
-from tests.processes import PROGRAMS, Program
 from tests.proj import settings
+from tests.support.eventually import eventually
+from tests.support.processes import PROGRAMS, Program
 
 
 class FaultWorker(Program):

@@ -16,10 +16,10 @@ import celery_streams
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.probes import permitted_rules
-from tests.eventually import eventually
-from tests.processes import ROOT, Program, project_environment
 from tests.proj.ledger import Ledger
 from tests.proj.settings import celery_settings
+from tests.support.eventually import eventually
+from tests.support.processes import ROOT, Program, project_environment
 
 LINE = re.compile(r"^ACL SETUSER streams on >PASSWORD (.+)$", re.MULTILINE)
 

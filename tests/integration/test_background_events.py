@@ -15,8 +15,8 @@ from celery import Celery
 
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.worker.events import MOST_KEPT, BackgroundEvents
-from tests.eventually import eventually
 from tests.faults.proxy import Proxy
+from tests.support.eventually import eventually
 
 Make = Callable[..., BackgroundEvents]
 

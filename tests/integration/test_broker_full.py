@@ -15,7 +15,7 @@ from celery_streams.embedded import EmbeddedRedis
 from celery_streams.exceptions import BrokerFull, QueueFull
 from celery_streams.migration import RECALL, Migration
 from celery_streams.worker.outcome import crash_pauses_ms
-from tests.redis_state import delivered, make_idle, message, number_of, redis_state
+from tests.support.redis_state import delivered, make_idle, message, number_of, redis_state
 
 STREAM = "celery-streams:{q}"
 

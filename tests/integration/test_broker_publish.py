@@ -12,7 +12,7 @@ from celery_streams.broker import Promotion, StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.exceptions import BrokerError, QueueFull
 from celery_streams.message import Message, pack
-from tests.redis_state import StreamState, delivered, message, number_of, read_all, redis_now_ms, redis_state
+from tests.support.redis_state import StreamState, delivered, message, number_of, read_all, redis_now_ms, redis_state
 
 ODD_NAMES = ["a b", "Ü", "q:9", "tags{x}", "*", "a" * 300]
 

@@ -13,8 +13,8 @@ from celery_streams.broker import MAX_BACKOFF_MS, Recovery, StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.inspect import consumers
 from celery_streams.worker.outcome import crash_pauses_ms
-from tests.eventually import eventually
-from tests.redis_state import (
+from tests.support.eventually import eventually
+from tests.support.redis_state import (
     delivered,
     make_idle,
     message,

@@ -14,7 +14,7 @@ from celery_streams.database_transfer import DatabaseTransfer
 from celery_streams.exceptions import BrokerError
 from celery_streams.kombu_lists import list_keys
 from celery_streams.migration import Migration
-from tests.redis_state import delivered, make_idle, message, redis_state
+from tests.support.redis_state import delivered, make_idle, message, redis_state
 
 STREAM = "celery-streams:{q}"
 

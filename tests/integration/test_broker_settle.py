@@ -14,7 +14,7 @@ from celery_streams.connection import RedisClient
 from celery_streams.exceptions import BrokerError
 from celery_streams.message import Message, pack
 from celery_streams.worker.outcome import crash_pauses_ms
-from tests.redis_state import StreamState, delivered, message, number_of, read_all, redis_now_ms, redis_state
+from tests.support.redis_state import StreamState, delivered, message, number_of, read_all, redis_now_ms, redis_state
 
 STREAM = "celery-streams:{q}"
 DEATH = b'{"reason":"failed"}'

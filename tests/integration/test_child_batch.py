@@ -20,7 +20,7 @@ from celery_streams.worker.child import ChildLoop, ChildOptions
 from celery_streams.worker.outcome import Circumstances, Event, decide
 from celery_streams.worker.settle import Settler
 from celery_streams.worker.slots import SlotTable
-from tests.redis_state import delivered
+from tests.support.redis_state import delivered
 
 ME = "w@h/1"
 

@@ -9,7 +9,7 @@ from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.exceptions import BrokerError
 from celery_streams.worker.claimer import Claimer
-from tests.redis_state import delivered, make_idle, message
+from tests.support.redis_state import delivered, make_idle, message
 
 VISIBILITY_TIMEOUT = 2.0
 

@@ -13,10 +13,10 @@ from celery_streams.broker import Delivery, StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.worker.claimer import Claimer
 from celery_streams.worker.heartbeat import Heartbeat
-from tests.eventually import eventually
 from tests.integration.test_services import SHOT, StandIn
-from tests.redis_state import delivered, message, number_of, read_all, redis_now_ms
-from tests.stepping_redis import SteppingRedis, stepping_redis
+from tests.support.eventually import eventually
+from tests.support.redis_state import delivered, message, number_of, read_all, redis_now_ms
+from tests.support.stepping_redis import SteppingRedis, stepping_redis
 
 TIMEOUT = 1.5
 DAY = 86_400.0

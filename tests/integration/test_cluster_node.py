@@ -15,8 +15,8 @@ import pytest
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis, find_server
 from celery_streams.exceptions import BrokerUnavailable, ClusterNode, ConfigurationError
-from tests.eventually import eventually
-from tests.processes import ROOT, project_environment
+from tests.support.eventually import eventually
+from tests.support.processes import ROOT, project_environment
 
 
 def free_port() -> int:

@@ -18,8 +18,8 @@ from celery_streams.embedded import EmbeddedRedis
 from celery_streams.worker.dead_children import Casualty, Cause, DeadChildren
 from celery_streams.worker.lost_tasks import LostTasks
 from celery_streams.worker.slots import Snapshot
-from tests.eventually import eventually
-from tests.redis_state import StreamState, read_all, redis_state
+from tests.support.eventually import eventually
+from tests.support.redis_state import StreamState, read_all, redis_state
 
 QUEUE = "celery"
 STREAM = "celery-streams:{celery}"

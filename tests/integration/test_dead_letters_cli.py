@@ -23,9 +23,9 @@ from celery_streams.bin.root import celery_streams
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.message import Message, encode
-from tests.eventually import eventually
-from tests.processes import project_environment
-from tests.redis_state import delivered, redis_now_ms, redis_state
+from tests.support.eventually import eventually
+from tests.support.processes import project_environment
+from tests.support.redis_state import delivered, redis_now_ms, redis_state
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from celery_streams.bin.demo import Ledger, agreed
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -20,9 +20,9 @@ from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.monitoring.doctor import diagnose, find_workers
 from celery_streams.probes import clock_skew, denied_commands, server_info
-from tests.eventually import eventually
-from tests.processes import Worker, project_environment
-from tests.redis_state import delivered, make_idle, message, redis_now_ms, redis_state
+from tests.support.eventually import eventually
+from tests.support.processes import Worker, project_environment
+from tests.support.redis_state import delivered, make_idle, message, redis_now_ms, redis_state
 
 #: A port on which nothing listens.
 AWAY = "redis://127.0.0.1:1/0"

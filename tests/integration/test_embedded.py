@@ -14,7 +14,7 @@ import pytest
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis, ServerMissing, find_server
 from celery_streams.exceptions import BrokerFull, BrokerUnavailable, ConfigurationError
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 
 def answers(url: str) -> bool:

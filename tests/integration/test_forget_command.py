@@ -17,7 +17,7 @@ from celery_streams.bin.forget import forget
 from celery_streams.broker import StreamBroker
 from celery_streams.inspect import known_queues, queue_status
 from celery_streams.message import encode
-from tests.redis_state import delivered, redis_state
+from tests.support.redis_state import delivered, redis_state
 
 MESSAGE = encode({"task": "t", "id": "1"}, {}, "[[], {}, {}]")
 

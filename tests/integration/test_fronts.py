@@ -15,7 +15,7 @@ from celery_streams.message import Message
 from celery_streams.migration import Migration
 from celery_streams.probes import silent_consumers, silent_holders, streams_without_group
 from celery_streams.worker.outcome import crash_pauses_ms
-from tests.redis_state import delivered, make_idle, message, number_of, read_all, redis_now_ms, redis_state
+from tests.support.redis_state import delivered, make_idle, message, number_of, read_all, redis_now_ms, redis_state
 
 STREAM = "celery-streams:{q}"
 

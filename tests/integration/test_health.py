@@ -22,7 +22,7 @@ from celery_streams.bin.root import celery_streams
 from celery_streams.broker import StreamBroker
 from celery_streams.conf import settings_in_force
 from celery_streams.presence import ConsumerPresence, WorkerPresence
-from tests.processes import ROOT, project_environment
+from tests.support.processes import ROOT, project_environment
 
 MakeApp = Callable[..., Celery]
 

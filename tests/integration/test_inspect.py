@@ -11,7 +11,7 @@ from celery_streams.broker import StreamBroker, StreamRef
 from celery_streams.exceptions import BrokerError, MessageError
 from celery_streams.inspect import QueueStatus
 from celery_streams.message import Message
-from tests.redis_state import StreamState, delivered, make_idle, message, number_of, redis_now_ms, redis_state
+from tests.support.redis_state import StreamState, delivered, make_idle, message, number_of, redis_now_ms, redis_state
 
 STREAM = "celery-streams:{q}"
 

@@ -28,10 +28,10 @@ from celery_streams.embedded import EmbeddedRedis
 from celery_streams.kombu_lists import list_keys, unwrap
 from celery_streams.message import Message, unpack
 from celery_streams.migration import Migration, Plan
-from tests.eventually import eventually
-from tests.processes import Worker, project_environment
 from tests.proj.ledger import Ledger
-from tests.redis_state import StreamState, delivered, make_idle, redis_now_ms, redis_state
+from tests.support.eventually import eventually
+from tests.support.processes import Worker, project_environment
+from tests.support.redis_state import StreamState, delivered, make_idle, redis_now_ms, redis_state
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,9 +16,9 @@ from celery_streams.broker import StreamBroker
 from celery_streams.presence import ConsumerPresence
 from celery_streams.worker.claimer import Claimer
 from celery_streams.worker.services import Services
-from tests.eventually import eventually
 from tests.integration.test_presence import about
-from tests.redis_state import delivered, make_idle, message, redis_state
+from tests.support.eventually import eventually
+from tests.support.redis_state import delivered, make_idle, message, redis_state
 
 
 class Looks:

@@ -16,7 +16,7 @@ from celery_streams.exceptions import BrokerError, KeyOfOtherType, LoginRefused,
 from celery_streams.running_task import HeldRetry
 from celery_streams.worker.outcome import Action, Outcome
 from celery_streams.worker.settle import Settler
-from tests.redis_state import delivered, message, redis_state
+from tests.support.redis_state import delivered, message, redis_state
 
 Restricted = Callable[..., StreamBroker]
 

@@ -20,7 +20,7 @@ from celery_streams.broker import Entry, StreamBroker, StreamRef
 from celery_streams.concurrency import solo, thread
 from celery_streams.concurrency.base import StreamsPool
 from celery_streams.worker.slots import Snapshot
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 QUEUE = "celery"
 SHOT = Snapshot(

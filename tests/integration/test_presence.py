@@ -15,7 +15,7 @@ from celery_streams.inspect import queue_status
 from celery_streams.monitoring.checks import check_worlds
 from celery_streams.monitoring.status import collect
 from celery_streams.presence import ConsumerPresence, WorkerPresence
-from tests.redis_state import message, redis_now_ms
+from tests.support.redis_state import message, redis_now_ms
 
 MakeApp = Callable[..., Celery]
 

@@ -30,8 +30,8 @@ from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.exceptions import BrokerError, BrokerUnavailable, ConfigurationError, QueueFull
 from celery_streams.message import Message
-from tests.eventually import eventually
-from tests.redis_state import redis_now_ms, redis_state
+from tests.support.eventually import eventually
+from tests.support.redis_state import redis_now_ms, redis_state
 
 MakeApp = Callable[..., Celery]
 

@@ -17,8 +17,8 @@ from celery_streams.exceptions import BrokerUnavailable
 from celery_streams.worker.outcome import Circumstances, Event, decide
 from celery_streams.worker.reader import Reader
 from celery_streams.worker.settle import Settler
-from tests.eventually import eventually
-from tests.redis_state import message, number_of, redis_state
+from tests.support.eventually import eventually
+from tests.support.redis_state import message, number_of, redis_state
 
 SUCCEEDED = decide(Event.SUCCEEDED, Circumstances())
 

@@ -18,7 +18,7 @@ from celery_streams.bin.dead import dead
 from celery_streams.broker import StreamBroker
 from celery_streams.exceptions import CannotRun
 from celery_streams.message import Message, encode, encode_json
-from tests.redis_state import delivered, redis_now_ms, redis_state
+from tests.support.redis_state import delivered, redis_now_ms, redis_state
 
 MakeApp = Callable[..., Celery]
 

@@ -13,9 +13,9 @@ from celery_streams.broker import Delivery, StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.exceptions import BrokerError, BrokerUnavailable
 from celery_streams.redis_url import ConnectionOptions
-from tests.eventually import eventually
-from tests.redis_state import message, number_of
-from tests.sentinel import NAME, Watched, watched
+from tests.support.eventually import eventually
+from tests.support.redis_state import message, number_of
+from tests.support.sentinel import NAME, Watched, watched
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from celery_streams.worker.hand_back import Handback
 from celery_streams.worker.heartbeat import Heartbeat
 from celery_streams.worker.settle import Settler
 from celery_streams.worker.slots import Slot, SlotTable, Snapshot
-from tests.eventually import eventually
-from tests.redis_state import delivered, make_idle, message, number_of, read_all, redis_now_ms, redis_state
+from tests.support.eventually import eventually
+from tests.support.redis_state import delivered, make_idle, message, number_of, read_all, redis_now_ms, redis_state
 
 STREAM = "celery-streams:{q}"
 TIMEOUT = 15.0

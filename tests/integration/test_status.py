@@ -22,8 +22,8 @@ from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.monitoring.prometheus import StreamsCollector, exposition
 from celery_streams.monitoring.status import collect
-from tests.eventually import eventually
-from tests.redis_state import message, redis_now_ms, redis_state
+from tests.support.eventually import eventually
+from tests.support.redis_state import message, redis_now_ms, redis_state
 
 ROOT = Path(__file__).resolve().parents[2]
 

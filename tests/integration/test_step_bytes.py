@@ -14,7 +14,7 @@ from celery_streams.connection import RedisClient
 from celery_streams.message import Message
 from celery_streams.migration import Migration
 from celery_streams.worker.outcome import crash_pauses_ms
-from tests.redis_state import delivered, make_idle, message, number_of, read_all
+from tests.support.redis_state import delivered, make_idle, message, number_of, read_all
 
 STREAM = "celery-streams:{q}"
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.eventually import eventually
-from tests.processes import ROOT
+from tests.support.eventually import eventually
+from tests.support.processes import ROOT
 
 #: Runs a supervisor over programs that say that they started and then wait for a signal; the n-th start, and what
 #: comes before or after it, is up to the arguments.

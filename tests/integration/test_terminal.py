@@ -30,8 +30,8 @@ from celery_streams.broker import StreamBroker
 from celery_streams.message import Message, encode
 from celery_streams.monitoring.doctor import diagnose
 from celery_streams.monitoring.status import collect
-from tests.eventually import eventually
-from tests.redis_state import delivered, message
+from tests.support.eventually import eventually
+from tests.support.redis_state import delivered, message
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -18,8 +18,8 @@ from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis, find_server
 from celery_streams.exceptions import BrokerError, BrokerUnavailable
 from celery_streams.redis_url import ConnectionOptions
-from tests.eventually import eventually
-from tests.processes import ROOT, project_environment
+from tests.support.eventually import eventually
+from tests.support.processes import ROOT, project_environment
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 

@@ -16,8 +16,8 @@ from celery.exceptions import ImproperlyConfigured
 import celery_streams
 from celery_streams import inspect as streams_inspect
 from celery_streams.exceptions import ConfigurationError
-from tests.eventually import eventually
-from tests.processes import ROOT
+from tests.support.eventually import eventually
+from tests.support.processes import ROOT
 
 # -- Celery's module for tests
 

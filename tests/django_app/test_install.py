@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from celery_streams.connection import RedisClient
-from tests.django_site import PROJECT, answer, environment, manage
+from tests.support.django_site import PROJECT, answer, environment, manage
 
 #: ``on(app)``: where a message sent by name ends up; nothing else finalizes the app.
 PRELUDE = """

@@ -12,7 +12,7 @@ from pathlib import Path
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis, death_signal, find_server
 from celery_streams.exceptions import BrokerError
-from tests.eventually import eventually
+from tests.support.eventually import eventually
 
 #: The name under which the Sentinel knows the master.
 NAME = "main"

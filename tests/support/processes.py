@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.eventually import eventually
 from tests.proj import settings
+from tests.support.eventually import eventually
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 #: The two programs under comparison.
 PROGRAMS = {"lists": (sys.executable, "-m", "celery"), "streams": (sys.executable, "-m", "celery_streams")}

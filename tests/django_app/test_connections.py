@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from celery_streams.embedded import EmbeddedRedis
-from tests.django_site import PROJECT, answer, environment, manage
-from tests.processes import PROGRAMS, Program
+from tests.support.django_site import PROJECT, answer, environment, manage
+from tests.support.processes import PROGRAMS, Program
 
 TASKS = 60
 

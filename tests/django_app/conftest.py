@@ -11,7 +11,7 @@ import pytest
 from celery import Celery, _state
 
 from celery_streams.embedded import EmbeddedRedis
-from tests.django_site import PROJECT
+from tests.support.django_site import PROJECT
 
 
 @pytest.fixture(scope="session")

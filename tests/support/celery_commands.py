@@ -1,4 +1,4 @@
-"""Celery's own command line, many commands in one process: ``python -m tests.celery_commands``.
+"""Celery's own command line, many commands in one process: ``python -m tests.support.celery_commands``.
 
 Reads a JSON list of argument lists, runs ``celery -A tests.proj`` with each, one after another, and prints a JSON list
 of exit codes and outputs. A process for each command would take a second each.
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Ran:
 def run_celery(environment: Mapping[str, str], *commands: Sequence[str]) -> list[Ran]:
     """Run the commands in a process of their own, in their order."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.celery_commands"],
+        [sys.executable, "-m", "tests.support.celery_commands"],
         input=json.dumps(commands),
         env=dict(environment),
         cwd=ROOT,

@@ -11,7 +11,7 @@ from django.http import HttpRequest
 from django.test import override_settings
 
 from celery_streams import streams_of
-from tests.django_site import answer, environment, manage
+from tests.support.django_site import answer, environment, manage
 
 SETUP = "import json, django; django.setup(); from django_integration.checks import check_celery_streams as check; "
 PRINT = "print(json.dumps([[found.id, found.msg] for found in check() if not found.id.endswith('I002')]))"

@@ -12,7 +12,7 @@ from django.http import HttpRequest
 from django.test import Client, override_settings
 
 from celery_streams.broker import StreamBroker
-from tests.redis_state import message
+from tests.support.redis_state import message
 
 AWAY = "redis://:secret@127.0.0.1:1/0"
 
@@ -87,7 +87,7 @@ def test_project_without_authentication_refuses_everybody(site: Celery, page: st
 
 
 @pytest.mark.parametrize("page", PAGES)
-@pytest.mark.parametrize("test", [has_token, "tests.integration.test_django_views.has_token"])
+@pytest.mark.parametrize("test", [has_token, "tests.django_app.test_views.has_token"])
 def test_project_may_choose_another_test(browser: Client, staff: Client, page: str, test: Any) -> None:
     with override_settings(CELERY_STREAMS_STATUS_PERMISSION=test):
         assert browser.get(page, headers={"Authorization": "Bearer token"}).status_code == 200

@@ -12,10 +12,10 @@ from celery import Celery
 
 from celery_streams.broker import StreamBroker
 from celery_streams.inspect import queue_status
-from tests.django_site import PROJECT, answer, environment, manage
-from tests.eventually import eventually
-from tests.processes import Program
-from tests.redis_state import message
+from tests.support.django_site import PROJECT, answer, environment, manage
+from tests.support.eventually import eventually
+from tests.support.processes import Program
+from tests.support.redis_state import message
 
 LATE = {"CHAT_IMPORTS_CELERY_LATER": "1"}
 
