@@ -229,9 +229,9 @@ class TaskPool(StreamsPool):
             with self._changed:
                 taken = deliveries[: max(self._free, 0)]
                 self._free -= len(taken)
+            put_back(settler, deliveries[len(taken) :])
             for delivery in taken:
                 self._backlog.put(delivery)
-            put_back(settler, deliveries[len(taken) :])
         reader.close()
 
     def _in_hands(self) -> list[Entry]:

@@ -13,6 +13,7 @@ from celery_streams.broker import Delivery, StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.worker.claimer import Claimer
 from celery_streams.worker.heartbeat import Heartbeat
+from celery_streams.worker.outcome import crash_pauses_ms
 from tests.integration.test_services import SHOT, StandIn
 from tests.support.eventually import eventually
 from tests.support.redis_state import delivered, message, number_of, read_all, redis_now_ms
@@ -134,7 +135,7 @@ def test_entries_from_before_a_step_back_come_back_also_to_a_worker_that_starts_
 
 def test_turn_of_a_claimer_does_not_outlive_a_step_back(server: SteppingRedis, stepped: StreamBroker) -> None:
     delivered(stepped, "q", "dead@host/1.a", message(1))
-    options = {"idle_ms": 0, "turn_ms": 500, "delivery_limit": 9}
+    options = {"idle_ms": 0, "turn_ms": 500, "pauses_ms": crash_pauses_ms(9)}
     assert stepped.recover("q", "one", **options).moved == 1  # type: ignore[arg-type]
     read_all(stepped, ["q"], "dead@host/1.a")
     server.set_clock(-300)

@@ -99,7 +99,7 @@ def test_queue_that_was_never_used_is_named_with_the_nearest(app: Callable[..., 
     result = run(app(), "send_mesage")
 
     assert "did you mean 'send_message'?" in result.output
-    assert result.exit_code == 64
+    assert result.exit_code == 2
 
 
 def test_queue_that_the_settings_name_is_said_to_stay_in_the_status(app: Callable[..., Celery]) -> None:

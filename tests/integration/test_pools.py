@@ -348,4 +348,4 @@ def test_chore_that_fails_keeps_no_other_waiting_and_is_logged_once(
     assert (pool.autoscaler.looks, len(done)) == (4, 4)
     said = [record.getMessage() for record in caplog.records if "Broken.look" in record.getMessage()]
     assert len(said) == 1
-    assert "is tried again" in said[0]
+    assert "keeps trying" in said[0]

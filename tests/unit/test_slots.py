@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import mmap
 import multiprocessing
 import os
@@ -429,6 +430,7 @@ def test_message_that_is_too_large_for_the_slot_is_kept_beside_it(child: Slot, p
 def test_message_that_can_be_kept_nowhere_is_said(
     child: Slot, parent: Slot, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
+    logging.getLogger("celery_streams.worker.slots").addHandler(caplog.handler)
     child._spool = tmp_path / "no such folder" / "spool"
     load(child, 1)
     begin(child, 0)
@@ -436,6 +438,7 @@ def test_message_that_can_be_kept_nowhere_is_said(
     child.keep(Message(b"headers", b"properties", b"b" * 100_000))
 
     assert parent.kept_message() is None
+    logging.getLogger("celery_streams.worker.slots").removeHandler(caplog.handler)
     assert "cannot be kept" in caplog.text
 
 
