@@ -14,7 +14,8 @@ from tests.support.eventually import eventually
 
 def processes(act):
     """Return the process ids of the children, as ``inspect stats`` tells them."""
-    (stats,) = act.app.control.inspect(timeout=5, limit=1).stats().values()
+    # A worker that is busy with its start answers later than the broadcast waits.
+    (stats,) = eventually(act.app.control.inspect(timeout=5, limit=1).stats, timeout=20).values()
     return set(stats["pool"]["processes"])
 
 

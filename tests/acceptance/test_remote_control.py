@@ -245,7 +245,9 @@ def test_workers_with_mingle_and_gossip_know_of_each_other(act, worker, first):
     assert "mingle: all alone" in one.log
     assert "mingle: sync with 1 nodes" in two.log
     assert "mingle: sync complete" in two.log
-    assert revoked in act.app.control.inspect([two.hostname], timeout=5, limit=1).revoked()[two.hostname]
+    # A worker that has just found the other one answers later than the broadcast waits.
+    asked = act.app.control.inspect([two.hostname], timeout=5, limit=1)
+    assert revoked in eventually(asked.revoked, timeout=20)[two.hostname]
     for log, other in ((one, two), (two, one)):
         eventually(lambda log=log, other=other: f"{other.hostname} joined the party" in log.log, timeout=20)
     assert act.apply_async(("ok", 1), queue="other").get(timeout=10) == 1

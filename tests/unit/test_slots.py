@@ -549,7 +549,7 @@ def test_snapshot_never_mixes_two_batches(table: SlotTable, parent: Slot) -> Non
     process.start()
 
     mixed, looks = [], 0
-    while not stop[0] and process.is_alive():
+    while looks == 0 or (not stop[0] and process.is_alive()):
         shot = parent.snapshot()
         looks += 1
         batches = {one.id.split(b"-")[0] for one in (*shot.finished, *shot.waiting, shot.running) if one}
