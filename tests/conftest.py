@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import uuid
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from celery import Celery, _state
 from celery._state import _set_current_app, get_current_app
+from celery.worker import state as worker_state
 from kombu import pools
 
 import celery_streams
@@ -26,6 +28,16 @@ for _name in [name for name in os.environ if name.startswith("CELERY_")]:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Shells start background commands that way, and what they start inherits it: Ctrl-C would reach nobody.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_new_process() -> None:
+    """Undo what tests of workers in this process leave in Celery's state and in the loggers: they disable ours."""
+    worker_state.reset_state()
+    for name, one in list(logging.root.manager.loggerDict.items()):
+        if name.partition(".")[0] in ("celery_streams", "django_integration") and isinstance(one, logging.Logger):
+            one.disabled, one.propagate = False, True
+            one.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
