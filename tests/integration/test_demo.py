@@ -64,7 +64,7 @@ def test_demo_accounts_for_every_task_and_leaves_nothing_behind(tmp_path: Path) 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_demo_that_is_stopped_cleans_up(tmp_path: Path, number: signal.Signals, code: int) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "celery_streams", "demo", "-n", "100000"],
+        [sys.executable, "-m", "celery_streams", "demo", "-n", "20000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -76,7 +76,7 @@ def test_demo_that_is_stopped_cleans_up(tmp_path: Path, number: signal.Signals, 
 
         running.send_signal(number)
 
-        output = running.communicate(timeout=60)[0]
+        output = running.communicate(timeout=100)[0]
 
     assert running.returncode == code, output
     assert "Traceback" not in output
