@@ -25,13 +25,17 @@ stamp = $(VENV)/.installed-$(1)
 .PHONY: help
 help:
 	@echo 'make demo          nothing is lost: a Redis, workers, thousands of tasks, a kill -9, and the account'
+	@echo 'make chat          a chat in the browser on all of it: states, dead letters, kills, the dashboard'
 	@echo 'make test          the test suite                          ARGS="-k retry" narrows it'
+	@echo 'make browser-tests dashboard and chat in a headless Chromium'
 	@echo 'make check         what CI runs: lint, format, types, layers, then the test suite'
 	@echo 'make lint          ruff, mypy, import-linter and luacheck only'
 	@echo 'make format        rewrite the code in the house style'
 	@echo 'make bench         throughput beside a stock worker and a bare Redis loop'
+	@echo 'make bench-scale   curves of what a task costs as backlog, queues, children, sizes and delays grow'
 	@echo 'make faults        load while processes and servers are killed, and the verdict   ARGS="--profile long"'
 	@echo 'make fault-tests   the tests of single faults that make test leaves out'
+	@echo 'make test-cluster  workers on a Redis Cluster whose slots move and nodes die; acceptance tests on one'
 	@echo 'make soak          load and reconnects for an hour: does anything grow?           ARGS="--minutes 10"'
 	@echo "make celery-suite  Celery's own tests, run on streams      ARGS=--quick, ARGS=test_beat.py"
 	@echo 'make clean         remove what the other targets made'
@@ -51,6 +55,10 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 .PHONY: demo
 demo: $(call stamp,demo)
 	@$(BIN)/celery-streams demo $(ARGS)
+
+.PHONY: chat
+chat: $(call stamp,demo) $(call stamp,django)
+	@$(BIN)/python examples/chat/start.py $(ARGS)
 
 .PHONY: test
 test: $(call stamp,test)
@@ -74,9 +82,22 @@ format: $(call stamp,lint)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+# axe-core judges accessibility; it is a tool of the tests only, and comes with npm where there is one.
+.PHONY: browser-tests
+browser-tests: $(call stamp,test) $(call stamp,browser)
+	@if command -v npm >/dev/null && [ ! -f $(VENV)/axe.min.js ]; then \
+		cd $(VENV) && npm pack --silent axe-core@4.14.1 >/dev/null && tar xzf axe-core-4.14.1.tgz && \
+		mv package/axe.min.js . && rm -r package axe-core-4.14.1.tgz; fi
+	@$(PYTEST) -m 'not faults' tests/browser $(ARGS)
+
 .PHONY: bench
 bench: $(call stamp,test)
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: bench-scale
+bench-scale: $(call stamp,test)
+	@mkdir -p .bench
+	@$(BIN)/python -m benchmarks.scale --save .bench/scale.json --svg .bench/scale.svg $(ARGS)
 
 .PHONY: faults
 faults: $(call stamp,test)
@@ -85,6 +106,11 @@ faults: $(call stamp,test)
 .PHONY: fault-tests
 fault-tests: $(call stamp,test)
 	@$(PYTEST) -m faults -n $(TEST_PROCESSES) --dist worksteal tests/faults $(ARGS)
+
+.PHONY: test-cluster
+test-cluster: $(call stamp,test)
+	@$(PYTEST) -m 'not faults' -n $(TEST_PROCESSES) --dist worksteal tests/cluster $(ARGS)
+	@$(PYTEST) -n $(TEST_PROCESSES) --dist worksteal --on-cluster tests/acceptance $(ARGS)
 
 .PHONY: soak
 soak: $(call stamp,test)

@@ -2,6 +2,9 @@
 
 It reads a hundred entries at a time, decodes them, calls a function, and acknowledges and deletes the batch in one
 pipeline. It has no tracer, no retries, no signals, no heartbeat: what it leaves out is what a task queue is for.
+
+``python -m benchmarks.bare NAME traced`` is the same loop, but runs Celery's tasks through Celery's tracer, as a worker
+has to: signals, results, error handling and logging are all there. What a worker costs beyond that is its own.
 """
 
 from __future__ import annotations
@@ -14,10 +17,13 @@ from typing import Any
 
 import redis
 
+from .marks import mark, mark_start
 from .project.settings import URL
-from .project.tasks import mark, mark_start
 
-__all__ = ("GROUP", "KEY", "entry", "work")
+__all__ = ("GROUP", "KEY", "Run", "entry", "traced", "work")
+
+#: Runs a task: its headers, positional and keyword arguments, and what else its body says.
+Run = Callable[[dict[str, Any], list[Any], dict[str, Any], dict[str, Any]], Any]
 
 #: The stream and its consumer group.
 KEY = "bare"
@@ -62,7 +68,35 @@ def entry(task: str, *args: Any) -> dict[Any, Any]:
     }
 
 
-def work(url: str, name: str) -> None:
+def called(headers: dict[str, Any], args: list[Any], kwargs: dict[str, Any], embed: dict[str, Any]) -> None:
+    """Call the function of a task."""
+    _TASKS[headers["task"]](*args, **kwargs)
+
+
+def traced() -> Run:
+    """Return what runs a task as a worker of Celery's does, whose set-up this process gets."""
+    from celery.app import trace
+
+    from .project.stock import app
+
+    hostname = "bare@benchmarks"
+    app.loader.init_worker()
+    trace.setup_worker_optimizations(app, hostname)
+    tracers = {
+        name.rpartition(".")[2]: trace.build_tracer(name, task, app.loader, hostname, app=app)
+        for name, task in app.tasks.items()
+    }
+
+    def run(headers: dict[str, Any], args: list[Any], kwargs: dict[str, Any], embed: dict[str, Any]) -> None:
+        request = {**headers, "args": args, "kwargs": kwargs, "hostname": hostname, "delivery_info": {}, **embed}
+        _, info, _, _ = tracers[headers["task"]](headers["id"], args, kwargs, request)
+        if info is not None:
+            raise RuntimeError(f"the task ended with {info}")
+
+    return run
+
+
+def work(url: str, name: str, run: Run = called) -> None:
     """Read and run until killed."""
     client = redis.Redis.from_url(url, socket_timeout=BLOCK_MS / 1000 + 3)
     try:
@@ -75,9 +109,7 @@ def work(url: str, name: str) -> None:
         for _, entries in found or ():
             ids = []
             for entry_id, fields in entries:
-                headers = json.loads(fields[b"headers"])
-                args, kwargs, _ = json.loads(fields[b"body"])
-                _TASKS[headers["task"]](*args, **kwargs)
+                run(json.loads(fields[b"headers"]), *json.loads(fields[b"body"]))
                 ids.append(entry_id)
             pipeline = client.pipeline(transaction=False)
             pipeline.xack(KEY, GROUP, *ids)
@@ -86,4 +118,4 @@ def work(url: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    work(os.environ[URL], sys.argv[1])
+    work(os.environ[URL], sys.argv[1], traced() if sys.argv[2:] == ["traced"] else called)

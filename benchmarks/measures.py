@@ -15,11 +15,13 @@ from .processes import HAS_PROC, cpu_seconds, descendants, memory, wait_for
 from .systems import Bench
 
 __all__ = (
+    "BULK_CHUNK",
     "FIGURES",
     "MEASURES",
     "Figure",
     "Figures",
     "Target",
+    "bulk",
     "delayed",
     "drain",
     "idle",
@@ -37,6 +39,9 @@ Target = tuple[Bench, redis.Redis]
 
 #: Publishes in a row before it is the next system's turn.
 CHUNK = 200
+
+#: The same in bulk: four pipelines.
+BULK_CHUNK = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,9 @@ FIGURES: tuple[Figure, ...] = (
     Figure("publish_cpu_us", "publish", "publish: CPU of the publisher", "us"),
     Figure("publish_redis_us", "publish", "publish: CPU of Redis", "us"),
     Figure("publish_bytes", "publish", "publish: memory of a waiting task in Redis", "B"),
+    Figure("bulk_wall_us", "bulk", "publish in bulk: time for each message", "us"),
+    Figure("bulk_cpu_us", "bulk", "publish in bulk: CPU of the publisher", "us"),
+    Figure("bulk_redis_us", "bulk", "publish in bulk: CPU of Redis", "us"),
     Figure("drain_rate", "drain", "drain of a noop backlog", "tasks/s", more_is_better=True),
     Figure("drain_cpu_us", "drain", "drain: CPU of the worker for each task", "us"),
     Figure("drain_redis_us", "drain", "drain: CPU of Redis for each task", "us"),
@@ -97,28 +105,38 @@ def publish(benches: Sequence[Target], count: int) -> tuple[list[Figures], int]:
 
     Returns the figures, which are medians of the chunks, and how many messages each system got.
     """
-    turns = max(count // CHUNK, 2)
+    return _in_turn(benches, count, "publish", "backlog", CHUNK)
+
+
+def bulk(benches: Sequence[Target], count: int) -> list[Figures]:
+    """Publish about ``count`` in bulk on every system, a few pipelines at a time in turn; nobody runs them."""
+    found, _ = _in_turn(benches, count, "bulk", "bulk", BULK_CHUNK)
+    return found
+
+
+def _in_turn(benches: Sequence[Target], count: int, name: str, verb: str, chunk_size: int) -> tuple[list[Figures], int]:
+    turns = max(count // chunk_size, 2)
     chunks: list[list[Figures]] = [[] for _ in benches]
     with ExitStack() as stack:
-        publishers = [stack.enter_context(bench.publisher("backlog", CHUNK)) for bench, _ in benches]
+        publishers = [stack.enter_context(bench.publisher(verb, chunk_size)) for bench, _ in benches]
         before = [_info(client)["used_memory"] for _, client in benches]
         for turn in range(turns):
             for number in range(len(benches)):
                 at = (turn + number) % len(benches)
                 client = benches[at][1]
                 began = _redis_cpu(_info(client))
-                done = publishers[at](str(CHUNK))
+                done = publishers[at](str(chunk_size))
                 took = _redis_cpu(_info(client)) - began
-                chunks[at].append({**done, "redis_us": took / CHUNK * 1e6})
+                chunks[at].append({**done, "redis_us": took / chunk_size * 1e6})
         after = [_info(client)["used_memory"] for _, client in benches]
     found = [
         {
-            **{f"publish_{name}": median(chunk[name] for chunk in mine) for name in ("wall_us", "cpu_us", "redis_us")},
-            "publish_bytes": (last - first) / (turns * CHUNK),
+            **{f"{name}_{one}": median(chunk[one] for chunk in mine) for one in ("wall_us", "cpu_us", "redis_us")},
+            f"{name}_bytes": (last - first) / (turns * chunk_size),
         }
         for mine, first, last in zip(chunks, before, after, strict=True)
     ]
-    return found, (turns + 1) * CHUNK
+    return found, (turns + 1) * chunk_size
 
 
 def drain(bench: Bench, client: redis.Redis, total: int) -> Figures:

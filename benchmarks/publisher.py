@@ -3,9 +3,12 @@
 ============  =======================================================================================================
 ``backlog``   publishes ``noop`` as fast as it can, COUNT first, then as many as each line of its input says; answers
               each with wall and CPU time, so that publishers can take turns
+``bulk``      the same in bulk: ``bulk()`` of streams, kombu's ``Producer.batch`` of lists, pipelines of redis-py
 ``fill``      adds copies of what is in the stream, in pipelines, unmeasured (not for ``stock``)
+``sized``     publishes one ``noop`` with as many characters as COUNT says
 ``steady``    publishes ``stamp`` about fifty times a second; the tasks say how long they took to start
 ``delayed``   publishes ``stamp`` with an eta one to two seconds ahead; the tasks say how late they are
+a task        publishes COUNT of it: ``noop``, ``pause SECONDS``, ``pause_async SECONDS``, unmeasured
 ``results``   ``echo.delay().get()``, one after the other; the time of each
 ============  =======================================================================================================
 """
@@ -17,22 +20,32 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import redis
 
+import celery_streams
 from celery_streams.keys import DEFAULT_PREFIX as PREFIX
 
 from . import bare
+from .peers import PEERS
 from .project.settings import QUEUE, URL
 
 __all__ = ("PADDING", "main")
 
 #: The second argument of ``noop``.
 PADDING = "x" * 64
+
+#: Tasks that can be published by their names, with the seconds that they wait as one more argument.
+_TASKS = ("noop", "pause", "pause_async")
+
+#: Messages in one pipeline of ``bulk``.
+_BATCH = 500
 
 #: Entries in one pipeline of ``fill``.
 _PIPELINE = 1_000
@@ -44,11 +57,17 @@ _STEADY = (0.01, 0.03)
 _AHEAD = (1.0, 2.0)
 
 
-def main(system: str, verb: str, count: int) -> dict[str, Any]:
+def main(system: str, verb: str, count: int, *arguments: str) -> dict[str, Any]:
     """Do what ``verb`` says ``count`` times."""
     if system == "bare":
-        return _VERBS[verb](_bare_send(), count)
-    import_module(f"benchmarks.project.{system}")
+        return _backlog(_bare_pipelines(), count) if verb == "bulk" else _VERBS[verb](_bare_send(), count)
+    if system in PEERS:
+        return _VERBS[verb](import_module(f"benchmarks.peers.{system}").send, count)
+    project = import_module(f"benchmarks.project.{system}")
+    if verb == "bulk":
+        return _backlog(_celery_send(), count, partial(_TOGETHER[system], project.app))
+    if verb in _TASKS:
+        return _send_all(_celery_send(), verb, count, *arguments)
     return _VERBS[verb](_celery_send(), count)
 
 
@@ -74,20 +93,59 @@ def _celery_send() -> Send:
     return send
 
 
-def _backlog(send: Send, count: int) -> dict[str, Any]:
-    _publish(send, count)
+class _Pipelines:
+    """The bare publisher in bulk: what a block sends goes out 500 at a time."""
+
+    def __init__(self) -> None:
+        self._client = redis.Redis.from_url(os.environ[URL])
+        self._pipeline = self._client.pipeline(transaction=False)
+
+    def __call__(self, task: str, *args: Any) -> None:
+        self._pipeline.xadd(bare.KEY, bare.entry(task, *args))
+        if len(self._pipeline) >= _BATCH:
+            self._pipeline.execute()
+
+
+def _bare_pipelines() -> Send:
+    return _Pipelines()
+
+
+@contextmanager
+def _in_bulk(app: Any, send: Send) -> Iterator[Send]:
+    with celery_streams.bulk(app):
+        yield send
+
+
+@contextmanager
+def _in_batch(app: Any, send: Send) -> Iterator[Send]:
+    # Only what is published through this producer is held.
+    with app.producer_pool.acquire(block=True) as producer, producer.batch(max_size=_BATCH):
+        yield partial(send, producer=producer)
+
+
+@contextmanager
+def _apart(send: Send) -> Iterator[Send]:
+    yield send
+
+
+_TOGETHER = {"streams": _in_bulk, "stock": _in_batch}
+
+
+def _backlog(send: Send, count: int, together: Callable[[Send], Any] = _apart) -> dict[str, Any]:
+    _publish(send, count, together)
     print(json.dumps({"published": count}), flush=True)
     total = count
     for line in sys.stdin:
-        print(json.dumps(_publish(send, int(line))), flush=True)
+        print(json.dumps(_publish(send, int(line), together)), flush=True)
         total += int(line)
     return {"published": total}
 
 
-def _publish(send: Send, count: int) -> dict[str, float]:
+def _publish(send: Send, count: int, together: Callable[[Send], Any]) -> dict[str, float]:
     wall, cpu = time.perf_counter(), time.process_time()
-    for number in range(count):
-        send("noop", number, PADDING)
+    with together(send) as one:
+        for number in range(count):
+            one("noop", number, PADDING)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return {"wall_us": wall / count * 1e6, "cpu_us": cpu / count * 1e6}
 
@@ -102,6 +160,20 @@ def _fill(send: Send, count: int) -> dict[str, Any]:
                 pipeline.xadd(stream, fields)
             pipeline.execute()
     return {"published": count}
+
+
+def _send_all(send: Send, task: str, count: int, seconds: str) -> dict[str, Any]:
+    for number in range(count):
+        if task == "noop":
+            send(task, number, PADDING)
+        else:
+            send(task, float(seconds))
+    return {"published": count}
+
+
+def _sized(send: Send, count: int) -> dict[str, Any]:
+    send("noop", 0, "x" * count)
+    return {"published": 1}
 
 
 def _steady(send: Send, count: int) -> dict[str, Any]:
@@ -134,10 +206,11 @@ def _results(send: Send, count: int) -> dict[str, Any]:
 _VERBS: dict[str, Callable[[Send, int], dict[str, Any]]] = {
     "backlog": _backlog,
     "fill": _fill,
+    "sized": _sized,
     "steady": _steady,
     "delayed": _delayed,
     "results": _results,
 }
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    print(json.dumps(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])))

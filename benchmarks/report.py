@@ -17,8 +17,9 @@ import celery_streams
 from celery_streams.embedded import EmbeddedRedis
 
 from .measures import FIGURES, Figure
+from .peers import PEERS
 from .rounds import Options, Results
-from .systems import BARE, STOCK, STREAMS, SYSTEMS
+from .systems import STOCK, STREAMS, SYSTEMS, TRACED, System
 
 __all__ = ("as_dict", "from_dict", "machine", "markdown", "print_tables", "update")
 
@@ -31,6 +32,8 @@ _SHORT = (
     "publish_wall_us",
     "publish_cpu_us",
     "publish_bytes",
+    "bulk_wall_us",
+    "bulk_cpu_us",
     "drain_rate",
     "drain_cpu_us",
     "drain_commands",
@@ -47,13 +50,13 @@ _SHORT = (
 )
 
 _NOTES = """\
-Figures are medians of {rounds}, in which the systems take turns; the last column is streams divided by stock,
+Figures are medians of {rounds}, in which the systems take turns; the last columns are ours divided by others,
 round by round (median, and the range in brackets). Ratios carry over to other machines, absolute rates do not.
 The publisher is one process. The bare loop has no tracer, retries, signals or heartbeats: it is the limit of the
-machine, not a task queue. The backlog of streams is five times as long, that of the bare loop ten times, made up of
-copies of what was published, so that each drain takes seconds. Redis commands include those inside scripts; a
-request is what Redis reads from a connection at once, one command or many in a pipeline. A round of the latency has
-{samples} tasks, so that its 99 % is the second or third worst."""
+machine, not a task queue; with Celery's tracer it is the limit of what runs Celery's tasks. Faster systems get longer
+backlogs, made up of copies of what was published, so that each drain takes seconds. Redis commands include those
+inside scripts; a request is what Redis reads from a connection at once, one command or many in a pipeline. A round of
+the latency has {samples} tasks, so that its 99 % is the second or third worst."""
 
 
 def machine() -> dict[str, Any]:
@@ -74,6 +77,7 @@ def machine() -> dict[str, Any]:
 
 def as_dict(results: Results, options: Options, about: dict[str, Any]) -> dict[str, Any]:
     """Return everything for JSON; ``values`` has the single rounds."""
+    systems = _measured(results)
     return {
         "machine": about,
         "options": {"rounds": options.rounds, "tasks": options.tasks, "samples": options.samples},
@@ -83,9 +87,10 @@ def as_dict(results: Results, options: Options, about: dict[str, Any]) -> dict[s
             figure.name: {
                 "title": figure.title,
                 "unit": figure.unit,
-                **{system.name: results.median(system, figure.name) for system in SYSTEMS},
+                **{system.name: results.median(system, figure.name) for system in systems},
                 "ratio": _middle(results.ratios(figure.name)),
-                "spread": {system.name: results.spread(system, figure.name) for system in SYSTEMS},
+                "ratio_traced": _middle(results.ratios(figure.name, TRACED)),
+                "spread": {system.name: results.spread(system, figure.name) for system in systems},
             }
             for figure in FIGURES
             if results.median(STREAMS, figure.name) is not None
@@ -104,12 +109,14 @@ def print_tables(results: Results, options: Options, about: dict[str, Any], cons
     """Print everything, side by side."""
     table = Table(title="Stock Celery, streams, and the limit", title_justify="left")
     table.add_column("")
-    for system in SYSTEMS:
+    systems = _measured(results)
+    for system in systems:
         table.add_column(system.title, justify="right")
     table.add_column("streams / stock", justify="right")
+    table.add_column("streams / traced", justify="right")
     before = ""
     for figure in FIGURES:
-        cells = [_cell(results, system, figure) for system in SYSTEMS]
+        cells = [_cell(results, system, figure) for system in systems]
         if any(cells):
             if before and figure.measure != before:
                 table.add_section()
@@ -117,7 +124,10 @@ def print_tables(results: Results, options: Options, about: dict[str, Any], cons
             good = _is_good(results, figure)
             style = "" if good is None else "[green]" if good else "[yellow]"
             table.add_row(
-                f"{figure.title}, {figure.unit}", *(cell or "-" for cell in cells), style + _ratio(results, figure)
+                f"{figure.title}, {figure.unit}",
+                *(cell or "-" for cell in cells),
+                style + _ratio(results, figure, STOCK),
+                _ratio(results, figure, TRACED),
             )
     console.print(table)
     console.print(f"Better than stock is green. {_NOTES.format(rounds=_rounds(options), samples=options.samples)}")
@@ -126,7 +136,8 @@ def print_tables(results: Results, options: Options, about: dict[str, Any], cons
 
 def markdown(results: Results, options: Options, about: dict[str, Any]) -> str:
     """Return the table of the README."""
-    lines = [f"| | {STOCK.title} | {STREAMS.title} | {BARE.title} | streams / stock |", "|---|---:|---:|---:|---:|"]
+    titles = " | ".join(system.title for system in SYSTEMS)
+    lines = [f"| | {titles} | streams / stock |", "|---|" + "---:|" * (len(SYSTEMS) + 1)]
     for figure in FIGURES:
         if figure.name in _SHORT and results.median(STREAMS, figure.name) is not None:
             cells = [_plain(results.median(system, figure.name)) for system in SYSTEMS]
@@ -150,6 +161,13 @@ def update(path: Path, text: str) -> None:
     path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
+def _measured(results: Results) -> tuple[System, ...]:
+    """Return the columns: our systems, and the peers of this run."""
+    known = {system.name for system in SYSTEMS}
+    peers = [System(name, PEERS[name].title, (), is_celery=False) for name in results.values if name not in known]
+    return (*SYSTEMS, *peers)
+
+
 # -- words and numbers
 
 
@@ -169,8 +187,8 @@ def _titled(figure: Figure) -> str:
     return figure.title if figure.unit == "1" else f"{figure.title}, {figure.unit}"
 
 
-def _ratio(results: Results, figure: Figure) -> str:
-    found = results.ratios(figure.name)
+def _ratio(results: Results, figure: Figure, other: System) -> str:
+    found = results.ratios(figure.name, other)
     if not found:
         return "-"
     middle = _digits(_middle(found) or 0.0)

@@ -20,12 +20,12 @@ from celery_streams.embedded import EmbeddedRedis
 from . import measures
 from .measures import Figures, Target
 from .processes import HAS_PROC, busy_seconds
-from .systems import BARE, STOCK, STREAMS, SYSTEMS, Bench, System
+from .systems import BARE, STOCK, STREAMS, SYSTEMS, TRACED, Bench, System
 
 __all__ = ("Options", "Results", "run")
 
 #: How many times the backlog a system gets: the faster ones would be done before they can be watched.
-_FACTORS = {STOCK: 1, STREAMS: 5, BARE: 10}
+_FACTORS = {STOCK: 1, STREAMS: 8, TRACED: 10, BARE: 15}
 
 #: Seconds that idle workers settle before they are watched.
 _SETTLE = 4.0
@@ -45,6 +45,8 @@ class Options:
     #: Seconds that idle workers are watched.
     idle_seconds: float = 20.0
     only: Collection[str] = measures.MEASURES
+    #: Other task queues beside ours.
+    peers: tuple[System, ...] = ()
 
 
 @dataclass(slots=True)
@@ -67,9 +69,9 @@ class Results:
         found = self.values.get(system.name, {}).get(figure)
         return median(found) if found else None
 
-    def ratios(self, figure: str) -> list[float]:
-        """Return streams divided by stock, round by round."""
-        ours, theirs = (self.values.get(system.name, {}).get(figure, []) for system in (STREAMS, STOCK))
+    def ratios(self, figure: str, other: System = STOCK) -> list[float]:
+        """Return streams divided by the ``other``, round by round."""
+        ours, theirs = (self.values.get(system.name, {}).get(figure, []) for system in (STREAMS, other))
         return [one / other for one, other in zip(ours, theirs, strict=False) if other]
 
     def spread(self, system: System, figure: str) -> float | None:
@@ -91,7 +93,7 @@ def run(options: Options, *, say: Callable[[str], None]) -> Results:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="celery-streams-bench-")))
         targets: list[Target] = []
-        for system in SYSTEMS:
+        for system in (*SYSTEMS, *options.peers):
             server = stack.enter_context(EmbeddedRedis())
             bench = Bench(system, server.url, directory)
             targets.append((bench, stack.enter_context(redis.Redis.from_url(server.url))))
@@ -121,12 +123,20 @@ def _round(results: Results, targets: Sequence[Target], options: Options, say: C
     published = 0
     for _, client in targets:
         client.flushall()
+    if "bulk" in only:
+        say("publishing in bulk, in turn")
+        able = [target for target in targets if target[0].system not in options.peers]
+        for (bench, client), figures in zip(able, measures.bulk(able, 2 * options.tasks), strict=True):
+            if not bench.system.publisher:
+                results.add(bench.system, figures)
+            client.flushall()
     if "publish" in only or "drain" in only:
         say("publishing, in turn")
         found, published = measures.publish(targets, options.tasks)
         if "publish" in only:
             for (bench, _), figures in zip(targets, found, strict=True):
-                results.add(bench.system, figures)
+                if not bench.system.publisher:
+                    results.add(bench.system, figures)
     for bench, client in targets:
         say(bench.system.title)
         try:
@@ -139,7 +149,7 @@ def _work(bench: Bench, client: redis.Redis, options: Options, published: int) -
     only = options.only
     figures: Figures = {}
     if "drain" in only:
-        more = published * (_FACTORS[bench.system] - 1)
+        more = published * (_FACTORS.get(bench.system, 1) - 1)
         if more:
             bench.publish("fill", more)
         figures.update(measures.drain(bench, client, published + more))

@@ -1,4 +1,4 @@
-"""The three systems: how each is started, told where its Redis is, and asked to publish."""
+"""The systems: how each is started, told where its Redis is, and asked to publish."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .marks import RECORDS
+from .peers import PEERS, environment
 from .processes import Program
 from .project.settings import QUEUE, URL
-from .project.tasks import RECORDS
 
-__all__ = ("BARE", "STOCK", "STREAMS", "SYSTEMS", "Bench", "BenchmarkError", "System")
+__all__ = ("BARE", "STOCK", "STREAMS", "SYSTEMS", "TRACED", "Bench", "BenchmarkError", "System", "peer")
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,6 +37,10 @@ class System:
     commands: tuple[tuple[str, ...], ...]
     #: Has delayed tasks and a result backend.
     is_celery: bool
+    #: Whose publisher it shares; what publishing costs is not measured again.
+    publisher: str = ""
+    #: Runs its publisher.
+    python: str = sys.executable
 
 
 def _worker(program: str, app: str) -> tuple[str, ...]:
@@ -45,15 +50,34 @@ def _worker(program: str, app: str) -> tuple[str, ...]:
 
 STOCK = System("stock", "celery worker -c 2", (_worker("celery", "stock"),), is_celery=True)
 STREAMS = System("streams", "celery-streams worker -c 2", (_worker("celery_streams", "streams"),), is_celery=True)
-BARE = System(
-    "bare",
-    "bare redis-py, 2 processes",
-    tuple((sys.executable, "-m", "benchmarks.bare", name) for name in ("one", "two")),
+
+
+def _bare(*words: str) -> tuple[tuple[str, ...], ...]:
+    return tuple((sys.executable, "-m", "benchmarks.bare", name, *words) for name in ("one", "two"))
+
+
+TRACED = System(
+    "traced",
+    "bare loop with Celery's tracer, 2 processes",
+    _bare("traced"),
     is_celery=False,
+    publisher="bare",
 )
+BARE = System("bare", "bare redis-py, 2 processes", _bare(), is_celery=False)
+
+
+def peer(name: str, directory: Path) -> System:
+    """Return another task queue, with its environment below ``directory``.
+
+    Raises:
+        PeerError: it cannot be installed here.
+    """
+    python = environment(name, directory)
+    return System(name, PEERS[name].title, ((python, *PEERS[name].command),), is_celery=False, python=python)
+
 
 #: In the order of the columns.
-SYSTEMS = (STOCK, STREAMS, BARE)
+SYSTEMS = (STOCK, STREAMS, TRACED, BARE)
 
 
 class Bench:
@@ -86,13 +110,13 @@ class Bench:
             program.stop()
         self.programs = []
 
-    def publish(self, verb: str, count: int) -> dict[str, Any]:
+    def publish(self, verb: str, count: int, *arguments: str) -> dict[str, Any]:
         """Have a process of its own publish, and return what it measured.
 
         Raises:
             BenchmarkError: it failed.
         """
-        command = [sys.executable, "-m", "benchmarks.publisher", self.system.name, verb, str(count)]
+        command = [*self._publisher(verb, count), *arguments]
         done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=300)
         if done.returncode:
             raise BenchmarkError(f"{self.system.title}: publishing ({verb}) failed:\n{done.stderr[-2000:]}")
@@ -101,7 +125,7 @@ class Bench:
     @contextmanager
     def publisher(self, verb: str, count: int) -> Iterator[Callable[[str], dict[str, Any]]]:
         """Start a publisher that takes orders: yields what sends one line and returns the answer."""
-        command = [sys.executable, "-m", "benchmarks.publisher", self.system.name, verb, str(count)]
+        command = self._publisher(verb, count)
         process = subprocess.Popen(
             command, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
@@ -125,6 +149,10 @@ class Bench:
                 with suppress(BrokenPipeError):
                     stdin.close()
                 stdout.read()
+
+    def _publisher(self, verb: str, count: int) -> list[str]:
+        name = self.system.publisher or self.system.name
+        return [self.system.python, "-m", "benchmarks.publisher", name, verb, str(count)]
 
     # -- records of the tasks
 

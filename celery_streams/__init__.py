@@ -20,39 +20,82 @@ module                 process      owns
 ``installation``       web, worker  puts an app on streams
 ``app``                web, worker  what an app knows of streams
 ``amqp``               web, worker  the publish seam
+``plans``              web, worker  a plain publish, without asking Celery anew
+``blocks``             web, worker  messages that are held and stored together
+``after_commit``       web, worker  sends what committed transactions held
+``holding``            web, worker  ``bulk``, and groups in bulk
 ``bindings``           web, worker  to which queues a message goes
 ``tasks``              web, worker  ``shared_task``
 ``async_tasks``        worker       ``async def`` tasks in every pool
+``endable``            worker       a coroutine that limits can end
 ``running_task``       worker       what the code of a task may reach of its delivery
 ``conf``               all          the ``streams_*`` settings
 ``message``            all          Celery's protocol <-> a stream entry
-``broker``             all          the hot path in Redis
+``compact``            all          what goes without saying in a message
+``broker``             all          the hot path in Redis: publish, delay, promote, read, settle
+``block_store``        web, worker  stores held messages in pipelines, and never twice
+``turns``              worker       which workers watch the delayed messages of a queue
+``notes``              all          what is noted of tracked tasks
+``states``             web, tools   in which state a tracked task is
+``entries``            all          what the broker takes and gives: an entry, a delivery
+``pages``              all          reads in steps that do not hold up Redis
+``recovery``           worker       what dead consumers held goes back
+``unblocking``         worker       ends a blocking read early
+``untouched``          worker       hears when anything comes to empty streams
+``transfers``          all          a message goes to another queue, where a Redis Cluster keeps them apart
+``handovers``          worker       entries that a worker cannot run go to one that can
+``consumers``          worker       the names in the consumer group
+``revocations``        worker       the ids and stamps of revoked tasks
 ``scripts``            all          the Lua scripts
 ``keys``               all          every Redis key, and the data model
 ``connection``         all          bytes to Redis and back; its errors
+``cluster``            all          the same for a Redis Cluster: which command goes where, and what if it moved
+``cluster_reads``      worker       reads that block over several slots of a Redis Cluster
+``cluster_nodes``      all          the connections to each node, and which of them serves a slot
+``cluster_map``        all          which slot a key lies in, and which node serves it
 ``redis_url``          all          what a Redis URL means
+``renewal``            all          when a connection makes place for a new one
 ``master_watch``       all          hears from Sentinels that the master changes
 ``clock``              all          tells time where clocks disagree and are set
+``chance``             all          random numbers that no seed touches
 ``poll``               all          waits for descriptors
 ``exceptions``         all          the tree of errors
 ``celery_private``     all          Celery's insides, in one place
-``signals``            worker       our signals
+``signals``            all          our signals
 ``presence``           all          which workers live
-``inspect``            tools, web   looks at queues; replay and purge
+``inspect``            tools, web   looks at queues; purge
+``delayed_messages``   tools        looks at delayed messages; run now, cancel
+``dead_letters``       tools        reads, replays and deletes dead letters
+``dead_search``        tools        looks for dead letters, the newest first
 ``obstacles``          tools, web   why no worker would run a message
 ``hints``              all          commands in logs and findings, as to be typed
 ``printable``          all          text from messages, harmless to a terminal
 ``probes``             tools        raw looks at Redis for the doctor
 ``removal``            tools        deletes a queue
+``pauses``             all          which queues nobody reads for a while
+``limits``             web, worker  how often and how many at once: what tasks and settings say
+``lanes``            worker       keeps what may not start yet, and releases it
+``unique``             web, worker  which messages of a unique task are the same: what tasks and settings say
+``locks``              all          which message holds the lock of a unique task
+``aliases``            web, worker  the result of a duplicate that was held answers for the first
+``duplicates``         web, worker  what the caller of a publish gets that was a duplicate
+``pausing``            web, worker  pauses and resumes queues, and tells workers
+``news``             all          has workers look at what changed
 ``migration``          tools        lists <-> streams for what is queued
 ``kombu_lists``        tools, web   kombu's lists: keys and envelope
 ``database_transfer``  tools        between two databases, for migration
+``history``            all          what queues held, once a minute
+``tallies``            all          what workers counted, by the minute; when their version changed
+``told_alerts``        worker       of which alerts the project was told
+``foreign_streams``    tools        takes over what home-made streams hold
 ``embedded``           tools        a private server for demo and tests
 ``demo_app``           tools        the app of the demo
 =====================  ===========  =================================================
 
-Public names: :func:`install`, :func:`shared_task`, :func:`still_owned`, :class:`Streams` through :func:`streams_of`,
-and the errors of :mod:`celery_streams.exceptions`. Signals stand in :mod:`celery_streams.signals`.
+Public names: :func:`install`, :func:`bulk`, :func:`shared_task`, :func:`still_owned`, :func:`pause`,
+:func:`resume`, :func:`state`, :class:`Streams` through :func:`streams_of`, and the errors of
+:mod:`celery_streams.exceptions`. Signals stand in
+:mod:`celery_streams.signals`.
 """
 
 from __future__ import annotations
@@ -62,17 +105,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .app import Streams, streams_of
+    from .blocks import BulkError, NotPublished
     from .exceptions import (
         BrokerError,
         BrokerFull,
         BrokerUnavailable,
         CeleryStreamsError,
         ConfigurationError,
+        DuplicateTask,
+        LimitKeyError,
         MessageError,
         QueueFull,
     )
+    from .holding import bulk
     from .installation import install, is_installed
+    from .limits import RateLimited
+    from .pausing import pause, resume
     from .running_task import still_owned
+    from .states import TaskState, state
     from .tasks import shared_task
 
 __version__ = "0.1.0"
@@ -81,15 +131,25 @@ __all__ = (
     "BrokerError",
     "BrokerFull",
     "BrokerUnavailable",
+    "BulkError",
     "CeleryStreamsError",
     "ConfigurationError",
+    "DuplicateTask",
+    "LimitKeyError",
     "MessageError",
+    "NotPublished",
     "QueueFull",
+    "RateLimited",
     "Streams",
+    "TaskState",
     "__version__",
+    "bulk",
     "install",
     "is_installed",
+    "pause",
+    "resume",
     "shared_task",
+    "state",
     "still_owned",
     "streams_of",
 )
@@ -97,9 +157,17 @@ __all__ = (
 #: Where the public names live. They are imported at first use: gevent and eventlet must patch the standard library
 #: before anything else of this package is imported (see ``__main__``).
 _HOMES = {
+    "RateLimited": "limits",
+    "BulkError": "blocks",
+    "NotPublished": "blocks",
+    "bulk": "holding",
     "Streams": "app",
     "install": "installation",
     "is_installed": "installation",
+    "pause": "pausing",
+    "resume": "pausing",
+    "state": "states",
+    "TaskState": "states",
     "streams_of": "app",
     "still_owned": "running_task",
     "shared_task": "tasks",

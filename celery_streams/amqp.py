@@ -20,10 +20,13 @@ from kombu.messaging import Producer as KombuProducer
 from kombu.utils.functional import ChannelPromise, retry_over_time
 from kombu.utils.imports import symbol_by_name
 
-from . import celery_private
+from . import blocks, celery_private
 from .app import Streams, streams_of
+from .blocks import PublishCall
 from .exceptions import BrokerUnavailable
 from .inspect import purge
+from .notes import HEADER as TRACK_HEADER
+from .plans import Recorded, publish_by_plans, recording
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -38,6 +41,9 @@ OUR_AMQP = "celery_streams.amqp:create_amqp"
 
 #: How the decision of ``publish`` travels through kombu to ``_publish``.
 _MARK = "celery_streams_queue"
+
+#: Under which name a kombu batch keeps our block.
+_BATCH = "celery_streams_block"
 
 
 class StreamsProducer(KombuProducer):
@@ -56,15 +62,25 @@ class StreamsProducer(KombuProducer):
             return cast("Any", super()).publish(body, *args, **kwargs)
         routing_key = args[0] if args else kwargs.get("routing_key")
         exchange = kwargs.get("exchange") or self.exchange
-        # A held kombu connection, batch or transaction has no meaning for a stream: each message is stored at once.
+        # A held kombu connection or transaction has no meaning for a stream; a batch has: see _publish.
         queues = self.streams.route(exchange, self.routing_key if routing_key is None else routing_key)
         if not queues:
             bound = self.streams.bound_queues(exchange, routing_key)
             if bound:
                 kwargs["declare"] = [*(kwargs.get("declare") or ()), *bound]
-            return cast("Any", super()).publish(body, *args, **kwargs)
+            published = cast("Any", super()).publish(body, *args, **kwargs)
+            self.streams.listed(exchange, self.routing_key if routing_key is None else routing_key)
+            return published
+        headers = kwargs.get("headers")
+        if headers:
+            marked = self.streams.headers_of(headers, body)
+            if marked is not None:
+                headers = kwargs["headers"] = marked
+            mark = self.streams.track_mark(headers.get("task"))
+            if mark is not None:
+                kwargs["headers"] = {**headers, TRACK_HEADER: mark}
         retry, policy = kwargs.pop("retry", False), kwargs.pop("retry_policy", None) or {}
-        kwargs[_MARK] = (queues, uuid4().hex)
+        kwargs[_MARK] = (queues, uuid4().hex, bool(retry), policy)
         kwargs["declare"] = []  # kombu appends to it
         if not retry:
             return cast("Any", super()).publish(body, *args, **kwargs)
@@ -114,9 +130,36 @@ class StreamsProducer(KombuProducer):
         if isinstance(reply_to, Queue):
             properties["reply_to"] = reply_to.name
         properties.update(content_type=content_type, content_encoding=content_encoding, priority=priority or 0)
-        queues, token = mark
+        queues, token, retry, policy = mark
+        recorded = recording.get()
+        if recorded is not None:
+            recorded += [Recorded(queue, body, dict(headers), dict(properties), retry, policy) for queue in queues]
+        call = blocks.current_call.get()
+        if call is not None:
+            self._store(body, headers, properties, queues, token, call)
+            return
+        call = PublishCall(self.holder())
+        self._store(body, headers, properties, queues, token, call)
+        if call.holder is not None:
+            call.holder.call_ended()
+
+    def _store(
+        self, body: Any, headers: Any, properties: dict[str, Any], queues: Any, token: str, call: PublishCall
+    ) -> None:
         for queue in queues:
-            self.streams.send(queue, body, headers=headers, properties=dict(properties), token=token)
+            self.streams.send(queue, body, headers=headers, properties=dict(properties), token=token, call=call)
+
+    def holder(self) -> Any:
+        """Return what holds the messages of this producer: its batch, or what holds all others."""
+        batch = celery_private.publish_batch(self)
+        if batch is None:
+            return self.streams.holder()
+        block = batch.__dict__.get(_BATCH)
+        if block is None:
+            # kombu counts its own operations; each message is one of ours.
+            block = batch.__dict__[_BATCH] = self.streams.new_block(max_count=batch.max_size)
+            celery_private.follow_batch(batch, flush=block.flush, discard=block.discard)
+        return block
 
 
 class StreamsConsumer(KombuConsumer):
@@ -138,6 +181,9 @@ class StreamsAMQPMixin:
 
     app: Any
     _producer_pool: Any
+
+    #: Tells an app that was installed from others.
+    publishes_to_streams = True
 
     @property
     def streams(self) -> Streams:
@@ -170,13 +216,34 @@ class StreamsAMQPMixin:
 
     def _create_task_sender(self) -> Callable[..., Any]:
         send = cast("Any", super())._create_task_sender()
+        celery_private.replace_in_sender(send, _when_stored)
 
         def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
             if producer is not None and not isinstance(producer, StreamsProducer):
                 producer = self._adopt(producer)
-            return send(producer, name, message, **options)
+            holder = producer.holder() if isinstance(producer, StreamsProducer) else None
+            call = PublishCall(holder)
+            if holder is not None and message[3] and options.get("event_dispatcher") is None:
+                options["event_dispatcher"] = _SentEvents(self.app, call)
+            token = blocks.current_call.set(call)
+            try:
+                sent = send(producer, name, message, **options)
+            finally:
+                blocks.current_call.reset(token)
+            if call.held and holder is not None:
+                holder.call_ended()
+            return sent
 
+        self.__dict__["_streams_sender"] = send_task_message
         return send_task_message
+
+    def is_plain(self) -> bool:
+        """Return whether nothing of a user's takes part in a publish: no class, no producer, no sender."""
+        return (
+            type(self).__bases__ == (StreamsAMQPMixin, celery_amqp.AMQP)
+            and self.Producer.__bases__ == (StreamsProducer,)
+            and vars(self).get("send_task_message") is vars(self).get("_streams_sender")
+        )
 
     def _adopt(self, producer: Any) -> Any:
         # A producer that the user made: same state, same connection, our publish.
@@ -186,6 +253,40 @@ class StreamsAMQPMixin:
         view = adopted.__new__(adopted)
         view.__dict__ = producer.__dict__
         return view
+
+
+class _SentEvents:
+    """Stands for Celery's event dispatcher in one call: its ``task-sent`` is sent when the message is stored."""
+
+    def __init__(self, app: Any, call: PublishCall) -> None:
+        self._app, self._call = app, call
+
+    def publish(self, kind: str, fields: dict[str, Any], producer: Any, **options: Any) -> None:
+        """Publish an event as Celery's dispatcher does, now or later; by then the producer is another's."""
+        events = self._app.events.Dispatcher(enabled=False)
+        if not self._call.held:
+            events.publish(kind, fields, producer, **options)
+            return
+
+        def publish() -> None:
+            with self._app.producer_or_acquire() as own:
+                events.publish(kind, fields, own, **options)
+
+        self._call.after.append(publish)
+
+
+def _when_stored(signal: Any) -> Callable[..., Any]:
+    """Return what sends ``signal`` when the message of the call that is under way is stored."""
+
+    def send(**named: Any) -> Any:
+        call = blocks.current_call.get()
+        if call is None or not call.held:
+            return signal.send(**named)
+        if signal.receivers:
+            call.after.append(lambda: signal.send(**named))
+        return []
+
+    return send
 
 
 def _bases(ours: type, theirs: Any) -> tuple[type, ...]:
@@ -201,6 +302,7 @@ def _amqp_class(base: type) -> type:
 def create_amqp(app: Celery) -> celery_amqp.AMQP:
     """Build ``app.amqp`` for an installed app (what ``app.amqp_cls`` names, also in spawned children)."""
     base = symbol_by_name(app.conf.get("streams_amqp_cls") or STOCK_AMQP)
+    publish_by_plans(app, streams_of(app))  # of an app that was pickled, which install() did not see
     return cast("celery_amqp.AMQP", _amqp_class(base)(app))
 
 

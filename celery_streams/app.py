@@ -6,34 +6,76 @@ It never imports the worker: a web process pays for publishing only.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Protocol, cast
+from uuid import uuid4
+from weakref import WeakValueDictionary
 
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu.entity import Exchange, Queue
 
-from . import running_task
+from . import blocks, celery_private, keys, running_task
 from .bindings import Bindings, broker_place
+from .block_store import QueuedMessage
+from .blocks import Block, Held, Holder, PublishCall
 from .broker import StreamBroker
-from .conf import StreamsConf, is_enabled
+from .cluster import connect, is_cluster_url
+from .conf import StreamsConf, is_enabled, plain_switch
 from .connection import RedisClient
-from .exceptions import ConfigurationError
+from .duplicates import publish_or_find, tell
+from .exceptions import BrokerError, CeleryStreamsError, ConfigurationError, DuplicateTask
 from .inspect import known_queues as used_queues
-from .message import encode
+from .limits import KEYS_HEADER, Limits, keys_of, limits_of
+from .locks import HEADER, Lock
+from .message import Message, encode
 from .printable import guard_loggers
-from .redis_url import ConnectionOptions
+from .redis_url import ConnectionOptions, safe_url
+from .unique import Unique, lock_of, unique_of
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("Streams", "streams_of")
+__all__ = ("Streams", "hold_in_transactions", "streams_of")
+
+
+logger = logging.getLogger(__name__)
+
+
+class Transactions(Protocol):
+    """Who knows of the database transactions of this thread."""
+
+    def holder(self, streams: Streams, using: Any) -> Holder | None:
+        """Return what holds the messages of an app until the transactions that are open now commit; None: none is.
+
+        ``using`` is a database alias, several, or True for all databases.
+        """
+
+    def is_held(self, streams: Streams, task_id: str) -> bool:
+        """Return whether the message of a task waits for a transaction of this thread."""
+
+
+_transactions: list[Transactions] = []
+
+
+def hold_in_transactions(transactions: Transactions) -> None:
+    """Say who knows of the database transactions of this process (``django_integration`` does)."""
+    _transactions[:] = [transactions]
+
+
+#: Seconds for which the state of a task that is done is kept where results never expire: one day.
+_TRACKED = 86_400
 
 guard_loggers()
 
 
 class Streams:
     """What an installed app knows of streams: its settings, its broker, and which queues are on streams."""
+
+    #: Tells a result that a publish of this process has returned.
+    OWN = "_celery_streams_own"
 
     def __init__(self, app: Celery) -> None:
         self.app = app
@@ -45,6 +87,19 @@ class Streams:
         self.children: dict[str, int] = {}
         #: Names of ``-Q`` that look like a pattern and are none, set by the worker command.
         self.literal_queues: frozenset[str] = frozenset()
+        #: What was set at run time, by task; a worker reads it in Redis (``worker.held_messages``).
+        self.limits_in_redis: dict[str, dict[str, Any]] = {}
+        #: Limits with keys, and what is unique, by task, as far as messages were published.
+        self._marked: dict[Any, tuple[Limits | None, Unique | None] | None] = {}
+        #: Some task that was published here is unique.
+        self.knows_unique = False
+        #: Results of unique tasks whose messages may be held, by id.
+        self._awaited: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        #: Called with the queues of a task that went to Celery's lists; None: nobody counts.
+        self.on_listed: Callable[[Sequence[str]], None] | None = None
+        self._broker_class: Callable[..., StreamBroker] = StreamBroker
+        #: What a worker counts and exposes (``worker.metrics``), set by the worker command; None: nothing.
+        self.metrics: Any = None
         #: Celery's command line runs because code called ``app.start`` or ``app.worker_main``.
         self.started_by_code = False
 
@@ -72,7 +127,7 @@ class Streams:
             ConfigurationError: the URL is not one of a Redis.
         """
         if self._broker is None:
-            self._broker = self.new_broker()
+            self._broker = self._new_broker(self._broker_class)
         return self._broker
 
     def new_broker(self, *, timeout: float | None = None) -> StreamBroker:
@@ -80,8 +135,15 @@ class Streams:
 
         ``timeout`` is how long Redis may take to connect, and to answer each command; None is as configured.
         """
+        return self._new_broker(StreamBroker, timeout=timeout)
+
+    def _new_broker(self, make: Callable[..., StreamBroker], *, timeout: float | None = None) -> StreamBroker:
         client = self._client(self.conf.url, timeout=timeout)
-        return StreamBroker(client, prefix=self.conf.key_prefix, steps=self.conf.priority_steps)
+        return make(client, prefix=self.conf.key_prefix, steps=self.conf.priority_steps)
+
+    def publish_through(self, make: Callable[..., StreamBroker]) -> None:
+        """Have this process publish through what ``make`` returns, from now on."""
+        self._broker_class, self._broker = make, None
 
     def new_list_client(self) -> RedisClient:
         """Return a client of the project's own broker, where Celery's lists are.
@@ -91,16 +153,32 @@ class Streams:
         """
         return self._client(None)
 
-    def _client(self, own_url: str | None, *, timeout: float | None = None) -> RedisClient:
+    def new_client(self, database: int) -> RedisClient:
+        """Return a client of another database of the Redis that holds the streams."""
+        return self._client(self.conf.url, database=database)
+
+    def _client(self, own_url: str | None, *, timeout: float | None = None, database: int | None = None) -> RedisClient:
         app_conf = self.app.conf
         patience = {} if timeout is None else {"socket_timeout": timeout, "socket_connect_timeout": timeout}
         options = ConnectionOptions(
             transport={**(app_conf.broker_transport_options or {}), **patience},
             ssl=(app_conf.broker_use_ssl or False) if not own_url else False,
             connect_timeout=app_conf.broker_connection_timeout,
+            other_database=database,
+            max_age=self.conf.max_connection_age,
             **({} if own_url else _settings_behind_the_url(app_conf)),
         )
-        return RedisClient(own_url or self._broker_url(), options)
+        self._refuse_cluster_as_broker()
+        return connect(own_url or self._broker_url(), options)
+
+    def _refuse_cluster_as_broker(self) -> None:
+        url = self._broker_url()
+        if is_cluster_url(url):
+            raise ConfigurationError(
+                f"{safe_url(url)}: Celery's own broker cannot be a Redis Cluster, for kombu has no transport for it: "
+                "set streams_url to this URL, and broker_url and result_backend to a single server or Sentinel, which "
+                "remote control, events and results need"
+            )
 
     def _broker_url(self) -> str:
         # Celery's properties, not conf.get: they honour CELERY_BROKER_URL, CELERY_BROKER_WRITE_URL and -b.
@@ -115,6 +193,7 @@ class Streams:
             self._broker.client.close()
         self._conf = self._broker = None
         self._bindings.clear()
+        self._marked.clear()
         self._places = None
 
     def enabled(self) -> bool:
@@ -154,9 +233,14 @@ class Streams:
             if 0 < len(chosen) < len(found):
                 raise ConfigurationError(
                     f"A message for {', '.join(found)} (one exchange and routing key) cannot go to lists and streams "
-                    f"at once; of these streams_queues chooses {', '.join(chosen)}: choose all of them, or none"
+                    f"at once; streams_queues names only {', '.join(chosen)} of these: name all of them, or none"
                 )
         return found if found and self.conf.queues.draw(found[0]) else ()
+
+    def listed(self, exchange: Any, routing_key: str | None) -> None:
+        """Say that a task went to the lists of the queues that are bound so."""
+        if self.on_listed is not None:
+            self.on_listed(self._bindings.find(_name(exchange), routing_key or ""))
 
     def bound_queues(self, exchange: Any, routing_key: str | None) -> list[Queue]:
         """Return the project's queues that are bound to a named exchange with this routing key, to be declared.
@@ -183,6 +267,114 @@ class Streams:
             )
         return self._places
 
+    def new_block(
+        self, *, retry: bool | None = None, retry_policy: Mapping[str, Any] | None = None, **bounds: Any
+    ) -> Block:
+        """Return a block that stores through this app's broker; a policy that is not given is Celery's setting."""
+        conf = self.app.conf
+        policy = {**(conf.task_publish_retry_policy or {}), **(retry_policy or {})}
+        wanted = conf.task_publish_retry if retry is None else retry
+        return Block(
+            self.broker,
+            max_length=self.conf.max_length,
+            retry_policy=policy if wanted else None,
+            on_duplicate=self._on_duplicate,
+            **bounds,
+        )
+
+    def holder(self) -> Holder | None:
+        """Return what holds messages that this thread or coroutine publishes now; None: they are stored at once.
+
+        Raises:
+            ConfigurationError: they shall wait for a transaction, and nobody knows of any.
+        """
+        block = blocks.find(self) if blocks.opened.get() else None
+        using = self.conf.publish_on_commit
+        if block is not None and block.using is not None:
+            using = block.using
+        if using is False:
+            return block
+        if not _transactions:
+            raise ConfigurationError(
+                "streams_publish_on_commit and bulk(using=...) need Django's transactions: add django_integration to "
+                "INSTALLED_APPS"
+            )
+        return _transactions[0].holder(self, using) or block
+
+    def plain_switch(self) -> bool | None:
+        """Return the switch where it can only change with the settings; None where a function decides."""
+        return plain_switch(self.app.conf)
+
+    def is_installed(self) -> bool:
+        """Return whether the app publishes to streams, as far as its switch says so."""
+        return bool(getattr(self.app.amqp, "publishes_to_streams", False))
+
+    def is_held(self, task_id: str) -> bool:
+        """Return whether the message of a task waits, in this thread and coroutine, for its block or transaction."""
+        return any(
+            block.holds(task_id) for streams, block in blocks.opened.get() if streams is self and not block.closed
+        ) or any(transactions.is_held(self, task_id) for transactions in _transactions)
+
+    def headers_of(self, headers: Mapping[str, Any], body: Any) -> dict[str, Any] | None:
+        """Return what the headers of a message say besides: its keys and its lock; None where its task needs none.
+
+        Args:
+            body: what Celery makes of the arguments: a tuple of them, in protocol 2.
+
+        Raises:
+            LimitKeyError: a key cannot be told; the message must not be stored.
+            ConfigurationError: an option of the task means nothing.
+        """
+        name = headers.get("task")
+        if name not in self._marked:
+            task = celery_private.registered_task(self.app, name)
+            if task is None:
+                return None  # of another project, or not known yet: a worker tells its keys
+            self._marked[name] = self.options_of(task)
+        marked = self._marked[name]
+        if marked is None or not isinstance(body, tuple) or len(body) != 3:
+            return None
+        limits, unique = marked
+        task, args, kwargs = celery_private.registered_task(self.app, name), body[0], body[1]
+        found: dict[str, Any] = {}
+        if limits is not None:
+            found[KEYS_HEADER] = keys_of(task, limits, args, kwargs)
+        if unique is not None:
+            running = _retrying(headers)
+            # A retry is the same holder, whatever its arguments are.
+            lock = str(lock_of(task, unique, args, kwargs)) if running is None else running.lock()
+            if lock is not None:
+                found[HEADER] = lock
+        return {**headers, **found}
+
+    def options_of(self, task: Any) -> tuple[Limits | None, Unique | None] | None:
+        """Return the limits of a task, if they have keys, and how it is unique; None when it is neither.
+
+        Raises:
+            ConfigurationError: an option of the task means nothing.
+        """
+        setting = self.conf.limits.get(task.name, {})
+        limits, unique = limits_of(task, setting), unique_of(task, setting)
+        self.knows_unique = self.knows_unique or unique is not None
+        keyed = limits if limits.rate_key or limits.concurrency_key else None
+        return None if keyed is None and unique is None else (keyed, unique)
+
+    def track_mark(self, name: Any) -> list[Any] | None:
+        """Return what the header of a message says when the states of its task are kept; None when they are not.
+
+        That is for how many seconds the state of a task that is done is kept, and how many attempts it may have.
+        """
+        task = celery_private.registered_task(self.app, name)
+        own = getattr(task, "streams_track", None)
+        if not (self.conf.tracks(str(name)) if own is None else own):
+            return None
+        seconds = self.conf.track_ttl
+        if seconds is None:
+            expires = self.app.conf.result_expires
+            seconds = expires.total_seconds() if isinstance(expires, timedelta) else expires
+        most = getattr(task, "override_max_retries", None) or getattr(task, "max_retries", None)
+        return [seconds or _TRACKED, most + 1 if isinstance(most, int) and most >= 0 else None]
+
     def send(
         self,
         queue: str,
@@ -191,8 +383,11 @@ class Streams:
         headers: Mapping[str, Any],
         properties: dict[str, Any],
         token: str,
+        call: PublishCall | None = None,
     ) -> None:
         """Store one serialized message: now, at its ``eta``, or together with the entry of the task that retries.
+
+        What its ``call`` shall hold is held.
 
         Args:
             token: the same for each attempt at the same publish. A delayed message is stored once for each, however
@@ -200,24 +395,121 @@ class Streams:
 
         Raises:
             BrokerUnavailable, BrokerFull, QueueFull, BrokerError: it was not stored.
+            DuplicateTask: it was not stored, for a message that is there holds its lock.
         """
         names = self.conf.queue_keys(queue)
-        message = encode(headers, properties, body, step=names.step_index(properties.get("priority")))
+        message = encode(
+            headers,
+            properties,
+            body,
+            step=names.step_index(properties.get("priority")),
+            compact=self.conf.compact_messages,
+        )
         due_ms = self._due_ms(headers.get("eta"))
         member = f"{headers.get('id')}:{headers.get('retries') or 0}:{token}"
-        retries = headers.get("retries") or 0
-        running = running_task.current.get()
-        if (
-            running is not None
-            and not running.retried
-            and retries == running.retries + 1
-            and (headers.get("id") or "") == running.task_id
-        ):
+        running = _retrying(headers)
+        if running is not None:
             running.retry(running_task.HeldRetry(queue, message, due_ms, member))
+        elif call is not None and call.holder is not None:
+            call.held += 1
+            call.holder.hold(Held(queue, QueuedMessage(str(headers.get("id")), message, due_ms, member), call))
+        else:
+            try:
+                self._store(queue, message, headers, due_ms=due_ms, member=member, token=token)
+            except BrokerError as exc:
+                raise exc.of_publish(queue) from exc
+
+    def _store(
+        self, queue: str, message: Message, headers: Mapping[str, Any], *, due_ms: int, member: str, token: str
+    ) -> None:
+        if HEADER in headers and (lock := Lock.parse(headers[HEADER])) is not None:
+            unique = self._unique(headers.get("task"))
+            publish_or_find(
+                self.broker,
+                queue,
+                message,
+                lock,
+                token=token,
+                due_ms=due_ms,
+                member=member,
+                max_length=self.conf.max_length,
+                replaces=unique is not None and unique.replaces,
+            )
+            self.broker.stored(queue, 1)
         elif due_ms:
             self.broker.delay(queue, message, due_ms=due_ms, member=member, max_length=self.conf.max_length)
         else:
             self.broker.publish(queue, message, max_length=self.conf.max_length)
+
+    def _on_duplicate(self, held: Held, error: DuplicateTask) -> CeleryStreamsError | None:
+        """Deal with a held message that was not stored: its caller gets the result of the first, or an error."""
+        queued = held.queued
+        headers = queued.message.decode_headers()
+        unique = self._unique(headers.get("task"))
+        duplicate = tell(headers, held.queue, error.task_id)
+        if duplicate.in_group or (unique is not None and unique.raises):
+            return duplicate
+        lock = Lock.parse(headers.get(HEADER))
+        if unique is not None and unique.replaces and lock is not None:
+            try:
+                publish_or_find(
+                    self.broker,
+                    held.queue,
+                    queued.message,
+                    lock,
+                    token=uuid4().hex,
+                    due_ms=queued.due_ms,
+                    member=queued.member,
+                    max_length=self.conf.max_length,
+                    replaces=True,
+                )
+            except DuplicateTask as exc:
+                duplicate = exc
+            except BrokerError as exc:
+                return exc.of_publish(held.queue)
+            else:
+                held.stored()
+                return None
+        logger.info("%s.", duplicate)
+        result = self._awaited.pop(queued.id, None)
+        if result is not None:
+            result.id = duplicate.task_id
+        if not headers.get("ignore_result"):
+            self._keep_alias(queued.id, duplicate.task_id)
+        return None
+
+    def _keep_alias(self, task_id: str, first: str) -> None:
+        # As long as the result would be.
+        seconds = self.app.backend.expires
+        expiry = ("EX", max(math.ceil(seconds), 1)) if seconds else ()
+        try:
+            self.broker.client.call("SET", keys.alias(self.broker.prefix, task_id), first, *expiry)
+        except BrokerError as exc:
+            logger.warning("Task %s is a duplicate of %s, and its result will not say so: %s", task_id, first, exc)
+
+    def alias_of(self, task_id: str) -> str | None:
+        """Return the id of the task of which a held message turned out to be a duplicate; None: it is none.
+
+        Raises:
+            BrokerError: Redis is away, or refuses.
+        """
+        found = self.broker.client.call("GET", keys.alias(self.broker.prefix, task_id))
+        return None if found is None else found.decode(errors="replace")
+
+    def _unique(self, name: Any) -> Unique | None:
+        marked = self._marked.get(name)
+        return marked[1] if marked else None
+
+    def raises_on_duplicate(self, name: Any) -> bool:
+        """Return whether publishing a duplicate of a task is an error."""
+        unique = self._unique(name)
+        return unique is not None and unique.raises
+
+    def await_fate(self, name: Any, result: Any) -> None:
+        """Have a result that is held answer for another message, if its own turns out to be a duplicate of that."""
+        result.__dict__[self.OWN] = True
+        if self._unique(name) is not None:
+            self._awaited[result.id] = result
 
     def _due_ms(self, eta: Any) -> int:
         if not eta:
@@ -228,6 +520,19 @@ class Streams:
         except (AttributeError, ValueError, TypeError, OverflowError):
             return 0  # the worker says what is wrong with it, as Celery's does
         return due_ms if due_ms > self.app.now().timestamp() * 1000 else 0
+
+
+def _retrying(headers: Mapping[str, Any]) -> running_task.RunningTask | None:
+    """Return the running task whose retry has these headers; None: they are of another message."""
+    running = running_task.current.get()
+    if (
+        running is not None
+        and not running.retried
+        and (headers.get("retries") or 0) == running.retries + 1
+        and (headers.get("id") or "") == running.task_id
+    ):
+        return running
+    return None
 
 
 def _name(exchange: Any) -> str:

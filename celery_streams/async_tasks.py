@@ -18,6 +18,10 @@ from contextvars import ContextVar
 from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
+from billiard.exceptions import SoftTimeLimitExceeded
+
+from .endable import EndableCoroutine
+
 __all__ = ("as_function", "is_function_of_async", "run", "runner")
 
 T = TypeVar("T")
@@ -26,6 +30,9 @@ T = TypeVar("T")
 runner: ContextVar[Callable[[Coroutine[Any, Any, Any]], Any] | None] = ContextVar("celery_streams_runner", default=None)
 
 _local = threading.local()
+
+#: Seconds that a coroutine has to clean up.
+_PATIENCE = 5.0
 
 
 def as_function(fun: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,8 +94,8 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
     Inside a running event loop (``task_always_eager`` in an asynchronous view, a coroutine that calls another task as
     a function) it runs in a thread of its own.
-    An exception that strikes from outside (SoftTimeLimitExceeded, SystemExit) cancels the coroutine, lets it clean
-    up, and goes on.
+    SoftTimeLimitExceeded that strikes from outside is raised in the coroutine, at what it waits for; any other
+    exception (SystemExit, a hard limit of green threads) cancels it, lets it clean up for five seconds, and goes on.
     """
     # get_running_loop raises, which would be the context of what tasks raise.
     if asyncio._get_running_loop() is not None:
@@ -105,11 +112,26 @@ def _run_here(coroutine: Coroutine[Any, Any, T]) -> T:
     loop: asyncio.AbstractEventLoop | None = getattr(_local, "loop", None)
     if loop is None or loop.is_closed():
         loop = _local.loop = asyncio.new_event_loop()
-    task = loop.create_task(coroutine)
+    endable = EndableCoroutine(coroutine)
+    task = loop.create_task(endable)
     try:
-        return loop.run_until_complete(task)
+        try:
+            return loop.run_until_complete(task)
+        except SoftTimeLimitExceeded:
+            if task.done():
+                raise
+            endable.raise_soft(task)
+            # A signal may have struck between two bytecodes of the loop, and a wake-up be lost for good.
+            loop.run_until_complete(asyncio.wait([task], timeout=_PATIENCE))
+            if endable.soft_is_due:
+                raise
+            return loop.run_until_complete(task)
     except BaseException:
         if not task.done():
+            endable.end()
             task.cancel()
-            loop.run_until_complete(asyncio.wait([task], timeout=5.0))
+            loop.run_until_complete(asyncio.wait([task], timeout=_PATIENCE))
+            if not task.done():
+                # The loop is kept, and would let it run on beside the next task of this thread.
+                endable.give_up()
         raise

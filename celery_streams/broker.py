@@ -1,34 +1,29 @@
 """StreamBroker: the hot path of a message's life in Redis: publish, delay, promote, read, and every way to settle.
 
 It knows keys, scripts and commands; it knows neither Celery nor what a task is. Inspection, replay and purge stand in
-``inspect``. Each method is one round trip and one atomic step unless its docstring says otherwise; none of them
-retries. Settling (ack, retry, reject, requeue, release) first checks that the entry is still pending for the
-consumer, so it is safe to send twice and never touches what another worker runs.
+``inspect``; how the entries of dead consumers come back in ``recovery``; the names of consumers in ``consumers``. Each
+method is one round trip and one atomic step unless its docstring says otherwise; none of them retries. Settling (ack,
+retry, reject, requeue, put back) first checks that the entry is still pending for the consumer, so it is safe to send
+twice and never touches what another worker runs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any
 
-from . import keys, scripts
+from . import keys, notes, scripts
 from .clock import steady_time
 from .connection import BlockingConnection, RedisClient, explained
-from .exceptions import BrokerError, BrokerFull, GroupExists, MessageError, QueueFull
-from .message import Message, decode_json, encode_history, encode_json, pack
+from .entries import Delivery, Entry, StreamRef, delivery
+from .exceptions import BrokerError, BrokerFull, BrokerUnavailable, GroupExists, NotPermitted, QueueFull
+from .message import Message, encode_history, pack
+from .pages import STEP_BYTES, STEP_WORDS
 
-__all__ = ("STEP_BYTES", "Delivery", "Entry", "Promotion", "Recovery", "StreamBroker", "StreamRef")
-
-#: Greatest pause in ms between re-deliveries of a message whose processes keep dying.
-MAX_BACKOFF_MS = 60_000
-
-#: Kinds of waits that are counted from now on, and not until a date: the longest of each in ms. The kind stands in the
-#: member of the delayed set.
-LONGEST_WAIT_MS = {"crash": MAX_BACKOFF_MS, "limit": 10_000, "unknown": 30_000}
+__all__ = ("Promotion", "StreamBroker")
 
 #: Seconds after which a publisher writes the name of a queue to the set of all queues again: somebody may have
 #: forgotten it.
@@ -36,58 +31,6 @@ _INTRODUCE_EVERY = 60.0
 
 #: Queues that a publisher remembers to have introduced, in a project that makes queue names of its data.
 _MOST_INTRODUCED = 10_000
-
-#: Bytes of messages that one script may copy, whatever their number: Redis serves nobody else meanwhile.
-STEP_BYTES = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class StreamRef:
-    """One task stream, or the front of one: its queue, the index of its priority step, and its key."""
-
-    queue: str
-    step: int
-    key: str
-    #: The key of its front, where what is put back waits for its turn before all else; a front has none.
-    front: str = field(default="", compare=False)
-
-    def at_front(self) -> StreamRef:
-        """Return the front of this stream."""
-        return StreamRef(self.queue, self.step, self.front)
-
-
-class Entry(NamedTuple):
-    """One entry of one stream. Its id alone does not tell it from others: it is unique within its stream only.
-
-    A named tuple, not a dataclass, for one is made of every message that is read.
-    """
-
-    stream: StreamRef
-    id: bytes
-
-    def __str__(self) -> str:
-        return f"{self.id.decode()} of queue {self.stream.queue}"
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """An entry that was handed to a consumer and is pending for it until it is settled."""
-
-    entry: Entry
-    #: None when the entry is not a message (then ``fields`` and ``error`` say what it is).
-    message: Message | None
-    fields: tuple[bytes, ...] = ()
-    error: str = ""
-
-    @property
-    def stream(self) -> StreamRef:
-        """The stream of the entry."""
-        return self.entry.stream
-
-    @property
-    def entry_id(self) -> bytes:
-        """The id of the entry within its stream."""
-        return self.entry.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,32 +44,8 @@ class Promotion:
     next_due_ms: int | None
     #: What Redis said about the first queue whose messages it refused to move; they are still delayed. Empty: none.
     refusal: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """What one look for entries of dead consumers did."""
-
-    moved: int
-    #: Pending entries that had been deleted or trimmed by someone else.
-    vanished: int
-    #: Entries over the delivery limit, now pending for the caller, with the consumer that had them last.
-    exhausted: tuple[tuple[Delivery, str], ...]
-    #: It ended at the limit of a step; the next look may come at once.
-    more: bool = False
-    #: Redis' time in milliseconds since the epoch.
-    clock_ms: int = field(default=0, compare=False)
-    #: Holders of which the caller did not say how long they may be silent; what they hold was left alone.
-    strangers: tuple[bytes, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class BusyQueues:
-    """Which queues have pending entries."""
-
-    queues: tuple[str, ...]
-    #: Redis' time in milliseconds since the epoch.
-    clock_ms: int
+    #: The same as ``next_due_ms`` for each queue; of one that Redis refused it is -1.
+    waits: tuple[int | None, ...] = field(default=(), compare=False)
 
 
 class StreamBroker:
@@ -151,10 +70,22 @@ class StreamBroker:
         """Return the task streams of ``queues`` by priority first: all queues' step 0, then all queues' step 1 ..."""
         names = [self.queue_keys(queue) for queue in queues]
         return [
-            StreamRef(one.queue, step, one.streams[step], one.fronts[step])
+            StreamRef(one.queue, step, one.streams[step], one.fronts[step], one.paused)
             for step in range(len(self.steps))
             for one in names
         ]
+
+    def by_slot(self, queues: Sequence[str]) -> Sequence[Sequence[str]]:
+        """Return ``queues`` in parts that one script may look after together: all of them, but on a Redis Cluster."""
+        return self.client.by_slot(queues, lambda queue: self.queue_keys(queue).streams[0])
+
+    def streams_by_slot(self, streams: Sequence[StreamRef]) -> Sequence[Sequence[StreamRef]]:
+        """Return ``streams`` in parts that one command may read together, each in its order."""
+        return self.client.by_slot(streams, _key_of_stream)
+
+    def entries_by_slot(self, entries: Sequence[Entry]) -> Sequence[Sequence[Entry]]:
+        """Return ``entries`` in parts that one script may settle together, each in its order."""
+        return self.client.by_slot(entries, _key_of_entry)
 
     def present(self, queue: str) -> list[str]:
         """Return the keys of the task streams of ``queue``, and of those fronts that are there. One round trip."""
@@ -162,31 +93,40 @@ class StreamBroker:
         found = self.client.call_all([("EXISTS", front) for front in names.fronts])
         return [*names.streams, *(front for front, there in zip(names.fronts, found, strict=True) if there)]
 
+    def followed_by(self, more: scripts.Script, names: list[str], args: list[Any]) -> StreamBroker:
+        """Return a broker whose scripts are run in one step with ``more``, which comes behind each of them."""
+        client: Any = _FollowedClient(self.client, more, names, args)
+        return StreamBroker(client, prefix=self.prefix, steps=self.steps)
+
     # -- publish
 
     def publish(self, queue: str, message: Message, *, max_length: int | None = None) -> bytes:
         """Append ``message`` to the stream of its priority step and return the entry id.
 
         Raises:
-            QueueFull: the queue already holds ``max_length`` messages (waiting, pending and delayed together).
+            QueueFull: the queue already holds ``max_length`` messages (waiting, pending, delayed and held together).
         """
-        if time.monotonic() >= self._introduced.get(queue, 0.0):
+        if self.is_new(queue):
             self._introduce(queue)
         names = self.queue_keys(queue)
         key = names.streams[message.step]
+        noted = [notes.waiting(self.prefix, queue, message)] if notes.is_tracked(message) else []
+        fields = [message.headers, message.properties, message.body]
         if max_length is None:
-            entry_id = self.client.call("XADD", key, "*", *message.as_fields())
+            if not noted:
+                return bytes(self.client.call("XADD", key, "*", *message.as_fields()))
+            entry_id = self.client.run(*notes.behind(scripts.APPEND, [key], fields, noted))
         else:
-            entry_id = self.client.run(
-                scripts.PUBLISH,
-                [key, names.delayed, *names.streams, *names.fronts],
-                [max_length, message.headers, message.properties, message.body],
-            )
+            names_of_all = [key, names.delayed, *names.streams, *names.fronts, names.shelf[0]]
+            entry_id = self.client.run(*notes.behind(scripts.PUBLISH, names_of_all, [max_length, *fields], noted))
             if not entry_id:
                 raise QueueFull(
                     f"Queue {queue!r} holds {max_length} messages (streams_max_length); nothing was stored."
                 )
         return bytes(entry_id)
+
+    def stored(self, queue: str, count: int) -> None:
+        """Note that so many messages were stored through others' commands; who counts does something about it."""
 
     def delay(self, queue: str, message: Message, *, due_ms: int, member: str, max_length: int | None = None) -> None:
         """Store ``message`` until ``due_ms`` (milliseconds since the epoch, compared with Redis' clock).
@@ -196,19 +136,51 @@ class StreamBroker:
         Raises:
             QueueFull: as in :meth:`publish`.
         """
-        if time.monotonic() >= self._introduced.get(queue, 0.0):
+        if self.is_new(queue):
             self._introduce(queue)
         names = self.queue_keys(queue)
         stored = self.client.run(
-            scripts.DELAY,
-            [names.delayed, names.delayed_messages, names.wake, *(names.streams + names.fronts if max_length else ())],
-            [due_ms, member, pack(message), max_length or 0],
+            *notes.behind(
+                scripts.DELAY,
+                [
+                    names.delayed,
+                    names.delayed_messages,
+                    names.wake,
+                    *((*names.streams, *names.fronts, names.shelf[0]) if max_length else ()),
+                ],
+                [due_ms, member, pack(message), max_length or 0],
+                [self.note_of(queue, message, due_ms=due_ms, member=member)],
+            )
         )
         if not stored:
             raise QueueFull(f"Queue {queue!r} holds {max_length} messages (streams_max_length); nothing was stored.")
 
+    def note_of(
+        self, queue: str, message: Message, *, due_ms: int = 0, member: str = "", must: str = ""
+    ) -> notes.Note | None:
+        """Return what is noted when ``message`` is stored; None when its task is not tracked."""
+        if not notes.is_tracked(message):
+            return None
+        now_ms = int(steady_time() * 1000)
+        return notes.waiting(self.prefix, queue, message, due_ms=due_ms, now_ms=now_ms, member=member, must=must)
+
+    def is_new(self, queue: str) -> bool:
+        """Return whether the name of ``queue`` is to be written to the set of all queues before it is published to."""
+        return time.monotonic() >= self._introduced.get(queue, 0.0)
+
     def _introduce(self, queue: str) -> None:
-        self.client.call("SADD", keys.queues(self.prefix), queue)
+        names = keys.queues(self.prefix)
+        try:
+            self.client.call("SADD", names, queue)
+        except BrokerUnavailable:
+            if self.client.slot_of(names) == self.client.slot_of(self.queue_keys(queue).streams[0]):
+                raise
+            # Another node of a cluster is away. The one of the queue may take the message, and its workers know it.
+        else:
+            self.introduced(queue)
+
+    def introduced(self, queue: str) -> None:
+        """Note that the name of ``queue`` was written to the set of all queues."""
         if len(self._introduced) >= _MOST_INTRODUCED:
             self._introduced.clear()  # those still in use are written once more
         self._introduced[queue] = time.monotonic() + _INTRODUCE_EVERY
@@ -223,64 +195,34 @@ class StreamBroker:
         Raises:
             BrokerError: a key holds another type, or the command is not permitted.
         """
+        return len(self.make_missing_groups(queues))
+
+    def make_missing_groups(self, queues: Iterable[str]) -> list[str]:
+        """Do what :meth:`ensure_groups` does, and return the queue of each group that was created."""
         names = list(queues)
+        streams = self.streams(names)
         commands: list[tuple[Any, ...]] = [
-            ("XGROUP", "CREATE", ref.key, keys.GROUP, "0", "MKSTREAM") for ref in self.streams(names)
+            ("XGROUP", "CREATE", ref.key, keys.GROUP, "0", "MKSTREAM") for ref in streams
         ]
         commands += [("SADD", keys.queues(self.prefix), queue) for queue in names]
-        created = 0
-        for reply in self.client.pipeline(commands) if commands else []:
-            if isinstance(reply, GroupExists):
-                continue
-            if isinstance(reply, BrokerError):
+        replies = self.client.pipeline(commands) if commands else []
+        for reply in replies:
+            if isinstance(reply, BrokerError) and not isinstance(reply, GroupExists):
                 raise reply
-            if reply in (b"OK", "OK"):
-                created += 1
-        return created
-
-    def forget_consumer(self, queues: Iterable[str], consumer: str) -> int:
-        """Delete ``consumer`` from all groups where it holds nothing; returns from how many."""
-        return self._forget(queues, consumer, 0)
-
-    def forget_idle_consumers(
-        self,
-        queues: Iterable[str],
-        *,
-        idle_ms: int,
-        living: Iterable[str] = (),
-        nodes: Mapping[str, int] | None = None,
-    ) -> int:
-        """Delete consumers that hold nothing and were not heard of for ``idle_ms``; returns how many.
-
-        Args:
-            living: consumers that are kept, however long nobody heard of them.
-            nodes: shorter times in ms for the others of these node names.
-        """
-        # Lua's JSON does not tell an empty list from an empty mapping; it iterates over both.
-        said = encode_json({"living": list(living), "nodes": dict(nodes or {})})
-        return self._forget(queues, "", idle_ms, said)
-
-    def touch_consumers(self, queues: Iterable[str], consumers: Sequence[str]) -> int:
-        """Say that idle ``consumers`` are alive, so that nobody takes them for gone; returns how many were told of."""
-        streams = [ref.key for ref in self.streams(queues)]
-        if not streams or not consumers:
-            return 0
-        return int(self.client.run(scripts.TOUCH, streams, [keys.GROUP, *consumers]))
-
-    def _forget(self, queues: Iterable[str], consumer: str, idle_ms: int, *said: Any) -> int:
-        streams = self.streams(queues)
-        if not streams:
-            return 0
-        names = [*(ref.key for ref in streams), *(ref.front for ref in streams)]
-        return int(self.client.run(scripts.FORGET, names, [keys.GROUP, consumer, idle_ms, len(streams), *said]))
+        return [ref.queue for ref, reply in zip(streams, replies, strict=False) if reply in (b"OK", "OK")]
 
     # -- read
 
     @staticmethod
     def read_command(streams: Sequence[StreamRef], consumer: str, *, count: int) -> tuple[Any, ...]:
-        """Return the command of a read that does not block, for a pipeline; see :meth:`parse_read`."""
+        """Return the command of a read that does not block, for a pipeline; see :meth:`parse_read`.
+
+        Args:
+            streams: as :meth:`streams` returns them; each priority may begin with another queue, all with the same one.
+        """
         width = sum(ref.step == streams[0].step for ref in streams)
         names = [key for ref in streams for key in (ref.front, ref.key)]
+        names += [ref.paused for ref in streams[:width]]
         return (scripts.READ, names, [keys.GROUP, consumer, count, width])
 
     @staticmethod
@@ -288,28 +230,73 @@ class StreamBroker:
         """Turn the reply to :meth:`read_command` into deliveries."""
         found: list[Delivery] = []
         for index, entries in reply or ():
+            if not index:
+                continue
             ref = streams[(index - 1) // 2]
             if index % 2:
                 ref = ref.at_front()
             found += [delivery(ref, entry_id, fields) for entry_id, fields in entries]
         return found
 
+    @staticmethod
+    def read_on_commands(stream: StreamRef, consumer: str, *, count: int) -> list[tuple[Any, ...]]:
+        """Return commands that read on where much waits, for a pipeline; see :meth:`parse_read_on`.
+
+        They do without the script, which has to take every message apart and put it together again: Redis spends less
+        than half as much. What is put to the front of the stream meanwhile is read by the next script only.
+        """
+        read = ("XREADGROUP", "GROUP", keys.GROUP, consumer, "COUNT", count, "STREAMS", stream.key, ">")
+        return [("EXISTS", stream.front, stream.paused), read]
+
+    @staticmethod
+    def parse_read_on(stream: StreamRef, replies: Sequence[Any]) -> tuple[list[Delivery], bool]:
+        """Turn the replies to :meth:`read_on_commands` into deliveries, and whether the script has to read next.
+
+        It has to where the stream has a front, or its queue is paused.
+
+        Raises:
+            BrokerError: the read was refused.
+        """
+        there, reply = replies
+        if isinstance(reply, BrokerError):
+            raise reply
+        found = [delivery(stream, entry_id, fields) for _, entries in reply or () for entry_id, fields in entries]
+        return found, there != 0
+
+    @staticmethod
+    def parse_paused(streams: Sequence[StreamRef], reply: Any) -> frozenset[str]:
+        """Return the queues that the reply to :meth:`read_command` says are paused."""
+        if not reply or reply[-1][0]:
+            return frozenset()
+        return frozenset(streams[position].queue for position in reply[-1][1])
+
     def read(self, streams: Sequence[StreamRef], consumer: str, *, count: int) -> list[Delivery]:
         """Read up to ``count`` new entries of the highest priority that has any, without blocking.
 
         What was put back, or became due, comes before what waits on its stream.
         """
-        return self.parse_read(streams, self.client.run(*self.read_command(streams, consumer, count=count)))
+        found: list[Delivery] = []
+        for part in self.streams_by_slot(streams):
+            found = self.parse_read(part, self.client.run(*self.read_command(part, consumer, count=count)))
+            if found:
+                break
+        return found
 
     @staticmethod
     def send_blocking_read(
-        connection: BlockingConnection, streams: Sequence[StreamRef], consumer: str, *, block_ms: int
+        connection: BlockingConnection,
+        streams: Sequence[StreamRef],
+        consumer: str,
+        *,
+        block_ms: int,
+        more: Iterable[str] = (),
     ) -> None:
         """Ask for the next entry of any of ``streams``; the reply is taken with :meth:`receive_blocking_read`.
 
-        Fronts need no listening to: they are written to only while something waits on their streams.
+        Fronts need no listening to: they are written to only while something waits on their streams. What comes to
+        the streams with the keys ``more`` ends the read, and is no delivery.
         """
-        names = [ref.key for ref in streams]
+        names = [*(ref.key for ref in streams), *more]
         connection.send(
             "XREADGROUP",
             "GROUP",
@@ -324,6 +311,17 @@ class StreamBroker:
             *">" * len(names),
         )
 
+    def send_blocking_look(
+        self, connection: BlockingConnection, queues: Iterable[str], *, block_ms: int, more: Iterable[str] = ()
+    ) -> None:
+        """Wait for any of ``queues`` to be resumed, taking nothing; for a reader all of whose queues are paused.
+
+        It may end early. The reply is taken with :meth:`receive_blocking_read`, and has no deliveries; see there for
+        ``more``.
+        """
+        names = [*(self.queue_keys(queue).wake for queue in queues), *more]
+        connection.send("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *names, *"$" * len(names))
+
     @staticmethod
     def receive_blocking_read(
         connection: BlockingConnection, streams: Sequence[StreamRef], *, timeout: float
@@ -336,7 +334,10 @@ class StreamBroker:
         reply = connection.receive(timeout=timeout)
         by_key = {ref.key.encode(): ref for ref in streams}
         found = [
-            delivery(by_key[key], entry_id, fields) for key, entries in reply or () for entry_id, fields in entries
+            delivery(by_key[key], entry_id, fields)
+            for key, entries in reply or ()
+            if key in by_key
+            for entry_id, fields in entries
         ]
         if len(found) > 1:
             found.sort(key=lambda item: item.stream.step)
@@ -347,35 +348,45 @@ class StreamBroker:
     @staticmethod
     def ack_command(consumer: str, entries: Sequence[Entry]) -> tuple[Any, ...]:
         """Return the command that acknowledges and deletes ``entries``; see :meth:`parse_ack`."""
-        return _by_stream(scripts.ACK, [keys.GROUP, consumer], entries)
+        by_key = _by_key(entries)
+        return scripts.ACK, list(by_key), [keys.GROUP, consumer, *(b" ".join(ids) for ids in by_key.values())]
 
     @staticmethod
     def parse_ack(entries: Sequence[Entry], reply: Any) -> list[Entry]:
         """Turn the reply to :meth:`ack_command` into the entries that were no longer the consumer's."""
-        return [entries[position] for position in reply]
+        if not reply:
+            return []
+        by_key: dict[str, list[Entry]] = {}
+        for entry in entries:
+            by_key.setdefault(entry.stream.key, []).append(entry)
+        in_order = [entry for those in by_key.values() for entry in those]
+        return [in_order[position] for position in reply]
 
     def ack(self, consumer: str, entries: Sequence[Entry]) -> list[Entry]:
         """Acknowledge and delete ``entries``; returns those that ``consumer`` no longer owned (left alone)."""
-        if not entries:
-            return []
-        return self.parse_ack(entries, self.client.run(*self.ack_command(consumer, entries)))
+        lost: list[Entry] = []
+        for part in self.entries_by_slot(entries):
+            lost += self.parse_ack(part, self.client.run(*self.ack_command(consumer, part)))
+        return lost
 
-    def release(self, consumer: str, entries: Sequence[Entry]) -> int:
+    def put_back(self, consumer: str, entries: Sequence[Entry]) -> int:
         """Put un-started ``entries`` back for other consumers, with no delivery counted; returns how many.
 
         They run before what waits on their streams, in their order. Large ones take several steps.
         """
-        count, left = 0, list(entries)
-        while left:
-            order: dict[StreamRef, int] = {}
-            at: list[Any] = []
-            for ref, entry_id in left:
-                at += [order.setdefault(ref, len(order) + 1), entry_id]
-            put_back, looked, _ = self.client.run(
-                scripts.RELEASE, self._ways_back(order), [keys.GROUP, consumer, STEP_BYTES, *at]
-            )
-            count += put_back
-            del left[:looked]
+        count = 0
+        for part in self.entries_by_slot(entries):
+            left = list(part)
+            while left:
+                order: dict[StreamRef, int] = {}
+                at: list[Any] = []
+                for ref, entry_id in left[: STEP_WORDS // 2 - 200]:
+                    at += [order.setdefault(ref, len(order) + 1), entry_id]
+                put_back, looked, _ = self.client.run(
+                    scripts.PUT_BACK, self._ways_back(order), [keys.GROUP, consumer, STEP_BYTES, *at]
+                )
+                count += put_back
+                del left[:looked]
         return count
 
     def _ways_back(self, streams: Iterable[StreamRef]) -> list[str]:
@@ -393,23 +404,22 @@ class StreamBroker:
         replies = self.client.call_all(commands, missing_is_none=True) if commands else []
         return [Entry(one, held[0]) for one, found in zip(sources, replies, strict=True) for held in found or ()]
 
-    def release_all(self, streams: Sequence[StreamRef], consumer: str) -> int:
+    def put_back_all(self, streams: Sequence[StreamRef], consumer: str) -> int:
         """Put back everything that is pending for ``consumer`` on ``streams`` and their fronts; returns how many.
 
         It runs before what waits there, in its order. Many, and large ones, take several steps.
         """
-        if not streams:
-            return 0
-        sources: dict[StreamRef, None] = {}
-        for ref in streams:
-            known = self.queue_keys(ref.queue)
-            for key in (known.fronts[ref.step], known.streams[ref.step]):
-                sources[StreamRef(ref.queue, ref.step, key)] = None
-        names = self._ways_back(sources)
-        count, more = 0, 1
-        while more:
-            put_back, _, more = self.client.run(scripts.RELEASE, names, [keys.GROUP, consumer, STEP_BYTES])
-            count += put_back
+        count = 0
+        for part in self.streams_by_slot(streams):
+            sources: dict[StreamRef, None] = {}
+            for ref in part:
+                known = self.queue_keys(ref.queue)
+                for key in (known.fronts[ref.step], known.streams[ref.step]):
+                    sources[StreamRef(ref.queue, ref.step, key)] = None
+            names, more = self._ways_back(sources), 1
+            while more:
+                put_back, _, more = self.client.run(scripts.PUT_BACK, names, [keys.GROUP, consumer, STEP_BYTES])
+                count += put_back
         return count
 
     def requeue(
@@ -425,13 +435,12 @@ class StreamBroker:
         """Put one entry back with a new ``history``, after ``delay_ms``; returns whether it was still ours.
 
         Args:
-            kind: what it waits for: one of :data:`LONGEST_WAIT_MS`, or a date.
+            kind: what it waits for: one of ``recovery.LONGEST_WAIT_MS``, or a date.
             behind: it goes behind what waits on its stream by then; else it runs before that.
         """
-        stream, entry_id = entry.stream, entry.id.decode()
+        stream = entry.stream
         names = self.queue_keys(stream.queue)
-        # Entry ids are unique within one stream only.
-        member = f"{history.get('first', entry_id)}:{kind}:{stream.key}:{entry_id}"
+        member = self.waiting_member(entry, history, kind)
         return bool(
             self.client.run(
                 scripts.REQUEUE,
@@ -448,6 +457,13 @@ class StreamBroker:
                 ],
             )
         )
+
+    @staticmethod
+    def waiting_member(entry: Entry, history: dict[str, Any], kind: str) -> str:
+        """Return the member of the delayed set under which an entry waits that is put back for later."""
+        entry_id = entry.id.decode()
+        # Entry ids are unique within one stream only.
+        return f"{history.get('first', entry_id)}:{kind}:{entry.stream.key}:{entry_id}"
 
     def retry(
         self,
@@ -466,26 +482,29 @@ class StreamBroker:
         """
         # Two messages with one task id, each of which is retried, are two: the entry tells them apart.
         member = f"{member}:{entry.stream.key}:{entry.id.decode()}"
-        if queue != entry.stream.queue and time.monotonic() >= self._introduced.get(queue, 0.0):
+        if queue != entry.stream.queue and self.is_new(queue):
             # A full Redis refuses to remember the name, and yet the retry must be stored.
             with contextlib.suppress(BrokerFull):
                 self._introduce(queue)
         names = self.queue_keys(queue)
         return bool(
             self.client.run(
-                scripts.RETRY,
-                [entry.stream.key, names.streams[message.step], names.delayed, names.delayed_messages, names.wake],
-                [
-                    keys.GROUP,
-                    consumer,
-                    entry.id,
-                    due_ms,
-                    member,
-                    message.headers,
-                    message.properties,
-                    message.body,
-                    pack(message) if due_ms else b"",
-                ],
+                *notes.behind(
+                    scripts.RETRY,
+                    [entry.stream.key, names.streams[message.step], names.delayed, names.delayed_messages, names.wake],
+                    [
+                        keys.GROUP,
+                        consumer,
+                        entry.id,
+                        due_ms,
+                        member,
+                        message.headers,
+                        message.properties,
+                        message.body,
+                        pack(message) if due_ms else b"",
+                    ],
+                    [self.note_of(queue, message, due_ms=due_ms, member=member if due_ms else "")],
+                )
             )
         )
 
@@ -514,22 +533,6 @@ class StreamBroker:
         reply = self.client.run(scripts.REJECT, [entry.stream.key, self.queue_keys(entry.stream.queue).dead], args)
         return bytes(reply) if reply else None
 
-    def scan(self, key: str, *, start: bytes | str = "-", end: bytes | str = "+", count: int = 100) -> list[Any]:
-        """Return the next entries of a stream as XRANGE does, at most ``count``, and as :data:`STEP_BYTES` take."""
-        return list(self.client.run(scripts.SCAN, [key], [start, end, count, STEP_BYTES]))
-
-    def preview(self, queue: str, *, offset: int = 0, count: int = 100) -> list[Any]:
-        """Return delayed messages from ``offset`` on, at most ``count``, and as :data:`STEP_BYTES` take.
-
-        Each is its member, its due time in milliseconds, and the packed message, empty when there is none.
-        """
-        names = self.queue_keys(queue)
-        if count <= 0:
-            return []
-        return list(
-            self.client.run(scripts.PREVIEW, [names.delayed, names.delayed_messages], [offset, count, STEP_BYTES])
-        )
-
     def fetch(self, entry: Entry) -> Delivery | None:
         """Read one entry again by its id; None when it is gone."""
         entries = self.client.call("XRANGE", entry.stream.key, entry.id, entry.id)
@@ -538,14 +541,61 @@ class StreamBroker:
     # -- services
 
     def extend(self, held: Sequence[tuple[str, Entry]]) -> list[int]:
-        """Heartbeat for pairs of consumer and entry; returns the positions whose consumer no longer owns it."""
+        """Heartbeat for pairs of consumer and entry; returns the positions whose consumer no longer owns it.
+
+        One round trip; one more when a stream is forbidden: what is held on the others gets its heartbeat all the same.
+
+        Raises:
+            NotPermitted: all of the streams are forbidden, or the command.
+        """
         if not held:
             return []
-        order: dict[str, int] = {}
-        args: list[Any] = [keys.GROUP]
-        for consumer, (ref, entry_id) in held:
-            args += [order.setdefault(ref.key, len(order) + 1), consumer, entry_id]
-        return [int(position) for position in self.client.run(scripts.EXTEND, list(order), args)]
+        slots = self.client.by_slot(range(len(held)), lambda at: held[at][1].stream.key)
+        if len(slots) > 1:
+            return self._extend_apart(held, slots)
+        try:
+            return [int(position) for position in self.client.run(*_extension(held))]
+        except NotPermitted:
+            parts: dict[str, list[int]] = {}
+            for position, (_, entry) in enumerate(held):
+                parts.setdefault(entry.stream.key, []).append(position)
+            if len(parts) == 1:
+                raise
+        replies = self.client.pipeline([_extension([held[at] for at in places]) for places in parts.values()])
+        refused = [reply for reply in replies if isinstance(reply, BrokerError)]
+        if len(refused) == len(parts):
+            raise refused[0]
+        return sorted(
+            places[int(index)]
+            for places, reply in zip(parts.values(), replies, strict=True)
+            if not isinstance(reply, BrokerError)
+            for index in reply
+        )
+
+    def _extend_apart(self, held: Sequence[tuple[str, Entry]], slots: Sequence[Sequence[int]]) -> list[int]:
+        """Extend slot by slot, each whatever becomes of the others.
+
+        Raises:
+            BrokerError: one of them failed; the others had their heartbeat.
+        """
+        lost: list[int] = []
+        error: BrokerError | None = None
+        # Together first; where one fails its reply is the error. Then it is asked alone, for what is forbidden in it.
+        replies = self.client.pipeline([_extension([held[at] for at in places]) for places in slots])
+        for places, reply in zip(slots, replies, strict=True):
+            found = reply
+            if isinstance(reply, NotPermitted):
+                try:
+                    found = self.extend([held[at] for at in places])
+                except BrokerError as exc:
+                    found = exc
+            if isinstance(found, BrokerError):
+                error = error or found
+            else:
+                lost += (places[int(index)] for index in found)
+        if error is not None:
+            raise error
+        return sorted(lost)
 
     def promote(self, queues: Sequence[str], *, limit: int = 500) -> Promotion:
         """Move due messages of ``queues`` to their streams, before what waits there.
@@ -555,165 +605,90 @@ class StreamBroker:
         A queue that Redis refuses (a key of another type) does not hold up the others, and is not raised about: see
         :attr:`Promotion.refusal`.
         """
-        if not queues:
-            return Promotion(0, 0, None)
+        parts = self.by_slot(queues)
+        if len(parts) != 1:
+            return _together(queues, parts, [self.promote(part, limit=limit) for part in parts])
         names: list[str] = []
         for queue in queues:
             known = self.queue_keys(queue)
             names += [known.delayed, known.delayed_messages, *known.streams, *known.fronts, *known.marks]
-        moved, missing, wait, refusal = self.client.run(
+        moved, missing, waits, refusal = self.client.run(
             scripts.PROMOTE, names, [keys.GROUP, len(self.steps), limit, STEP_BYTES]
         )
-        return Promotion(moved, missing, None if wait < 0 else int(wait), explained(scripts.PROMOTE, refusal.decode()))
+        return Promotion(
+            moved,
+            missing,
+            min((wait for wait in waits if wait >= 0), default=None),
+            explained(scripts.PROMOTE, refusal.decode()),
+            tuple(None if wait == -1 else max(wait, -1) for wait in waits),
+        )
 
     def clock_ms(self) -> int:
         """Return Redis' time in milliseconds since the epoch."""
         seconds, micros = self.client.call("TIME")
         return int(seconds) * 1000 + int(micros) // 1000
 
-    def busy_queues(self, queues: Sequence[str]) -> BusyQueues:
-        """Return those of ``queues`` that have pending entries, and Redis' time."""
-        names = [self.queue_keys(queue) for queue in queues]
-        streams = [key for one in names for key in (*one.streams, *one.fronts)]
-        if not streams:
-            return BusyQueues((), self.clock_ms())
-        clock_ms, found = self.client.run(scripts.BUSY, streams, [keys.GROUP, 2 * len(self.steps)])
-        return BusyQueues(tuple(queues[int(index)] for index in found), int(clock_ms))
 
-    def clock_was_set(self, queue: str) -> tuple[int, int]:
-        """Set right what was measured before Redis' clock was set back, or by another clock; safe to call twice.
+class _FollowedClient:
+    """A client that runs each script in one step with another one behind it."""
 
-        Returns the number of pending entries whose idle time begins anew, and of delayed messages that are due earlier.
-        """
-        names = self.queue_keys(queue)
-        waits = [word for kind, longest in LONGEST_WAIT_MS.items() for word in (kind, longest)]
-        anew, earlier = self.client.run(
-            scripts.CLOCK_WAS_SET,
-            [names.delayed, names.wake, names.claims, *names.streams, *names.fronts],
-            [keys.GROUP, *waits],
-        )
-        return int(anew), int(earlier)
+    def __init__(self, client: RedisClient, more: scripts.Script, more_keys: list[str], more_args: list[Any]) -> None:
+        self._client = client
+        self._more = more
+        self._more_keys = more_keys
+        self._more_args = more_args
 
-    def recover(
-        self,
-        queue: str,
-        consumer: str,
-        *,
-        idle_ms: int,
-        turn_ms: int,
-        pauses_ms: Sequence[int],
-        limit: int = 100,
-        patience: Mapping[bytes, int | None] | None = None,
-        expected_ms: int | None = None,
-        tolerance_ms: int = 0,
-    ) -> Recovery:
-        """Put back what consumers held that gave no heartbeat for ``idle_ms``, at most ``limit`` entries.
+    def run(self, script: scripts.Script, names: Sequence[str], args: Sequence[Any]) -> Any:
+        both = _BOTH.get((script.sha, self._more.sha))
+        if both is None:
+            both = _BOTH[script.sha, self._more.sha] = scripts.following(script, self._more)
+        return self._client.run(both, [*names, *self._more_keys], [*args, *self._more_args, len(names), len(args)])
 
-        Args:
-            patience: for how many milliseconds a holder may be silent, None is for ever; by default all holders for
-                ``idle_ms``. What holders hold that it does not name is left alone: see :attr:`Recovery.strangers`.
-            expected_ms: what Redis' clock should say; when it is more than ``tolerance_ms`` off, nothing is done.
-
-        One caller looks per ``turn_ms``, whoever comes first; after as many entries as ``limit``, or as
-        :data:`STEP_BYTES` take, the next look may come at once. An entry goes back after the pause
-        for as many crashes as it has then (milliseconds, 0 is at once; ``outcome`` decided them); one with more crashes
-        than there are pauses becomes pending for ``consumer``, which must settle it.
-        """
-        names = self.queue_keys(queue)
-        pairs = [word for name, ms in (patience or {}).items() for word in (name, "" if ms is None else ms)]
-        moved, vanished, exhausted, more, clock_ms, strangers = self.client.run(
-            scripts.RECOVER,
-            [
-                names.delayed,
-                names.delayed_messages,
-                names.wake,
-                names.claims,
-                *names.streams,
-                *names.fronts,
-                *names.marks,
-            ],
-            [
-                *(keys.GROUP, consumer, idle_ms, limit, STEP_BYTES, turn_ms, json.dumps(list(pauses_ms))),
-                *("" if expected_ms is None else expected_ms, tolerance_ms, "" if patience is None else 1, *pairs),
-            ],
-        )
-        places = [*(streams := self.streams([queue])), *(ref.at_front() for ref in streams)]
-        return Recovery(
-            moved,
-            vanished,
-            tuple(
-                (
-                    delivery(places[index], entry_id, fields),
-                    holder.decode(errors="replace"),
-                )
-                for index, entry_id, fields, holder in exhausted
-            ),
-            bool(more),
-            int(clock_ms),
-            tuple(strangers),
-        )
-
-    def take_token(
-        self, queue: str, task: str, *, node: str, interval_ms: float, horizon_ms: int = 10_000
-    ) -> tuple[int, bool]:
-        """Take a token of the rate limit of ``task``; ``node`` is empty for the limit over all workers.
-
-        Returns ``(0, True)`` when the task may run now, ``(wait in ms, True)`` when the token of that moment was
-        reserved, ``(wait in ms, False)`` when the queue for tokens is longer than ``horizon_ms``: ask again then.
-        """
-        key = keys.rate(self.prefix, queue, task, node)
-        wait, reserved = self.client.run(scripts.LIMIT, [key], [interval_ms, horizon_ms])
-        return int(wait), bool(reserved) or not wait
-
-    # -- revoked ids and stamps, for workers that start later
-
-    def revoke(self, task_ids: Iterable[str], *, seconds: float) -> None:
-        """Remember revoked task ids for so many seconds. Two round trips."""
-        self._remember(keys.revoked(self.prefix), task_ids, seconds)
-
-    def revoked(self, *, limit: int = 50_000) -> list[str]:
-        """Return the revoked task ids that are not forgotten yet, the newest ``limit``. Two round trips."""
-        return [task_id.decode() for task_id in self._remembered(keys.revoked(self.prefix), limit)]
-
-    def revoke_stamps(self, pairs: Iterable[tuple[str, Any]], *, seconds: float) -> None:
-        """Remember for so many seconds that tasks with these stamps, pairs of header and stamp, are revoked."""
-        self._remember(keys.revoked_stamps(self.prefix), map(encode_json, pairs), seconds)
-
-    def revoked_stamps(self, *, limit: int = 5_000) -> list[tuple[str, Any]]:
-        """Return the pairs of header and stamp that are not forgotten yet, the newest ``limit``.
-
-        They are fewer than ids: Celery compares each stamp of a task with all of them.
-        """
-        found = self._remembered(keys.revoked_stamps(self.prefix), limit)
-        return [(header, stamp) for header, stamp in map(decode_json, found)]
-
-    # By Redis' clock, or a worker that is ahead forgets what all others revoked; and not by one that is ahead just now.
-
-    def _remember(self, key: str, members: Iterable[str], seconds: float) -> None:
-        names = list(members)
-        if not names:
-            return
-        now = self.clock_ms() / 1000
-        pairs = [word for name in names for word in (now + seconds, name)]
-        self.client.pipeline([("ZADD", key, *pairs), ("ZREMRANGEBYSCORE", key, "-inf", f"({min(now, steady_time())}")])
-
-    def _remembered(self, key: str, limit: int) -> list[bytes]:
-        now = min(self.clock_ms() / 1000, steady_time())
-        return cast("list[bytes]", self.client.call("ZREVRANGEBYSCORE", key, "+inf", now, "LIMIT", 0, limit))
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
 
 
-def delivery(stream: StreamRef, entry_id: bytes, fields: list[bytes] | None) -> Delivery:
-    """Build a Delivery; an entry that is not a message keeps its raw fields and the reason."""
-    try:
-        return Delivery(Entry(stream, entry_id), Message.from_fields(fields or [], step=stream.step))
-    except MessageError as exc:
-        return Delivery(Entry(stream, entry_id), None, tuple(fields or ()), str(exc))
+_BOTH: dict[tuple[str, str], scripts.Script] = {}
 
 
-def _by_stream(
-    script: scripts.Script, args: list[Any], entries: Sequence[Entry]
-) -> tuple[scripts.Script, list[str], list[Any]]:
-    order: dict[str, int] = {}
+def _key_of_stream(ref: StreamRef) -> str:
+    return ref.key
+
+
+def _key_of_entry(entry: Entry) -> str:
+    return entry.stream.key
+
+
+def _together(queues: Sequence[str], parts: Sequence[Sequence[str]], found: Sequence[Promotion]) -> Promotion:
+    """Return what looks at parts of ``queues`` did as that of one look."""
+    waits = {
+        queue: wait
+        for part, one in zip(parts, found, strict=True)
+        for queue, wait in zip(part, one.waits, strict=False)
+    }
+    return Promotion(
+        sum(one.moved for one in found),
+        sum(one.missing for one in found),
+        min((one.next_due_ms for one in found if one.next_due_ms is not None), default=None),
+        next((one.refusal for one in found if one.refusal), ""),
+        tuple(waits[queue] for queue in queues),
+    )
+
+
+def _by_key(entries: Sequence[Entry]) -> dict[str, list[bytes]]:
+    """Return the ids of ``entries`` by the key of their stream, each in its order."""
+    found: dict[str, list[bytes]] = {}
     for ref, entry_id in entries:
-        args += [order.setdefault(ref.key, len(order) + 1), entry_id]
-    return script, list(order), args
+        ids = found.get(ref.key)
+        if ids is None:
+            found[ref.key] = ids = []
+        ids.append(entry_id)
+    return found
+
+
+def _extension(held: Sequence[tuple[str, Entry]]) -> tuple[Any, ...]:
+    order: dict[str, int] = {}
+    args: list[Any] = [keys.GROUP]
+    for consumer, (ref, entry_id) in held:
+        args += [order.setdefault(ref.key, len(order) + 1), consumer, entry_id]
+    return scripts.EXTEND, list(order), args

@@ -7,11 +7,17 @@ then, and where to look for what took its place.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import CellType
 from typing import TYPE_CHECKING, Any
 
 from billiard import common
-from celery import _state
+from celery import _state, signals
+from celery.app.amqp import AMQP
+from celery.app.task import Context
+from kombu import serialization
+from kombu.messaging import Producer
+from kombu.utils import json
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -19,19 +25,29 @@ if TYPE_CHECKING:
 __all__ = (
     "active_apps",
     "autoretried_function",
+    "change_backends",
     "chord_claims_are_known",
     "config_source",
     "consumes_from_chosen",
     "context_of",
     "current_task",
+    "decodes_json",
     "default_app",
+    "encodes_json",
     "exchange_task_stack",
+    "follow_batch",
     "forget_producer_pool",
     "is_ending",
     "preferred_apps",
+    "publish_batch",
+    "publish_code",
     "pydantic_cell",
     "raise_decoding_error",
     "real_app",
+    "registered_task",
+    "registered_tasks",
+    "remember_custom_headers",
+    "replace_in_sender",
     "set_autoretried_function",
     "success_was_stored",
     "was_cancelled",
@@ -75,6 +91,56 @@ def forget_producer_pool(amqp: Any) -> None:
     amqp._producer_pool = None
 
 
+def replace_in_sender(send: Any, make: Callable[[Any], Any]) -> None:
+    """Have Celery's task sender call ``make(signal)`` in the place of ``signal.send`` after it has published.
+
+    A user's own sender, which keeps no such thing, goes on to send the signals at the call.
+    """
+    names = getattr(getattr(send, "__code__", None), "co_freevars", ())
+    for name, signal in (
+        ("send_after_publish", signals.after_task_publish),
+        ("send_task_sent", signals.task_sent),
+    ):
+        if name in names:
+            send.__closure__[names.index(name)].cell_contents = make(signal)
+
+
+def publish_code(app: Any) -> tuple[Any, ...]:
+    """Return the functions of Celery and kombu that a publish calls one after another, as they are now."""
+    cls = type(app)
+    return (
+        *(cls.send_task, cls.producer_or_acquire, cls.thread_oid.fget),
+        *(AMQP.as_task_v2, AMQP._create_task_sender, AMQP.Router),
+        *(Producer.publish, Producer._publish, Producer._prepare, Producer._delivery_details),
+    )
+
+
+def encodes_json() -> bool:
+    """Return whether kombu encodes ``json`` with its own JSON, and nobody registered anything else for it."""
+    known = serialization.registry._encoders.get("json")
+    return known is not None and known.encoder is json.dumps
+
+
+def publish_batch(producer: Any) -> Any:
+    """Return the state of the ``Producer.batch`` that is open in this thread; None when there is none (kombu 5.7)."""
+    return getattr(producer.__dict__.get("_batch_local"), "current", None)
+
+
+def follow_batch(batch: Any, *, flush: Callable[[], None], discard: Callable[[], None]) -> None:
+    """Have a batch of kombu also call ``flush`` and ``discard`` when it stores, or drops, what it holds."""
+    own_flush, own_abort = batch.flush, batch.abort
+
+    def flush_both() -> None:
+        flush()
+        own_flush()
+
+    def abort_both() -> None:
+        discard()
+        own_abort()
+
+    batch.flush, batch.abort = flush_both, abort_both
+
+
 def consumes_from_chosen(queues: Any) -> bool:
     """Return whether ``app.amqp.queues`` were narrowed (``-Q``)."""
     return queues._consume_from is not None
@@ -108,9 +174,37 @@ def pydantic_cell(fun: Any) -> CellType | None:
     return cell
 
 
+def remember_custom_headers() -> None:
+    """Have ``Context`` remember which headers Celery drops from a task's custom headers; it asks for each task anew.
+
+    What Celery itself says decides: a message whose headers it was not asked about yet, or with a custom one, goes
+    through its own function.
+    """
+    plain: Any = getattr(Context, "_get_custom_headers", None)
+    if plain is None or hasattr(plain, "dropped"):
+        return
+    dropped: set[str] = set()
+
+    def get_custom_headers(self: Context, *args: Any, **kwargs: Any) -> Any:
+        headers = args[0] if len(args) == 1 else None
+        if type(headers) is not dict:
+            return plain(self, *args, **kwargs)
+        if dropped.issuperset(headers) and dropped.issuperset(kwargs):
+            return None
+        custom = plain(self, *args, **kwargs)
+        dropped.update(name for name in (*headers, *kwargs) if name not in (custom or ()))
+        return custom
+
+    get_custom_headers.plain, get_custom_headers.dropped = plain, dropped  # type: ignore[attr-defined]
+    Context._get_custom_headers = get_custom_headers
+
+
 def exchange_task_stack(new: Any) -> None:
     """Put ``new`` in the place of the stack behind ``current_task``, wherever Celery's modules refer to it."""
     old = _state._task_stack
+    if old is new:
+        return
+    _state.push_current_task, _state.pop_current_task = new.push, new.pop
     for module in list(sys.modules.values()):
         if getattr(module, "__name__", "").startswith("celery.") and getattr(module, "_task_stack", None) is old:
             module._task_stack = new  # type: ignore[attr-defined]
@@ -140,7 +234,45 @@ def success_was_stored(request: Any) -> Any:
     return stored() if stored is not None else None
 
 
+def registered_tasks(app: Any) -> dict[str, Any]:
+    """Return the tasks of ``app`` that are known by now, without finalizing the app."""
+    return dict(app._tasks)
+
+
+def registered_task(app: Any, name: Any) -> Any:
+    """Return a task of ``app`` as far as it is known by now, without finalizing the app; None when there is none."""
+    return app._tasks.get(name)
+
+
+def change_backends(app: Any, change: Callable[[Any], None]) -> None:
+    """Call ``change`` with each result backend that ``app`` makes; one that it has made before stays as it is."""
+    make = app._get_backend
+
+    def made() -> Any:
+        backend = make()
+        change(backend)
+        return backend
+
+    app._get_backend = made
+
+
 # -- messages, results, processes (kombu, celery.backends, billiard)
+
+
+def pools_of(channel: Any) -> list[Any]:
+    """Return the connection pools that a channel of kombu's Redis transport has made by now."""
+    made = (vars(channel).get(name) for name in ("_pool", "_async_pool"))
+    return [pool for pool in made if pool is not None]
+
+
+def waits_for_messages(channel: Any) -> bool:
+    """Return whether a channel of kombu's Redis transport waits for messages of a list, or is to."""
+    return bool(channel.active_queues or channel._in_poll)
+
+
+def decodes_json(content_type: Any) -> bool:
+    """Return whether kombu decodes this content type with its own JSON, and nobody registered anything else for it."""
+    return serialization.registry._decoders.get(content_type) is json.loads
 
 
 def raise_decoding_error(message: Any) -> None:

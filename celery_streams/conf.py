@@ -14,7 +14,6 @@ import difflib
 import json
 import math
 import os
-import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
@@ -23,6 +22,7 @@ from typing import Any
 from kombu.utils.imports import symbol_by_name
 
 from . import keys
+from .chance import chance
 from .exceptions import ConfigurationError
 
 __all__ = (
@@ -35,6 +35,7 @@ __all__ = (
     "StreamsConf",
     "is_enabled",
     "misspelt_settings",
+    "plain_switch",
     "settings_in_force",
     "unknown_settings",
 )
@@ -45,8 +46,7 @@ ENV_PREFIX = "CELERY_STREAMS_"
 #: Its part before the name of the setting, in lower case; also the namespace that Django projects use for Celery.
 ENV_NAMESPACE = "celery_"
 
-_TRUE = {"1", "true", "yes", "on"}
-_FALSE = {"0", "false", "no", "off", ""}
+_WORDS = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off", ""), False)
 
 #: Characters that make a name of ``streams_queues`` a shell pattern.
 _WILDCARDS = frozenset("*?[")
@@ -65,6 +65,12 @@ class Alerts:
     #: Dead letters, per queue.
     dead_warning: int | None = 1
     dead_critical: int | None = 100
+    #: Dead letters that came within the time that ``celery-streams alerts`` looks back.
+    dead_growing_warning: int | None = 1
+    dead_growing_critical: int | None = 50
+    #: Messages by which a backlog grew within that time, if it is one (``backlog_warning``).
+    backlog_growing_warning: int | None = 1_000
+    backlog_growing_critical: int | None = None
     #: Messages that are being run or held by consumers, per queue.
     pending_warning: int | None = 1_000
     pending_critical: int | None = 10_000
@@ -74,15 +80,25 @@ class Alerts:
     #: Workers of a queue that were killed or cannot reach Redis, while no living one consumes it.
     dead_worker_warning: int | None = 1
     dead_worker_critical: int | None = None
+    #: Children of its workers that crashed within the last ten minutes.
+    restart_loop_warning: int | None = 3
+    restart_loop_critical: int | None = 10
     #: Messages on Celery's list of a queue, which no stock worker consumes.
     no_stock_worker_warning: int | None = None
     no_stock_worker_critical: int | None = 1
     #: Messages on Celery's list of a queue where publishers write (a share) of its messages.
     list_backlog_warning: int | None = 1_000
     list_backlog_critical: int | None = 10_000
+    #: Messages on Celery's list of a queue whose publishers should all write to the stream, while a stock worker
+    #: consumes the list, or nobody knows.
+    list_filling_warning: int | None = 100
+    list_filling_critical: int | None = None
     #: Seconds by which the earliest delayed message is late: nobody promotes.
     overdue_warning: float | None = 5.0
     overdue_critical: float | None = 60.0
+    #: Seconds for which a queue has been paused.
+    paused_warning: float | None = 3_600.0
+    paused_critical: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +168,7 @@ class QueueChoice:
                 return self.shares.get(pattern, 1.0)
         return 0.0
 
-    def draw(self, queue: str, *, chance: Callable[[], float] = random.random) -> bool:
+    def draw(self, queue: str, *, chance: Callable[[], float] = chance.random) -> bool:
         """Return whether this one message of ``queue`` goes to the stream."""
         share = self.share(queue)
         return share >= 1.0 or (share > 0.0 and chance() < share)
@@ -190,12 +206,28 @@ class StreamsConf:
     dead_letter_max_memory: int | None = 256 * 1024 * 1024
     #: Seconds a dead letter is kept; None keeps it for ever.
     dead_letter_ttl: float | None = 30 * 86_400.0
+    #: Seconds after which a connection is replaced; None: where a credential provider gives tokens, in time.
+    max_connection_age: float | None = None
     #: Messages a queue may hold before publishing raises QueueFull; None is no bound.
     max_length: int | None = None
+    #: Hold what is published in a database transaction until it commits: True for all databases, or aliases.
+    publish_on_commit: bool | tuple[str, ...] = False
     #: Seconds a message for an unknown task is put back before it is dead-lettered.
     unknown_task_ttl: float = 600.0
     #: ``worker`` (Celery's meaning) or ``global`` (the sum over all workers).
     rate_limit_scope: str = "worker"
+    #: Write entries without what goes without saying; off only where a tool of one's own reads them from Redis.
+    compact_messages: bool = True
+    #: Export ``celery_queue_length``, as celery-exporter names what it reads of lists.
+    celery_queue_length: bool = False
+    #: Workers count outcomes, waits and run times for the history, with or without ``--metrics-port``.
+    count_tasks: bool = False
+    #: Task -> its limits, by their names without prefix; checked where the task is known (``limits``).
+    limits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: Whose tasks' states are kept: True for all, or names and shell patterns; a task's own option goes before.
+    track: bool | tuple[str, ...] = False
+    #: Seconds for which the state of a task that is done is kept; None is Celery's ``result_expires``.
+    track_ttl: float | None = None
     alerts: Alerts = field(default_factory=Alerts)
     #: ``priority_steps`` of ``broker_transport_options``.
     priority_steps: tuple[int, ...] = keys.DEFAULT_STEPS
@@ -225,6 +257,12 @@ class StreamsConf:
             values["key_prefix"] = f"{prefix}{values.get('key_prefix', keys.DEFAULT_PREFIX)}"
         return cls(**values)
 
+    def tracks(self, task: str) -> bool:
+        """Return whether the settings say that the states of a task are kept."""
+        if isinstance(self.track, bool):
+            return self.track
+        return any(pattern == task or fnmatchcase(task, pattern) for pattern in self.track)
+
     def queue_keys(self, queue: str) -> keys.QueueKeys:
         """Return the Redis keys of ``queue``."""
         return keys.queue_keys(self.key_prefix, queue, self.priority_steps)
@@ -242,6 +280,16 @@ def is_enabled(conf: Mapping[str, Any], *, environ: Mapping[str, str] = os.envir
     return _switch(raw)
 
 
+def plain_switch(conf: Mapping[str, Any], *, environ: Mapping[str, str] = os.environ) -> bool | None:
+    """Return the switch where it can only change with the settings or environment; None where a function decides."""
+    raw: Any = environ.get("CELERY_STREAMS_ENABLED")
+    if raw is None:
+        raw = _setting(conf, "streams_enabled", False)
+    if isinstance(raw, str):
+        return _WORDS.get(raw.strip().lower())
+    return bool(raw) if raw is None or isinstance(raw, int) else None
+
+
 def _switch(raw: Any) -> bool:
     if raw is True or raw is False:
         return raw
@@ -251,10 +299,8 @@ def _switch(raw: Any) -> bool:
         return False
     if isinstance(raw, str):
         word = raw.strip().lower()
-        if word in _TRUE:
-            return True
-        if word in _FALSE:
-            return False
+        if word in _WORDS:
+            return _WORDS[word]
         if "." in word or ":" in word:
             try:
                 return bool(symbol_by_name(raw.strip())())
@@ -286,10 +332,8 @@ def _prefix(name: str, raw: Any) -> str:
 def _boolean(name: str, raw: Any) -> bool:
     if isinstance(raw, str):
         word = raw.strip().lower()
-        if word in _TRUE:
-            return True
-        if word in _FALSE:
-            return False
+        if word in _WORDS:
+            return _WORDS[word]
     elif isinstance(raw, (bool, int)):
         return bool(raw)
     raise ConfigurationError(f"{name} must be True or False, got {raw!r}")
@@ -315,6 +359,10 @@ def _visibility(name: str, raw: Any) -> Any:
     return _number(name, getattr(raw, "total_seconds", lambda: raw)(), float, 1.0)
 
 
+def _optional_age(name: str, raw: Any) -> Any:
+    return None if raw in (None, "") else _visibility(name, raw)
+
+
 def _optional_seconds(name: str, raw: Any) -> Any:
     return None if raw in (None, "") else _seconds(name, raw)
 
@@ -334,10 +382,46 @@ def _steps(name: str, raw: Any) -> tuple[int, ...]:
         raise ConfigurationError(f"{name} must be a list of numbers such as [0, 3, 6, 9], got {raw!r}") from exc
 
 
+def _databases(name: str, raw: Any) -> bool | tuple[str, ...]:
+    if raw is None or isinstance(raw, bool):
+        return bool(raw)
+    if isinstance(raw, str):
+        try:
+            return _boolean(name, raw)
+        except ConfigurationError:
+            raw = [part.strip() for part in raw.split(",") if part.strip()]
+    if isinstance(raw, (list, tuple, set, frozenset)) and raw and all(isinstance(one, str) for one in raw):
+        return tuple(raw)
+    raise ConfigurationError(f"{name} must be True, False, or aliases of databases, got {raw!r}")
+
+
 def _scope(name: str, raw: Any) -> str:
     if raw not in ("worker", "global"):
         raise ConfigurationError(f"{name} must be 'worker' or 'global', got {raw!r}")
     return str(raw)
+
+
+def _limits(name: str, raw: Any) -> Mapping[str, Mapping[str, Any]]:
+    if isinstance(raw, str):
+        try:
+            raw = json.loads(raw)
+        except ValueError as exc:
+            raise ConfigurationError(f"{name} is not valid JSON: {exc}") from exc
+    if not isinstance(raw, Mapping) or not all(isinstance(one, Mapping) for one in raw.values()):
+        raise ConfigurationError(f'{name} must be a mapping of task to limits such as {{"rate": "10/s"}}, got {raw!r}')
+    return {str(task): dict(said) for task, said in raw.items()}
+
+
+def _tracked(name: str, raw: Any) -> bool | tuple[str, ...]:
+    if isinstance(raw, str) and raw.strip().lower() not in _WORDS:
+        raw = _json_names(raw.strip()) or [part.strip() for part in raw.split(",") if part.strip()]
+    if isinstance(raw, (str, bool, int)):
+        return _boolean(name, raw)
+    if isinstance(raw, Iterable) and not isinstance(raw, (bytes, Mapping)):
+        names = tuple(raw)
+        if all(isinstance(one, str) and one for one in names):
+            return names
+    raise ConfigurationError(f"{name} must be True, False, or names of tasks or patterns, got {raw!r}")
 
 
 def _choice(name: str, raw: Any) -> QueueChoice:
@@ -374,13 +458,21 @@ _CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
     "dead_letter_max_length": _optional_count,
     "dead_letter_max_memory": _optional_count,
     "dead_letter_ttl": _optional_seconds,
+    "max_connection_age": _optional_age,
     "max_length": _optional_count,
+    "publish_on_commit": _databases,
     "unknown_task_ttl": _seconds,
     "rate_limit_scope": _scope,
+    "compact_messages": _boolean,
+    "celery_queue_length": _boolean,
+    "count_tasks": _boolean,
+    "limits": _limits,
+    "track": _tracked,
+    "track_ttl": _optional_seconds,
     "alerts": _alerts,
 }
 
-#: All settings that users may write, without ``streams_amqp_cls``, which ``install`` keeps for itself.
+#: All settings that users may write, without those that ``install`` keeps for itself.
 SETTINGS: tuple[str, ...] = ("streams_enabled", *("streams_" + name for name in _CONVERTERS))
 
 #: What :func:`settings_in_force` shows where nothing was written; as people would write it.
@@ -398,7 +490,15 @@ _DEFAULTS: dict[str, Any] = {
 _NEARLY, _LETTERS = 0.8, 2
 
 #: Settings that only ``django_integration`` reads, from Django's settings.
-DJANGO_SETTINGS: tuple[str, ...] = ("streams_status_permission",)
+DJANGO_SETTINGS: tuple[str, ...] = (
+    "streams_status_permission",
+    "streams_dashboard_permission",
+    "streams_dashboard_read_only",
+    "streams_hide_arguments",
+    "streams_redact_arguments",
+    "streams_task_permission",
+    "streams_task_events",
+)
 
 
 def _setting(conf: Mapping[str, Any], key: str, default: Any = None) -> Any:
@@ -420,7 +520,7 @@ def unknown_settings(conf: Mapping[str, Any], environ: Mapping[str, str] = os.en
 
 
 def _unknown_names(names: Iterable[Any], namespaces: tuple[str, ...]) -> dict[str, str]:
-    known = {*SETTINGS, *DJANGO_SETTINGS, "streams_amqp_cls"}
+    known = {*SETTINGS, *DJANGO_SETTINGS, "streams_amqp_cls", "streams_control_cls"}
     found: dict[str, str] = {}
     for name in names:
         plain = str(name).lower()
@@ -487,7 +587,7 @@ def _compare(name: str, space: str, found: dict[str, str]) -> None:
     # Somebody's CELERY_STREAMING_URL is as near as a misspelt CELERY_STREAM_URL: the word decides, and what follows.
     if near and _is_misspelt(plain.replace("_", ""), near[0].replace("_", "")):
         shown = near[0].upper() if name.isupper() else near[0]
-        found[name] = f"{name} is no setting, nobody reads it; did you mean {shown!r}?"
+        found[name] = f"{name} is not a setting and has no effect; did you mean {shown!r}?"
 
 
 def _is_misspelt(name: str, known: str) -> bool:

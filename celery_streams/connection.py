@@ -2,7 +2,7 @@
 
 A thin layer over redis-py's connections (TCP, TLS, Unix sockets, Sentinel), without its client object: replies are
 raw RESP2, pipelines do not become transactions, scripts go as EVALSHA with one fallback. Each driver error becomes
-one of ours here and nowhere else. Nothing is retried: whether a command may be sent twice is the caller's knowledge.
+one of ours here and nowhere else. Nothing is retried: only the caller knows whether a command may be sent twice.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import re
 import time
+import weakref
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import redis
 
@@ -21,27 +22,55 @@ from .exceptions import (
     BrokerFull,
     BrokerUnavailable,
     ClusterNode,
+    CommandMissing,
     ConfigurationError,
+    DatabaseRefused,
     GroupExists,
     GroupMissing,
     KeyMissing,
+    KeyNotPermitted,
     KeyOfOtherType,
     LoginRefused,
     NotPermitted,
+    ReplyLost,
+    ScriptsRefused,
 )
 from .master_watch import MasterWatch
 from .redis_url import SOCKET_TIMEOUT, ConnectionOptions, make_pool, safe_url
+from .renewal import UNUSED_AT_MOST, connect, greatest_age, has_tokens, is_old, read_at_most
 from .scripts import Script
 
-__all__ = ("BlockingConnection", "RedisClient", "explained", "pairs")
+__all__ = (
+    "ERROR_KINDS",
+    "BlockingConnection",
+    "RedisClient",
+    "count_errors",
+    "explained",
+    "hasten",
+    "in_full",
+    "pairs",
+)
+
+#: What an error is counted as: no connection or no answer in time; a replica, a full Redis, one that starts or runs a
+#: script for too long; a login or command that was refused; and the rest.
+ERROR_KINDS = ("connection", "readonly", "full", "busy", "denied", "other")
+
+T = TypeVar("T")
 
 #: Seconds after which an unused connection is looked at before it is used again.
 _STALE_AFTER = 1.0
+
+#: Seconds after which a connection is closed that only a rush of threads had needed.
+_SPARE_AFTER = 30.0
 
 #: Error replies that pass by themselves (start-up, failover, a full disk, a long script).
 _PASSING = re.compile(
     r"(?:^|: -?|-)(?:LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MISCONF|BUSY|NOREPLICAS|UNBLOCKED) "
 )
+
+#: Of these, what says that Redis has no time now, and that it is a replica by now.
+_BUSY = re.compile(r"(?:^|: -?|-)(?:LOADING|BUSY) ")
+_READONLY = re.compile(r"(?:^|: -?|-)READONLY ")
 
 #: Error replies that name keys, which may hold any word.
 _ABOUT_A_KEY = re.compile(r"(?:^|: -?|-)(NOGROUP|WRONGTYPE) ")
@@ -63,13 +92,35 @@ _CLUSTER_WORDS: dict[type[Exception], str] = {
 }
 _CLUSTER = re.compile(r"(?:^|: -?|-)(?:MOVED|ASK|CROSSSLOT) |non local key in a cluster node")
 
+#: How servers say that there is only database 0: a Cluster, one of a single database, one without SELECT, an ACL.
+_ONE_DATABASE = re.compile(
+    r"(?:[A-Z]+ )?(?:SELECT is not allowed|(?:invalid )?DB index|(?:unknown command|this user .+ run the) .SELECT\b)",
+    re.IGNORECASE,
+)
+
+#: How they say that they run no scripts; what a script may not send is told otherwise.
+_NO_SCRIPTS = re.compile(r"(?:ERR )?unknown command .EVAL(?:SHA)?\b", re.IGNORECASE)
+
+#: How they say that they have no such command, which nobody can permit.
+_NO_COMMAND = re.compile(r"(?:ERR )?unknown (?:sub)?command ", re.IGNORECASE)
+
 #: How Redis 6.2 and 7.0 say that a script may not send a command, which they do not name; and where it stands.
+_KEY_DENIED = "access one of the keys"
 _SCRIPT_DENIED = "The user executing the script can't"
 _SCRIPT_LINE = re.compile(r"user_script: ?([0-9]+)")
 _SCRIPT_CALL = re.compile(r"redis\.p?call\(\s*'([A-Z]+)'(?:, '([A-Z]+)')?")
 
 #: What to do about a certificate that nobody known has signed.
-_UNVERIFIED = " (name who signed it with ?ssl_ca_certs=FILE, or check nothing with ?ssl_cert_reqs=CERT_NONE)"
+_UNVERIFIED = (
+    " (name the CA that signed it with ?ssl_ca_certs=FILE, or turn off verification with ?ssl_cert_reqs=CERT_NONE)"
+)
+
+#: URLs with a credential provider whose servers have let in this process, or the one that it was forked from.
+_LET_IN: set[str] = set()
+
+#: What to do about a Redis that takes no writes, because its disk or its memory is full.
+_DISK_FULL = "look at its log, and make room on its disk; then BGSAVE has it try again"
+_MEMORY_FULL = "raise maxmemory, or start more workers: they go on, and make room; streams_max_length bounds queues"
 
 #: Commands whose second word is a command of its own.
 _CONTAINERS = frozenset(("CLIENT", "CONFIG", "MEMORY", "XGROUP", "XINFO"))
@@ -92,18 +143,23 @@ class RedisClient:
     def __init__(self, url: str, options: ConnectionOptions | None = None) -> None:
         self.url = url
         self.shown = safe_url(url)
-        self._pool = make_pool(url, options or ConnectionOptions())
+        self._options = options or ConnectionOptions()
+        self._pool = self._new_pool()
+        self._has_tokens = has_tokens(self._pool)
+        #: Seconds after which a connection is replaced.
+        self._age = greatest_age(self._pool, self._options.max_age)
         self._idle: deque[tuple[Any, float]] = deque()
         self._pid = os.getpid()
         self._behind_sentinels = hasattr(self._pool, "sentinel_manager")
         self._watch: MasterWatch | None = None
         self._generation = 0
+        self._master_patience: float = SOCKET_TIMEOUT
 
     def call(self, *command: Any) -> Any:
         """Send one command and return its raw reply."""
         connection = self._take()
         try:
-            _connect(connection)
+            self._connect(connection)
             connection.send_command(*command)
             reply = connection.read_response()
         except redis.ResponseError as exc:
@@ -137,7 +193,7 @@ class RedisClient:
             replies = self._exchange(connection, [_words(command) for command in commands])
             for index, reply in enumerate(replies):
                 if isinstance(reply, redis.exceptions.NoScriptError):
-                    replies[index] = self._exchange(connection, [_words(commands[index], in_full=True)])[0]
+                    replies[index] = self._exchange(connection, [in_full(commands[index])])[0]
         except (redis.RedisError, OSError) as exc:
             self._drop(connection)
             raise self._translate(exc, commands[0][0]) from exc
@@ -150,6 +206,52 @@ class RedisClient:
         ]
         self._take_back(connection, found)
         return found
+
+    def attempt(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Send commands together as :meth:`pipeline` does; what was lost with the connection is a reply, too.
+
+        For each command there is its reply, the error that Redis said, a :class:`ReplyLost` where it may have been
+        carried out, or a :class:`BrokerUnavailable` where it was surely not sent.
+        """
+        replies: list[Any] = []
+        connection: Any = None
+        try:
+            connection = self._take()
+            self._connect(connection)
+        except (redis.RedisError, OSError, BrokerError) as exc:
+            if connection is not None:
+                self._drop(connection)
+            error = exc if isinstance(exc, BrokerError) else self._translate(exc, commands[0][0])
+            return [error] * len(commands)
+        except BaseException:
+            if connection is not None:
+                self._drop(connection)
+            raise
+        unknown: list[int] = []
+        try:
+            connection.send_packed_command(connection.pack_commands([_words(command) for command in commands]))
+            for index, command in enumerate(commands):
+                try:
+                    replies.append(connection.read_response())
+                except redis.exceptions.NoScriptError as exc:
+                    unknown.append(index)
+                    replies.append(self._translate(exc, command[0]))
+                except redis.ResponseError as exc:
+                    replies.append(self._translate(exc, command[0]))
+        except (redis.RedisError, OSError) as exc:
+            self._drop(connection)
+            lost = ReplyLost(str(self._translate(exc, commands[len(replies) % len(commands)][0])))
+            return [*replies, *([lost] * (len(commands) - len(replies)))]
+        except BaseException:
+            self._drop(connection)
+            raise
+        self._take_back(connection, replies)
+        if unknown:
+            # In order: one script behind the other, as the commands stand.
+            again = self.attempt([in_full(commands[index]) for index in unknown])
+            for index, reply in zip(unknown, again, strict=True):
+                replies[index] = reply
+        return replies
 
     def call_all(self, commands: Sequence[tuple[Any, ...]], *, missing_is_none: bool = False) -> list[Any]:
         """Send commands together, as :meth:`pipeline` does, and return their replies in order.
@@ -168,6 +270,29 @@ class RedisClient:
                 replies[index] = None
         return replies
 
+    # -- where keys lie
+
+    def by_slot(self, items: Sequence[T], key: Callable[[T], Any]) -> Sequence[Sequence[T]]:
+        """Return ``items`` in parts, each in its order, whose keys one command may name together: here all of them.
+
+        On a Redis Cluster (``cluster``) each slot is a part. None of nothing.
+        """
+        return (items,) if items else ()
+
+    def slot_of(self, key: str) -> int:
+        """Return what is the same for keys that one command may name together: here always 0."""
+        return 0
+
+    def exist(self, keys: Sequence[str]) -> int:
+        """Return how many of ``keys`` are there. One round trip."""
+        parts = self.by_slot(keys, str)
+        return sum(self.call_all([("EXISTS", *part) for part in parts])) if parts else 0
+
+    @property
+    def nodes(self) -> Sequence[RedisClient]:
+        """Clients of the servers that keys lie on: here one, itself."""
+        return (self,)
+
     def greet(self) -> None:
         """Make a first contact, and check that the server is one that can hold streams.
 
@@ -175,16 +300,18 @@ class RedisClient:
 
         Raises:
             ClusterNode: it is a node of a Redis Cluster.
+            DatabaseRefused: it has only database 0.
+            ScriptsRefused: it runs no Lua scripts.
             ConfigurationError: it is a Sentinel.
             BrokerError: it is away, or refuses the user.
         """
+        said: dict[bytes, Any] = {}
         try:
             said = pairs(self.call("HELLO"))
-        except (BrokerUnavailable, LoginRefused):
+        except (BrokerUnavailable, LoginRefused, ConfigurationError):
             raise
         except BrokerError:
             self.call("PING")
-            return
         mode = said.get(b"mode", b"")
         if mode == b"cluster":
             raise ClusterNode(self._no_cluster("cluster_enabled"))
@@ -192,21 +319,62 @@ class RedisClient:
             raise ConfigurationError(
                 f"The server at {self.shown} is a Sentinel: use sentinel:// and name the master with ?master_name=..."
             )
+        self._run_a_script()
+
+    def _run_a_script(self) -> None:
+        """Find out whether the server runs Lua scripts.
+
+        Raises:
+            ScriptsRefused: it does not.
+            BrokerUnavailable: it is away.
+        """
+        try:
+            self.call("EVAL", "return 1", 0)
+        except (BrokerUnavailable, ScriptsRefused):
+            raise
+        except (BrokerFull, NotPermitted):
+            pass  # it has the command; who lacks the permission is told with all others that are missing
+        except BrokerError as exc:
+            raise ScriptsRefused(self._no_scripts(str(exc))) from exc
 
     def _no_cluster(self, said: str) -> str:
         return (
-            f"Redis at {self.shown} is a node of a Redis Cluster ({said}), which is not supported yet; use a single "
-            "server or Sentinel"
+            f"Redis at {self.shown} is a node of a Redis Cluster ({said}): set streams_url to "
+            "redis+cluster://HOST:PORT (rediss+cluster:// with TLS), and keep Celery's own broker on a single server "
+            "or Sentinel"
+        )
+
+    def _no_scripts(self, said: str) -> str:
+        return (
+            f"Redis at {self.shown} runs no Lua scripts ({said}), without which streams do not work; use a server or a "
+            "plan that permits EVAL"
         )
 
     def open(self) -> BlockingConnection:
         """Return a connection of its own, for reads that block."""
         return BlockingConnection(self, self._pool.make_connection())
 
+    def block_at_most(self, block_ms: int) -> int:
+        """Return how many of ``block_ms`` milliseconds a read may block, for its connection must not get too old."""
+        return read_at_most(block_ms, self._age)
+
     def close(self) -> None:
         """Close the connections that are not in use."""
         while self._idle:
             self._drop(self._idle.pop()[0])
+
+    def hasten(self, seconds: float) -> None:
+        """Wait at most ``seconds`` for a connection and for each reply from now on: the process is about to end.
+
+        What is being waited for by another thread at this moment keeps the time-out it has; so do blocking reads.
+        """
+        kwargs = self._pool.connection_kwargs
+        for name in ("socket_timeout", "socket_connect_timeout"):
+            kwargs[name] = min(kwargs.get(name) or seconds, seconds)
+        self._master_patience = min(self._master_patience, seconds)
+        if self._pid == os.getpid():
+            for connection, _ in list(self._idle):
+                hasten(connection, seconds)
 
     # -- connections
 
@@ -220,7 +388,11 @@ class RedisClient:
                 connection, since = self._idle.pop()
             except IndexError:
                 return self._pool.make_connection()
-            if time.monotonic() - since < _STALE_AFTER:
+            unused = time.monotonic() - since
+            if is_old(connection) or unused > UNUSED_AT_MOST:
+                self._drop(connection)
+                continue
+            if unused < _STALE_AFTER:
                 return connection
             try:
                 if not connection.can_read():
@@ -232,9 +404,23 @@ class RedisClient:
     def _forget_parent(self) -> None:
         """Leave connections, and the threads that listen, to the process that this one was forked from."""
         self._idle, self._pid, self._watch = deque(), os.getpid(), None
+        if self._has_tokens:
+            # A provider may have a thread that renews its token: this process does not have it.
+            self._pool = self._new_pool()
+
+    def _new_pool(self) -> Any:
+        """Return redis-py's pool: it only makes connections here, and holds none."""
+        return make_pool(self.url, self._options)
+
+    def _connect(self, connection: Any) -> None:
+        """Connect first: what sends on a closed connection opens it past the Sentinels, from redis-py 6 on."""
+        if connection._sock is None:
+            connect(connection, self._age)
+            if self._has_tokens:
+                _LET_IN.add(self.url)
 
     def follow_master(self) -> int:
-        """Wait while a failover is under way, and leave the connections to a master of before; returns which it is.
+        """Wait while a failover is under way, and drop the connections to an earlier master; returns which it is.
 
         Raises:
             BrokerUnavailable: it takes too long.
@@ -246,7 +432,7 @@ class RedisClient:
         if self._watch is None:
             self._watch = MasterWatch(self._pool.sentinel_manager, self._pool.service_name)
             self._generation = 0
-        if not self._watch.wait(timeout=SOCKET_TIMEOUT):
+        if not self._watch.wait(timeout=self._master_patience):
             raise BrokerUnavailable(f"Redis at {self.shown} is not ready: a failover is under way")
         if self._generation != self._watch.generation:
             self._generation = self._watch.generation
@@ -265,15 +451,29 @@ class RedisClient:
         if self._watch is not None and self._watch.generation != self._generation:
             self._drop(connection)  # the master has changed meanwhile
         else:
-            self._idle.append((connection, time.monotonic()))
+            now = time.monotonic()
+            self._idle.append((connection, now))
+            self._close_spare(now)
+
+    def _close_spare(self, now: float) -> None:
+        """Close the connection that was not needed for the longest time, if there is one besides that just used."""
+        if len(self._idle) < 2 or now - self._idle[0][1] < _SPARE_AFTER:
+            return
+        try:
+            spare, since = self._idle.popleft()
+        except IndexError:
+            return  # another thread took it
+        if now - since < _SPARE_AFTER:
+            self._idle.appendleft((spare, since))
+        else:
+            self._drop(spare)
 
     @staticmethod
     def _drop(connection: Any) -> None:
         connection.disconnect()
 
-    @staticmethod
-    def _exchange(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
-        _connect(connection)
+    def _exchange(self, connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+        self._connect(connection)
         connection.send_packed_command(connection.pack_commands(commands))
         replies: list[Any] = []
         for _ in commands:
@@ -284,16 +484,37 @@ class RedisClient:
         return replies
 
     def _translate(self, exc: Exception, sent: str | Script) -> BrokerError:
+        """Return our error for the driver's, and count it."""
+        error = self._translated(exc, sent)
+        if _on_error is not None and not isinstance(error, (GroupExists, GroupMissing, KeyMissing)):
+            _on_error(_kind(exc, error))
+        return error
+
+    def _translated(self, exc: Exception, sent: str | Script) -> BrokerError:
         """Return our error for the driver's: the one place where the text of a reply decides anything."""
-        text = str(exc) or type(exc).__name__
+        # Without the driver's full stop: sentences of ours go on behind it.
+        text = str(exc).rstrip(".") or type(exc).__name__
         command = f"{sent.name}.lua" if isinstance(sent, Script) else sent
         failed = f"Redis at {self.shown} failed {command}: {text}"
         if isinstance(exc, redis.exceptions.AuthenticationError) or text.startswith(("NOAUTH", "WRONGPASS")):
+            if self._has_tokens and self.url in _LET_IN:
+                # Its token ended, or the next one is not known there yet: the provider is asked for another.
+                return BrokerUnavailable(f"Redis at {self.shown} refused the login with a token: {text}")
             return LoginRefused(f"Redis at {self.shown} refused the login: {text}")
+        if self._pool.connection_kwargs.get("db") and _ONE_DATABASE.match(text):
+            return DatabaseRefused(
+                f"Redis at {self.shown} has no such database ({text}): use database 0, and streams_key_prefix to keep "
+                "projects apart"
+            )
+        if _NO_SCRIPTS.match(text):
+            return ScriptsRefused(self._no_scripts(text))
         if _SCRIPT_DENIED in text and isinstance(sent, Script):
             return NotPermitted(f"Redis at {self.shown} does not permit {_denied_call(sent, text)} ({command}): {text}")
         if isinstance(exc, redis.exceptions.NoPermissionError) or "NOPERM" in text:
-            return NotPermitted(f"Redis at {self.shown} does not permit {command}: {text}")
+            kind = KeyNotPermitted if _KEY_DENIED in text else NotPermitted
+            return kind(f"Redis at {self.shown} does not permit {command}: {text}")
+        if _NO_COMMAND.match(text):
+            return CommandMissing(f"Redis at {self.shown} does not have {command}: {text}")
         if isinstance(exc, tuple(_CLUSTER_WORDS)) or _CLUSTER.search(text):
             said = _CLUSTER_WORDS.get(type(exc), "")
             return ClusterNode(self._no_cluster(f"{said}{text}"))
@@ -304,9 +525,10 @@ class RedisClient:
         if about_key:
             return GroupMissing(failed) if about_key[1] == "NOGROUP" else KeyOfOtherType(failed)
         if isinstance(exc, _PASSING_ERRORS) or _PASSING.search(text):
-            return BrokerUnavailable(f"Redis at {self.shown} is not ready: {text}")
+            hint = f" ({_DISK_FULL})" if "MISCONF" in text else ""
+            return BrokerUnavailable(f"Redis at {self.shown} is not ready: {text}{hint}")
         if isinstance(exc, redis.exceptions.OutOfMemoryError) or "OOM command" in text:
-            return BrokerFull(f"Redis at {self.shown} is full: {text}")
+            return BrokerFull(f"Redis at {self.shown} is full: {text} ({_MEMORY_FULL})")
         if text.startswith("BUSYGROUP"):
             return GroupExists(failed)
         if text.startswith(("no such key", "ERR no such key")):
@@ -321,15 +543,25 @@ class BlockingConnection:
         self._client = client
         self._connection = connection
         self._master = 0
+        # Whoever forgets it leaves no open socket behind. (In a process that was forked redis-py only closes its copy.)
+        weakref.finalize(self, connection.disconnect).atexit = False
 
-    def send(self, *command: Any) -> None:
-        """Send a command; its reply is taken with :meth:`receive`."""
+    def connect(self, *, lasting: float = 0.0) -> None:
+        """Connect, where it is closed, leads to an earlier master, or will be too old within ``lasting`` seconds."""
         master = self._client.follow_master()
-        if master != self._master:
+        if master != self._master or is_old(self._connection, lasting=lasting):
             self._master = master
             self.close()
         try:
-            _connect(self._connection)
+            self._client._connect(self._connection)
+        except (redis.RedisError, OSError) as exc:
+            self.close()
+            raise self._client._translate(exc, "the login") from exc
+
+    def send(self, *command: Any, lasting: float = 0.0) -> None:
+        """Send a command that takes ``lasting`` seconds; its reply is taken with :meth:`receive`."""
+        self.connect(lasting=lasting)
+        try:
             self._connection.send_command(*command)
         except (redis.RedisError, OSError) as exc:
             self.close()
@@ -354,6 +586,23 @@ class BlockingConnection:
         except (redis.RedisError, OSError):
             return True  # closed or broken: receive() tells why
 
+    #: Whether :meth:`call_back` ends what waits here early; else ``unblocking`` knows ways to do so.
+    calls_back = False
+
+    def call_back(self) -> bool:
+        """End the reads that wait here early; returns whether they will end. Their replies must still be received."""
+        return False
+
+    @property
+    def descriptors(self) -> list[int]:
+        """The descriptors to watch: one of them becomes readable when there is something to receive."""
+        return [self.fileno()]
+
+    @property
+    def link(self) -> object:
+        """What tells this very link from the one after it was opened again; None while it is closed."""
+        return self._connection._sock
+
     def fileno(self) -> int:
         """Return the socket's descriptor, for ``select``."""
         sock = self._connection._sock
@@ -364,20 +613,57 @@ class BlockingConnection:
         self._connection.disconnect()
 
 
-def _connect(connection: Any) -> None:
-    """Connect first: what sends on a closed connection opens it past the Sentinels, from redis-py 6 on."""
-    if connection._sock is None:
-        connection.connect()
+#: Called with the kind of each error; None: nobody counts them.
+_on_error: Callable[[str], None] | None = None
 
 
-def _words(command: tuple[Any, ...], *, in_full: bool = False) -> tuple[Any, ...]:
+def count_errors(counted: Callable[[str], None]) -> None:
+    """Have each error of Redis that this process meets counted from now on, by one of :data:`ERROR_KINDS`.
+
+    What merely says that a key or group is there, or is not, is none.
+    """
+    global _on_error
+    _on_error = counted
+
+
+def _kind(exc: Exception, error: BrokerError) -> str:
+    if isinstance(error, BrokerFull):
+        return "full"
+    if isinstance(error, (NotPermitted, LoginRefused)):
+        return "denied"
+    if not isinstance(error, BrokerUnavailable):
+        return "other"
+    # redis-py has classes for these two, and cuts the word off the text of the first.
+    if isinstance(exc, redis.exceptions.ReadOnlyError) or _READONLY.search(str(exc)):
+        return "readonly"
+    if isinstance(exc, redis.exceptions.BusyLoadingError) or _BUSY.search(str(exc)):
+        return "busy"
+    return "connection" if not isinstance(exc, redis.ResponseError) else "other"
+
+
+def hasten(connection: Any, seconds: float) -> None:
+    """Wait at most ``seconds`` for replies on one of redis-py's connections, open or not."""
+    connection.socket_timeout = min(connection.socket_timeout or seconds, seconds)
+    connection.socket_connect_timeout = min(connection.socket_connect_timeout or seconds, seconds)
+    if connection._sock is not None:
+        connection._sock.settimeout(connection.socket_timeout)
+
+
+def _words(command: tuple[Any, ...]) -> tuple[Any, ...]:
     script = command[0]
     if not isinstance(script, Script):
         return command
     _, keys, args = command
-    if in_full:
-        return ("EVAL", script.text, len(keys), *keys, *args)
     return ("EVALSHA", script.sha, len(keys), *keys, *args)
+
+
+def in_full(command: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the words of a command; of a script with its text, which Redis then need not know."""
+    script = command[0]
+    if not isinstance(script, Script):
+        return command
+    _, keys, args = command
+    return ("EVAL", script.text, len(keys), *keys, *args)
 
 
 def explained(script: Script, text: str) -> str:

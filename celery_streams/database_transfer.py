@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import keys, scripts
-from .broker import STEP_BYTES
 from .connection import RedisClient
 from .kombu_lists import ListKeys, Wrapped, priority_of
+from .pages import STEP_BYTES
 
 __all__ = ("DatabaseTransfer",)
 

@@ -1,4 +1,4 @@
-"""Hints: the command that a person shall type next, such that it works as it is printed: with the app, and quoted."""
+"""Hints: commands in logs and findings, printed so that they can be copied: with the app, and quoted."""
 
 from __future__ import annotations
 

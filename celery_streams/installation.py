@@ -1,6 +1,6 @@
 """Installation: how a Celery app comes to publish the messages of chosen queues to streams.
 
-:func:`install` touches ``app.amqp`` and ``app.conf``, never ``app.tasks``, and connects to nothing.
+:func:`install` touches ``app.amqp``, ``app.control`` and ``app.conf``, never ``app.tasks``, and connects to nothing.
 """
 
 from __future__ import annotations
@@ -14,8 +14,13 @@ from celery import current_app
 from kombu.utils.imports import symbol_by_name
 
 from . import celery_private
+from .aliases import answer_for_duplicates
 from .amqp import OUR_AMQP, STOCK_AMQP, adopt
 from .app import streams_of
+from .exceptions import ConfigurationError
+from .holding import publish_groups_in_bulk
+from .pausing import OUR_CONTROL, STOCK_CONTROL, adopt_control
+from .plans import publish_by_plans
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -58,11 +63,35 @@ def install(app: Celery | None = None, *, queues: Any = None, enabled: Any = Non
         built = app.__dict__.get("amqp")
         if built is not None:
             adopt(built)
+        if app.control_cls != STOCK_CONTROL:
+            changes["streams_control_cls"] = app.control_cls
+        app.control_cls = OUR_CONTROL
+        control = app.__dict__.get("control")
+        if control is not None:
+            adopt_control(control)
         _receive_workers(app)
+        app.on_after_finalize.connect(_check_tasks, weak=False, dispatch_uid=f"celery-streams-tasks-{id(app)}")
+        publish_groups_in_bulk()
+        publish_by_plans(app, streams_of(app))
+        answer_for_duplicates(app, streams_of(app))
     if changes:
         app.conf.update(changes)
         streams_of(app).reload()
     return app
+
+
+def _check_tasks(sender: Any = None, **kwargs: Any) -> None:
+    """Say what is wrong with the options of tasks as soon as all tasks are known; publishing one raises it."""
+    streams = streams_of(sender)
+    try:
+        streams.conf  # noqa: B018
+    except ConfigurationError:
+        return  # the first publish, or the worker, says what is wrong with the settings
+    for task in list(celery_private.registered_tasks(sender).values()):
+        try:
+            streams.options_of(task)
+        except ConfigurationError as exc:
+            logger.error("%s. Publishing this task fails until it is fixed.", str(exc).rstrip(".?"))
 
 
 def _receive_workers(app: Celery) -> None:
@@ -89,7 +118,7 @@ def _receive_workers(app: Celery) -> None:
         idle = [name for name in app.amqp.queues.consume_from if streams_of(app).on_streams(name)]
         if idle:
             logger.warning(
-                "Queue %s is on Redis Streams (pid %s): this worker reads Celery's list, which gets no new message. "
+                "Queue %s is on Redis Streams (pid %s): this worker reads Celery's list, which gets no new messages. "
                 "Start its worker with: celery-streams worker -Q %s",
                 ", ".join(idle),
                 os.getpid(),

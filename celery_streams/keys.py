@@ -14,13 +14,35 @@ key                                            type    holds
 ``celery-streams:{Q}:delayed:messages``        hash    member -> the packed message (see ``message.pack``)
 ``celery-streams:{Q}:wake``                    stream  at most one entry; a new one says "an earlier due time came"
 ``celery-streams:{Q}:dead``                    stream  dead letters: the whole message, the reason, its history
+``celery-streams:{Q}:block:NAME``              string  outcome of a block that was published, or a hash: the ids of its
+                                                       messages (``bulk(key=...)``); expires by itself
+``celery-streams:{Q}:unblock:CONSUMER``        stream  ends a consumer's blocking read, where Redis refuses CLIENT
+                                                       UNBLOCK; expires by itself
 ``celery-streams:{Q}:claims``                  string  turn of the claimers, expires by itself
-``celery-streams:{Q}:rate:TASK[:NODE]``        string  rate limit: when the next token is free (ms); expires by itself
+``celery-streams:{Q}:paused``                  string  while nobody reads the queue: since when (ms), and why
+``celery-streams:{Q}:turns``                   string  who watches the delayed messages (JSON), expires by itself
+``celery-streams:{Q}:history``                 stream  what it held, once a minute for a day; see ``history``
+``celery-streams:{Q}:history:minutes``         hash    minute since the epoch -> what workers counted in it; for an
+                                                       hour; see ``tallies``
+``celery-streams:{Q}:history:tens``            hash    ten minutes since the epoch -> likewise; for a day
+``celery-streams:{Q}:history:versions``        stream  when a worker of another version began to read it
+``celery-streams:{Q}:held``                    hash    what may not run now -> the packed message; see ``lanes``
+``celery-streams:{Q}:held:lanes`` ...          hash    ``lanes``: in which order; ``places``: what runs under a limit
+``celery-streams:{Q}:held:ready`` ...          zset    ``ready``: what waits for a time; ``ring``: for a place;
+                                                       ``rates``: next tokens; ``running``: what counts for a limit
+``celery-streams:{Q}:unique``                  hash    lock of a unique task -> which message holds it, in JSON
 ``celery-streams:{Q}:migrating:out``           list    on their way to another database: tag, then a Celery list element
 ``celery-streams:{Q}:migrating:in``            list    arrived from another database, before they become entries
 ``celery-streams:{Q}:migrating:tags``          zset    tag -> when its element was known to be gone from the other side
+``celery-streams:alias:ID``                    string  task id of the first, of which task ID is a duplicate; expires
+``celery-streams:limits``                      hash    task -> the limits that were set at run time, in JSON
+``celery-streams:news``                        stream  at most one entry; a new one has all workers look; see ``news``
+``celery-streams:state:ID``                    string  a tracked task: its state, and where it is; expires by itself
 ``celery-streams:queues``                      set     names of all queues that were ever used
 ``celery-streams:workers``                     hash    worker -> its last beat (ms) and what it reads; see ``presence``
+``celery-streams:history:turn:...``            string  somebody has written the history of these queues in this minute
+``celery-streams:alerts``                      hash    queue and name of an alert -> the level that was sent
+``celery-streams:alerts:turn``                 string  somebody has looked at the alerts in this minute
 ``celery-streams:revoked``                     zset    revoked task id -> time (s) at which it is forgotten
 ``celery-streams:revoked:stamps``              zset    ``[header, stamp]`` in JSON whose tasks are revoked -> likewise
 =============================================  ======  ===========================================================
@@ -32,21 +54,31 @@ either has the fields ``headers``, ``properties`` and ``body``, and ``history`` 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from zlib import crc32
 
 __all__ = (
     "DEFAULT_PREFIX",
     "DEFAULT_STEPS",
     "GROUP",
     "QueueKeys",
+    "alerts",
+    "alerts_turn",
+    "alias",
+    "block",
+    "history_turn",
+    "limits",
+    "news",
     "queue_keys",
     "queues",
-    "rate",
     "revoked",
     "revoked_stamps",
+    "state",
     "step_index",
+    "unblock",
     "workers",
 )
 
@@ -87,6 +119,16 @@ class QueueKeys:
     wake: str
     dead: str
     claims: str
+    paused: str
+    turns: str
+    history: str
+    #: What workers counted, by the minute and by ten minutes.
+    tallies: tuple[str, str]
+    #: When their version changed.
+    versions: str
+    unique: str
+    #: What is held back: the keys that ``lua/prelude/shelf`` takes apart.
+    shelf: tuple[str, ...]
 
     def step_index(self, priority: Any) -> int:
         """Return the index of the priority step that a message of this priority belongs to, as kombu does.
@@ -112,12 +154,38 @@ def queue_keys(prefix: str, queue: str, steps: tuple[int, ...] = DEFAULT_STEPS) 
         wake=f"{base}:wake",
         dead=f"{base}:dead",
         claims=f"{base}:claims",
+        paused=f"{base}:paused",
+        turns=f"{base}:turns",
+        history=f"{base}:history",
+        tallies=(f"{base}:history:minutes", f"{base}:history:tens"),
+        versions=f"{base}:history:versions",
+        unique=f"{base}:unique",
+        shelf=(
+            f"{base}:held",
+            *(f"{base}:held:{name}" for name in ("lanes", "ready", "ring", "rates", "places", "running")),
+            f"{base}:wake",
+        ),
     )
 
 
-def rate(prefix: str, queue: str, task: str, node: str) -> str:
-    """Return the key of a task's rate limit on a queue; ``node`` is empty for the limit over all workers."""
-    return f"{prefix}:{{{queue}}}:rate:{task}" + (f":{node}" if node else "")
+def block(prefix: str, queue: str, name: str) -> str:
+    """Return the key of the mark that a published block leaves for a while."""
+    return f"{prefix}:{{{queue}}}:block:{name}"
+
+
+def unblock(prefix: str, queue: str, consumer: str) -> str:
+    """Return the key of the stream that ends a blocking read of a consumer."""
+    return f"{prefix}:{{{queue}}}:unblock:{consumer}"
+
+
+def alias(prefix: str, task_id: str) -> str:
+    """Return the key of the task for which the result of a duplicate answers."""
+    return f"{prefix}:alias:{task_id}"
+
+
+def limits(prefix: str) -> str:
+    """Return the key of the limits that were set at run time."""
+    return f"{prefix}:limits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +203,26 @@ def migration_keys(prefix: str, queue: str) -> MigrationKeys:
     return MigrationKeys(outgoing=f"{base}:out", incoming=f"{base}:in", tags=f"{base}:tags")
 
 
+def history_turn(prefix: str, of: Sequence[str]) -> str:
+    """Return the key that says that somebody has written the history of these queues in this minute."""
+    return f"{prefix}:history:turn:{crc32(chr(0).join(sorted(of)).encode(errors='surrogatepass')):08x}"
+
+
+def alerts(prefix: str) -> str:
+    """Return the key of the alerts of which the Django project was told."""
+    return f"{prefix}:alerts"
+
+
+def alerts_turn(prefix: str) -> str:
+    """Return the key that says that somebody has looked at the alerts in this minute."""
+    return f"{prefix}:alerts:turn"
+
+
+def news(prefix: str) -> str:
+    """Return the key of the stream that tells workers to look."""
+    return f"{prefix}:news"
+
+
 def queues(prefix: str) -> str:
     """Return the key of the set of all queue names."""
     return f"{prefix}:queues"
@@ -148,6 +236,11 @@ def revoked(prefix: str) -> str:
 def revoked_stamps(prefix: str) -> str:
     """Return the key of the stamps whose tasks are revoked."""
     return f"{prefix}:revoked:stamps"
+
+
+def state(prefix: str, task_id: str) -> str:
+    """Return the key of the state of a tracked task."""
+    return f"{prefix}:state:{task_id}"
 
 
 def workers(prefix: str) -> str:

@@ -132,6 +132,7 @@ def wrap(message: Message, names: ListKeys, *, eta: str | None = None) -> Wrappe
     Raises:
         MessageError: headers, properties or history are not JSON objects.
     """
+    message = message.written_out()
     headers, properties = _object(message.headers, "headers"), _object(message.properties, "properties")
     history = _object(message.history, "history") if message.history else {}
     if eta is not None and "task" in headers:

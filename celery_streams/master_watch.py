@@ -66,7 +66,7 @@ class MasterWatch:
                 self._ask_first(sentinel)
                 self.generation += 1
                 self._settled.set()
-                logger.warning("The master %s is %s now.", self._name, ":".join(words[3:5]))
+                logger.warning("Sentinel: master %s is now %s.", self._name, ":".join(words[3:5]))
         elif words[:2] == ["master", self._name]:
             if event == "+try-failover":
                 self._until = time.monotonic() + _LONGEST
@@ -93,11 +93,11 @@ def _listen(own: weakref.ref[MasterWatch], sentinel: Any) -> None:
                     watch.hear(sentinel, _text(message["channel"]), _text(message["data"]))
                 del watch
         except (redis.RedisError, OSError) as exc:
-            logger.debug("A Sentinel cannot be listened to: %s", exc)
+            logger.debug("Cannot listen to a Sentinel: %s", exc)
             time.sleep(_LOOK)  # a thread of its own, with nothing else to wait for
         except Exception:
             # The boundary of the thread: without it a failover would not be heard of.
-            logger.exception("An announcement of a Sentinel was not understood; it is listened to again.")
+            logger.exception("Cannot understand an announcement of a Sentinel; subscribing to it again.")
             time.sleep(_LOOK)
         finally:
             pubsub.close()

@@ -23,22 +23,38 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from kombu.utils.json import JSONEncoder, object_hook
 
+from .compact import expand_headers, expand_properties, is_compact, shorten
 from .exceptions import MessageError
 
-__all__ = ("FIELDS", "Message", "decode_json", "encode", "encode_json", "pack", "unpack", "unpack_fields")
+__all__ = (
+    "FIELDS",
+    "Message",
+    "decode_json",
+    "decode_object",
+    "encode",
+    "encode_json",
+    "pack",
+    "unpack",
+    "unpack_fields",
+)
 
 #: Field names of an entry, in the order in which they are written.
 FIELDS = (b"headers", b"properties", b"body", b"history")
 
 _HEADER = struct.Struct(">IIIII")
+
+#: Bytes of properties that are remembered, how many of them, and what they consist of, so that a copy is a copy.
+_REMEMBERED, _MOST_REMEMBERED = 400, 1_000
+_SIMPLE = (str, int, float, type(None))
 #: Encode JSON in kombu's dialect, compactly; the text that :func:`decode_json` takes as bytes.
 encode_json = JSONEncoder(separators=(",", ":")).encode
-_plain_decode = json.JSONDecoder().decode
+_decoder = json.JSONDecoder()
+_plain_decode = _decoder.decode
+_plain_scan = json.scanner.make_scanner(_decoder)  # type: ignore[attr-defined]
 _hooked_decode = json.JSONDecoder(object_hook=object_hook).decode
 
 
@@ -50,14 +66,32 @@ def decode_json(raw: bytes) -> Any:
     """
     try:
         text = raw.decode("utf-8")
-        return _hooked_decode(text) if "__type__" in text else _plain_decode(text)
+        if "__type__" in text or "\\u005" in text:  # the marker, or what may be an escaped underscore of one
+            return _hooked_decode(text)
+        try:
+            # What nobody indented needs no search for white space around it, which takes as long as a small message.
+            value, end = _plain_scan(text, 0)
+        except StopIteration:
+            end = -1
+        return value if end == len(text) else _plain_decode(text)
     except Exception as exc:  # kombu's decoders, and those that users register, raise anything
         raise MessageError(f"not JSON: {exc}") from exc
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message as it lies in Redis: undecoded, because moves between streams never need more."""
+def decode_object(raw: bytes) -> dict[str, Any]:
+    """Decode a JSON object that anybody may have written; empty when it is none."""
+    try:
+        value = decode_json(raw) if raw else {}
+    except MessageError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+class Message(NamedTuple):
+    """One message as it lies in Redis: undecoded, because moves between streams never need more.
+
+    A named tuple, not a dataclass, for one is made of every message that is read.
+    """
 
     headers: bytes
     properties: bytes
@@ -92,13 +126,18 @@ class Message:
             fields += [b"history", self.history]
         return fields
 
+    def changed(self, **fields: bytes) -> Message:
+        """Return the message with other ``headers``, ``properties``, ``body`` or ``history``."""
+        return self._replace(**fields)  # type: ignore[arg-type]
+
     def decode_headers(self) -> dict[str, Any]:
         """Return the headers (empty for protocol 1).
 
         Raises:
             MessageError: they are not a JSON object.
         """
-        return _as_object(decode_json(self.headers), "headers")
+        found = _as_object(decode_json(self.headers), "headers")
+        return expand_headers(found) if is_compact(self.properties) else found
 
     def decode_properties(self) -> dict[str, Any]:
         """Return the properties.
@@ -106,7 +145,35 @@ class Message:
         Raises:
             MessageError: they are not a JSON object.
         """
-        return _as_object(decode_json(self.properties), "properties")
+        return self.decode()[1] if is_compact(self.properties) else _decode_properties(self.properties)
+
+    def decode(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return headers and properties.
+
+        Raises:
+            MessageError: one of them is not a JSON object.
+        """
+        headers = _as_object(decode_json(self.headers), "headers")
+        if not is_compact(self.properties):
+            return headers, _decode_properties(self.properties)
+        headers = expand_headers(headers)
+        return headers, expand_properties(_remembered(self.properties), headers["id"])
+
+    def written_out(self) -> Message:
+        """Return the message as it was before it was made compact, byte for byte.
+
+        Raises:
+            MessageError: headers or properties are not JSON objects.
+        """
+        if not is_compact(self.properties):
+            return self
+        try:
+            headers, properties = (_plain_decode(raw.decode()) for raw in (self.headers, self.properties))
+        except ValueError as exc:
+            raise MessageError(f"not JSON: {exc}") from exc
+        headers = expand_headers(_as_object(headers, "headers"))
+        properties = expand_properties(_as_object(properties, "properties"), headers["id"])
+        return self._replace(headers=encode_json(headers).encode(), properties=encode_json(properties).encode())
 
     def decode_history(self) -> dict[str, Any]:
         """Return what of the history makes sense; empty for a message that was never put back.
@@ -120,12 +187,41 @@ class Message:
         return _sane(_as_object(decode_json(self.history), "history")) if self.history else {}
 
 
-def encode(headers: Mapping[str, Any], properties: Mapping[str, Any], body: str | bytes, *, step: int = 0) -> Message:
-    """Encode a message for Redis.
+def _decode_properties(raw: bytes) -> dict[str, Any]:
+    return _as_object(decode_json(raw), "properties")
+
+
+_known_properties: dict[bytes, dict[str, Any]] = {}
+
+
+def _remembered(raw: bytes) -> dict[str, Any]:
+    """Decode properties that most messages of a publisher have in common; the caller copies them."""
+    known = _known_properties.get(raw)
+    if known is None:
+        known = _decode_properties(raw)
+        if len(raw) <= _REMEMBERED and all(isinstance(value, _SIMPLE) for value in known.values()):
+            if len(_known_properties) >= _MOST_REMEMBERED:
+                _known_properties.clear()
+            _known_properties[raw] = known
+    return known
+
+
+def encode(
+    headers: Mapping[str, Any],
+    properties: Mapping[str, Any],
+    body: str | bytes,
+    *,
+    step: int = 0,
+    compact: bool = False,
+) -> Message:
+    """Encode a message for Redis; ``compact`` leaves out what goes without saying (see :mod:`.compact`).
 
     ``properties`` must hold ``content_type`` and ``content_encoding``; a text body is written as UTF-8, which is what
     kombu's ``loads`` expects for ``content_encoding`` utf-8.
     """
+    short = shorten(headers, properties) if compact else None
+    if short is not None:
+        headers, properties = short
     return Message(
         encode_json(headers).encode(),
         encode_json(properties).encode(),

@@ -19,13 +19,15 @@ from typing import Any, Literal
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 
 from . import keys, scripts
-from .broker import STEP_BYTES, StreamBroker
+from .broker import StreamBroker
 from .connection import RedisClient
 from .database_transfer import DatabaseTransfer
 from .exceptions import BrokerError, MessageError
 from .inspect import own_group, queue_status
 from .kombu_lists import SEPARATOR, ListKeys, Wrapped, list_keys, priority_of, unwrap, unwrap_unacked, wrap
+from .lanes import let_go
 from .message import Message, encode_history, pack, unpack
+from .pages import STEP_BYTES, preview, scan
 
 __all__ = ("Direction", "Migration", "Moves", "Plan", "same_database")
 
@@ -65,13 +67,15 @@ class Plan:
     unacked: int
     #: Left on the way by a migration that was killed.
     in_transit: int
+    #: Of limited tasks, moved aside until they may start.
+    held: int = 0
 
     @property
     def total(self) -> int:
         """Messages that would be moved."""
         if self.to == "streams":
             return self.queued + self.in_transit
-        return self.waiting + self.delayed + self.abandoned + self.in_transit
+        return self.waiting + self.delayed + self.held + self.abandoned + self.in_transit
 
 
 @dataclass(slots=True)
@@ -92,6 +96,8 @@ class Moves:
     malformed: int = 0
     #: Entries that are no messages, left on the stream.
     skipped: int = 0
+    #: Messages of limited tasks that had to wait; they are counted in ``moved`` too.
+    held: int = 0
 
     @property
     def total(self) -> int:
@@ -146,6 +152,7 @@ class Migration:
             abandoned=abandoned,
             running=status.pending - abandoned,
             unacked=sum(1 for _ in self._unacked(names)),
+            held=status.held,
             in_transit=sum(int(count) for pair in transit for count in pair),
         )
 
@@ -273,6 +280,7 @@ class Migration:
             before = moves.total
             moves.skipped = 0
             self._undelay(moves, target)
+            moves.held += let_go(self.broker, queue)
             for step, both in enumerate(zip(ours.fronts, ours.streams, strict=True)):
                 for stream in both:
                     self._surrender(moves, target, stream, step)
@@ -285,7 +293,7 @@ class Migration:
         ours = self.broker.queue_keys(moves.queue)
         offset = 0
         while True:
-            page = self.broker.preview(moves.queue, offset=offset, count=_STEP)
+            page = preview(self.broker.client, self.broker.queue_keys(moves.queue), offset=offset, count=_STEP)
             if not page:
                 return
             args: list[Any] = []
@@ -323,7 +331,7 @@ class Migration:
         """Move what waits on ``stream``."""
         start: Any = self._last_delivered(stream)
         while True:
-            page = self.broker.scan(stream, start=b"(" + start if start else "-", count=_STEP)
+            page = scan(self.broker.client, stream, start=b"(" + start if start else "-", count=_STEP)
             if not page:
                 return
             start = page[-1][0]
@@ -333,7 +341,7 @@ class Migration:
         """Move what consumers hold that gave no heartbeat for the visibility timeout."""
         ids = list(self._abandoned(stream))
         for one in ids:
-            page = self.broker.scan(stream, start=one, end=one)
+            page = scan(self.broker.client, stream, start=one, end=one)
             moves.abandoned += self._give(moves, target, stream, step, page, idle_ms=self._idle_ms)
 
     def _give(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ class Obstacle:
     """Why a message would not be run."""
 
     kind: Literal["expired", "revoked"]
-    #: Completes "Dead letter ... stays: ".
+    #: Completes "Dead letter ... was not replayed: ".
     text: str
 
 
@@ -97,21 +97,23 @@ def under_new_id(message: Message, task_id: str) -> Message:
         told.pop("stamps", None)
         told.pop("stamped_headers", None)
 
+    message = message.written_out()
     properties = message.decode_properties()
     properties["correlation_id"] = task_id
-    return _changed(replace(message, properties=encode_json(properties).encode()), rename)
+    return _changed(message.changed(properties=encode_json(properties).encode()), rename)
 
 
 def _changed(message: Message, change: Callable[[dict[str, Any]], Any]) -> Message:
+    message = message.written_out()
     headers = message.decode_headers()
     if "task" in headers:
         change(headers)
-        return replace(message, headers=encode_json(headers).encode())
+        return message.changed(headers=encode_json(headers).encode())
     body = _body(message)
     if not body:
         raise MessageError("The message is of Celery's protocol 1, and not JSON: it cannot be changed")
     change(body)
-    return replace(message, body=encode_json(body).encode())
+    return message.changed(body=encode_json(body).encode())
 
 
 def _told(message: Message) -> dict[str, Any]:

@@ -32,8 +32,12 @@ __all__ = (
 #: Seconds: a living worker forgets those that have been silent for so long.
 FORGOTTEN = 3_600.0
 
-#: Seconds within which an idle consumer reads again: a blocking read lasts 5 s, and one that hangs is given up after 8.
-READ_WITHIN = 10.0
+#: Seconds within which an idle consumer reads again: a blocking read lasts up to 30 s, and one that hangs is given up
+#: after 33.
+READ_WITHIN = 35.0
+
+#: Seconds: a visibility timeout that nobody has.
+_LONGEST_TIMEOUT = 366 * 86_400.0
 
 #: Seconds by which a beat may lie ahead of the reply to TIME that it is compared with.
 _AHEAD = 1.0
@@ -73,6 +77,14 @@ class WorkerPresence:
     silent: float = 0.0
     #: The names of the tasks that it knows, each as :func:`task_mark` makes it, in one string.
     tasks: str = ""
+    #: It knows of pauses; a version that does not reads paused queues.
+    pauses: bool = False
+    #: It takes messages of its tasks that other workers do not know.
+    takes: bool = False
+    #: Children of it that crashed within the last ten minutes.
+    crashes: int = 0
+    #: When it beat last, by Redis' clock, in ms since the epoch: what changes lives, however that clock is set.
+    beat_ms: int = 0
 
     def knows(self, task: str) -> bool:
         """Return whether it knows a task of this name; of a version that does not say so, nobody can tell."""
@@ -109,6 +121,9 @@ def beat(broker: StreamBroker, about: WorkerPresence, *, forget: bool) -> None:
         "visibility_timeout": about.visibility_timeout,
         "queues": about.queues,
         "tasks": about.tasks,
+        "takes": about.takes,
+        "pauses": about.pauses,
+        "crashes": about.crashes,
         "consumers": [[one.name, one.queues, one.read] for one in about.consumers],
     }
     args = [about.worker, json.dumps(said, separators=(",", ":")), int(FORGOTTEN * 1000) if forget else ""]
@@ -133,7 +148,7 @@ def parse_workers(now_ms: int, flat: Iterable[bytes]) -> list[WorkerPresence]:
     for worker, raw in zip(words[::2], words[1::2], strict=True):
         try:
             found.append(_parsed(worker.decode(), raw, now_ms))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
     return sorted(found, key=lambda one: (one.node, one.worker))
 
@@ -146,12 +161,28 @@ def _parsed(worker: str, raw: bytes, now_ms: int) -> WorkerPresence:
         node=str(said["node"]),
         pid=int(said["pid"]),
         version=str(said["version"]),
-        visibility_timeout=float(said["visibility_timeout"]),
+        visibility_timeout=_timeout(said["visibility_timeout"]),
         queues=tuple(map(str, said["queues"])),
         consumers=tuple(
-            ConsumerPresence(str(name), None if queues is None else tuple(map(str, queues)), read)
+            ConsumerPresence(
+                str(name),
+                None if queues is None else tuple(map(str, queues)),
+                None if read is None else float(read),
+            )
             for name, queues, read in said["consumers"]
         ),
         tasks=str(said.get("tasks", "")),
+        takes=bool(said.get("takes")),
+        pauses=bool(said.get("pauses")),
+        crashes=int(said.get("crashes", 0)),
         silent=(now_ms - int(at)) / 1000,
+        beat_ms=int(at),
     )
+
+
+def _timeout(said: Any) -> float:
+    """Return a visibility timeout that a worker may have: by it others judge when its entries may be claimed."""
+    found = float(said)
+    if not 0.0 < found <= _LONGEST_TIMEOUT:
+        raise ValueError(f"no worker has a visibility timeout of {said!r}")
+    return found

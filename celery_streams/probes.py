@@ -13,7 +13,7 @@ from typing import Any
 from . import keys
 from .broker import StreamBroker
 from .connection import RedisClient, pairs
-from .exceptions import BrokerError, BrokerUnavailable, NotPermitted
+from .exceptions import BrokerError, BrokerUnavailable, CommandMissing, NotPermitted
 from .inspect import own_group
 from .kombu_lists import ListKeys
 
@@ -32,6 +32,7 @@ __all__ = (
     "needed_commands",
     "permitted_rules",
     "server_info",
+    "server_version",
     "set_size",
     "silent_consumers",
     "silent_holders",
@@ -69,6 +70,8 @@ class ServerInfo:
     #: Whether the last write to disk succeeded, of the append-only file and of snapshots.
     append_ok: bool
     snapshot_ok: bool
+    #: Whether it takes CONFIG, which managed servers keep to themselves.
+    configurable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,8 @@ class Denial:
 
     command: str
     text: str
+    #: The server has no such command: no rule permits it.
+    missing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +103,33 @@ class SilentHolder:
     silent: float
 
 
+def server_version(client: RedisClient) -> str:
+    """Return the version of the server: ``7.0.15``, or ``Valkey 8.1.1``.
+
+    Raises:
+        BrokerError: Redis is away, or refuses.
+    """
+    told = _info(client, "server")
+    valkey = told.get("valkey_version")
+    return f"Valkey {valkey}" if valkey else told.get("redis_version", "")
+
+
+def _info(client: RedisClient, section: str) -> dict[str, str]:
+    told = {}
+    for line in client.call("INFO", section).decode(errors="replace").splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            told[name] = value
+    return told
+
+
 def server_info(client: RedisClient) -> ServerInfo:
     """Return what the server says of itself."""
     told: dict[str, str] = {}
     for section in ("server", "memory", "persistence", "replication", "cluster"):
-        for line in client.call("INFO", section).decode(errors="replace").splitlines():
-            name, colon, value = line.partition(":")
-            if colon:
-                told[name] = value
+        told |= _info(client, section)
     valkey = told.get("valkey_version")
+    settings = _settings(client, "appendfsync", "save")
     return ServerInfo(
         name="Valkey" if valkey else "Redis",
         version=tuple(int(part) for part in (valkey or told.get("redis_version", "0")).split(".") if part.isdigit()),
@@ -116,21 +139,33 @@ def server_info(client: RedisClient) -> ServerInfo:
         maxmemory=int(told.get("maxmemory", 0)),
         policy=told.get("maxmemory_policy"),
         append_only=told.get("aof_enabled") == "1",
-        append_fsync=_setting(client, "appendfsync"),
-        snapshots=_setting(client, "save"),
+        append_fsync=settings.get("appendfsync"),
+        snapshots=settings.get("save"),
+        configurable=bool(settings),
         append_ok=told.get("aof_last_write_status", "ok") == "ok",
         snapshot_ok=told.get("rdb_last_bgsave_status", "ok") == "ok",
     )
 
 
-def _setting(client: RedisClient, name: str) -> str | None:
-    try:
-        found = client.call("CONFIG", "GET", name)
-    except BrokerUnavailable:
-        raise
-    except BrokerError:
-        return None  # managed servers keep CONFIG to themselves
-    return found[1].decode() if found else None
+def _settings(client: RedisClient, *names: str) -> dict[str, str]:
+    """Return settings of the server by their names; none where it does not say."""
+    found: dict[str, str] = {}
+    for name in names:
+        try:
+            said = client.call("CONFIG", "GET", name)
+        except BrokerUnavailable:
+            raise
+        except BrokerError:
+            break  # managed servers keep CONFIG to themselves, whatever is asked for
+        if said:
+            found[name] = said[1].decode()
+    return found
+
+
+def full_coverage(client: RedisClient) -> str | None:
+    """Return ``cluster-require-full-coverage`` of a node of a Redis Cluster; None where it keeps that to itself."""
+    name = "cluster-require-full-coverage"
+    return _settings(client, name).get(name)
 
 
 def clock_skew(client: RedisClient, *, clock: Callable[[], float] = time.time) -> ClockSkew:
@@ -160,11 +195,13 @@ def needed_commands(broker: StreamBroker, queue: str) -> list[tuple[Any, ...]]:
         ("CLIENT", "UNBLOCK", 0),
         ("EXISTS", stream),
         ("GET", names.claims),
+        ("MGET", names.turns),
         ("SADD", keys.queues(broker.prefix), queue),
         ("SMEMBERS", keys.queues(broker.prefix)),
         ("SET", names.claims, "", "NX", "PX", 1),
         ("PERSIST", names.claims),
         ("PTTL", names.claims),
+        ("PEXPIRE", names.claims, 1),
         ("XADD", stream, "*", "field", "value"),
         ("XREADGROUP", "GROUP", group, "doctor", "COUNT", 1, "STREAMS", stream, ">"),
         ("XREAD", "COUNT", 1, "STREAMS", names.wake, "0-0"),
@@ -185,16 +222,22 @@ def needed_commands(broker: StreamBroker, queue: str) -> list[tuple[Any, ...]]:
         ("ZADD", names.delayed, 0, "member"),
         ("ZREM", names.delayed, "member"),
         ("ZCARD", names.delayed),
+        ("ZCOUNT", names.delayed, 0, 0),
         ("ZSCORE", names.delayed, "member"),
         ("ZRANGE", names.delayed, 0, 0),
         ("ZRANGEBYSCORE", names.delayed, 0, 0),
+        ("ZRANGEBYLEX", names.shelf[3], "-", "+"),
+        ("ZLEXCOUNT", names.shelf[6], "-", "+"),
+        ("HLEN", names.shelf[0]),
         ("ZREVRANGEBYSCORE", keys.revoked(broker.prefix), 0, 0),
         ("ZREMRANGEBYSCORE", keys.revoked(broker.prefix), 0, 0),
         ("HSET", names.delayed_messages, "member", ""),
         ("HGET", names.delayed_messages, "member"),
         ("HMGET", names.delayed_messages, "member"),
         ("HDEL", names.delayed_messages, "member"),
+        ("HSCAN", names.shelf[1], 0),
         ("HGETALL", keys.workers(broker.prefix)),
+        ("HSCAN", names.unique, 0),
         ("UNLINK", names.delayed),
     ]
 
@@ -214,13 +257,16 @@ def denied_commands(broker: StreamBroker, queue: str) -> list[Denial]:
     for command, reply in zip(commands, replies, strict=True):
         if isinstance(reply, NotPermitted):
             name = _command_name(command)
-            denied[name] = Denial(name, str(reply))
+            denied[name] = Denial(name, str(reply), missing=isinstance(reply, CommandMissing))
     return list(denied.values())
 
 
 #: What the doctor sends besides: it looks at permissions inside a transaction that it discards, at the server's own
 #: account and settings, and at Celery's lists.
 DOCTOR_COMMANDS = ("MULTI", "DISCARD", "INFO", "CONFIG GET", "LLEN", "SCARD")
+
+#: What the history has besides, with this permission: how many messages arrived.
+HISTORY_COMMANDS = ("XINFO STREAM",)
 
 #: Without these a worker cannot read a queue, run what is on it and settle it.
 _READERS_COMMANDS = frozenset(
@@ -234,7 +280,7 @@ _READERS_COMMANDS = frozenset(
 
 def permitted_rules(broker: StreamBroker) -> list[str]:
     """Return the rules of ``ACL SETUSER`` for a user who publishes, works, operates and lets the doctor look."""
-    names = {_command_name(command) for command in needed_commands(broker, "q")} | set(DOCTOR_COMMANDS)
+    names = {_command_name(command) for command in needed_commands(broker, "q")} | {*DOCTOR_COMMANDS, *HISTORY_COMMANDS}
     commands = sorted(f"+{name.lower().replace(' ', '|')}" for name in names)
     return [f"~{broker.prefix}:*", "resetchannels", "-@all", *commands]
 

@@ -49,6 +49,10 @@ class ConnectionOptions:
     password: str | None = None
     port: int | None = None
     database: str | int | None = None
+    #: A database that is meant whatever the URL says.
+    other_database: int | None = None
+    #: ``streams_max_connection_age`` in seconds
+    max_age: float | None = None
 
 
 def safe_url(url: str) -> str:
@@ -79,7 +83,8 @@ def place(url: str, *, default_database: int | str = 0) -> tuple[str, int, str]:
         number = query.get("db", query.get("virtual_host", [fallback]))[0]
         return unquote(parts.path), 0, number.strip("/")
     host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname
-    return host, port, query.get("db", [parts.path.strip("/") or fallback])[0]
+    number = parts.path.strip("/") or ("0" if parts.path.startswith("//") else fallback)
+    return host, port, query.get("db", [number])[0]
 
 
 _SCHEMES = {
@@ -102,7 +107,8 @@ def make_pool(url: str, options: ConnectionOptions) -> Any:
     scheme = url.partition("://")[0].lower()
     if scheme in ("redis+cluster", "rediss+cluster"):
         raise ConfigurationError(
-            f"{safe_url(url)}: Redis Cluster is not supported yet; use a single server, Sentinel or a Unix socket"
+            f"{safe_url(url)} is the URL of a Redis Cluster, which only streams_url can be; use a single server, "
+            "Sentinel or a Unix socket here"
         )
     if scheme != "sentinel" and scheme not in _SCHEMES:
         raise ConfigurationError(
@@ -124,7 +130,7 @@ def make_pool(url: str, options: ConnectionOptions) -> Any:
 def _pool(url: str, options: ConnectionOptions, *, encrypted: bool, local: bool) -> Any:
     parts = _Parts.of(url)
     extra = _common_options(options, parts)
-    extra["db"] = parts.database or _number(options.database) or 0
+    extra["db"] = _database(parts, options)
     if local:
         extra["path"] = parts.path
         extra["connection_class"] = redis.UnixDomainSocketConnection
@@ -136,7 +142,7 @@ def _pool(url: str, options: ConnectionOptions, *, encrypted: bool, local: bool)
     tls = _tls(options, parts)
     if encrypted or tls is not None:
         extra["connection_class"] = redis.SSLConnection
-        extra.update(tls or {})
+        extra.update(_with_checked_name(tls or {}))
     return _checked(redis.ConnectionPool(**extra), url)
 
 
@@ -204,7 +210,9 @@ def _number(database: Any) -> int | None:
     text = str(database or "").strip("/")
     if text and not text.isdigit():
         raise ValueError(f"the database must be a number, not {text!r}")
-    return int(text) if text else None
+    if text:
+        return int(text)
+    return 0 if str(database or "").startswith("//") else None  # kombu's way to write "the default"
 
 
 #: Options of a URL that mean nothing for Redis, and are taken as kombu takes them.
@@ -276,6 +284,18 @@ def _tls(options: ConnectionOptions, parts: _Parts) -> dict[str, Any] | None:
     return {} if options.ssl else None
 
 
+def _database(parts: _Parts, options: ConnectionOptions) -> int:
+    if options.other_database is not None:
+        return options.other_database
+    return parts.database if parts.database is not None else _number(options.database) or 0
+
+
+def _with_checked_name(tls: Mapping[str, Any]) -> dict[str, Any]:
+    """Have a verified certificate be that of the host, unless the options say otherwise: redis-py does so since 6.0."""
+    verified = tls.get("ssl_cert_reqs", ssl.CERT_REQUIRED) not in (None, ssl.CERT_NONE)
+    return {"ssl_check_hostname": verified, **tls}
+
+
 def _common_options(options: ConnectionOptions, parts: _Parts) -> dict[str, Any]:
     transport = options.transport
     extra: dict[str, Any] = {
@@ -304,9 +324,27 @@ def _common_options(options: ConnectionOptions, parts: _Parts) -> dict[str, Any]
     provider = extra.get("credential_provider")
     if provider:
         # kombu's way: a dotted path of a class, and the user of the URL does not count.
-        extra["credential_provider"] = symbol_by_name(provider)() if isinstance(provider, str) else provider
+        extra["credential_provider"] = _credential_provider(provider)
         extra["username"] = extra["password"] = None
     return extra
+
+
+def _credential_provider(given: Any) -> Any:
+    """Return the provider: what was given, or what the class or function of this dotted path makes without arguments.
+
+    Raises:
+        ConfigurationError: it cannot be made, or is none.
+    """
+    provider = given
+    if isinstance(given, str):
+        try:
+            provider = symbol_by_name(given)()
+        except Exception as exc:
+            # The project's own code may raise anything, and would end the program with its traceback.
+            raise ConfigurationError(f"bad connection options: credential_provider {given}: {exc}") from exc
+    if not callable(getattr(provider, "get_credentials", None)):
+        raise ConfigurationError(f"bad connection options: credential_provider {given} has no get_credentials()")
+    return provider
 
 
 def _sentinel_pool(url: str, options: ConnectionOptions) -> Any:
@@ -332,11 +370,11 @@ def _sentinel_pool(url: str, options: ConnectionOptions) -> Any:
             "or ?master_name=..."
         )
     extra = _common_options(options, found)
-    extra["db"] = found.database or _number(options.database) or 0
+    extra["db"] = _database(found, options)
     tls = _tls(options, found)
     if tls is not None:
         # For the master; what the Sentinels themselves need stands in ``sentinel_kwargs``, as kombu has it.
-        extra.update(tls, ssl=True)
+        extra.update(_with_checked_name(tls), ssl=True)
     asked = {option: extra[option] for option in ("socket_timeout", "socket_connect_timeout") if extra[option]}
     asked.update(_tls_values(transport.get("sentinel_kwargs") or {}))
     try:

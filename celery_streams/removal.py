@@ -19,13 +19,24 @@ def forget_queue(broker: StreamBroker, queue: str, *, with_messages: bool = Fals
     """
     names, migrating = broker.queue_keys(queue), keys.migration_keys(broker.prefix, queue)
     streams = [*names.streams, *names.fronts, names.dead]
-    others = [names.delayed, names.delayed_messages, migrating.outgoing, migrating.incoming, migrating.tags]
+    others = [
+        names.delayed,
+        names.delayed_messages,
+        migrating.outgoing,
+        migrating.incoming,
+        names.shelf[0],
+        migrating.tags,
+    ]
     # The name first: a publisher that comes in between makes it known again.
     broker.client.call("SREM", keys.queues(broker.prefix), queue)
     held = int(
         broker.client.run(
             REMOVE,
-            [*streams, *others, names.wake, names.claims, *names.marks],
+            [
+                *(*streams, *others, names.wake, names.claims, names.turns, names.paused, names.history, names.unique),
+                *(*names.tallies, names.versions),
+                *(*names.shelf[1:-1], *names.marks),
+            ],
             [len(streams), "1" if with_messages else "0"],
         )
     )

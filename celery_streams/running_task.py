@@ -29,17 +29,23 @@ class HeldRetry:
 class RunningTask(ABC):
     """The delivery that runs in this thread, greenlet or coroutine."""
 
-    __slots__ = ("retried", "retries", "task_id")
+    __slots__ = ("over", "retried", "retries", "task_id")
 
-    def __init__(self, task_id: str, retries: int) -> None:
+    def __init__(self, task_id: str, retries: float) -> None:
         self.task_id = task_id
         self.retries = retries
         #: A retry was stored: the entry is settled.
         self.retried = False
+        #: The pool settles the message, for it ended the task: nothing that runs on has a say in it.
+        self.over = False
 
     @abstractmethod
     def owned(self) -> bool:
         """Return whether the message is still this worker's."""
+
+    @abstractmethod
+    def lock(self) -> str | None:
+        """Return how the message of a unique task names its lock, for its retry to do so, too."""
 
     @abstractmethod
     def store_retry(self, held: HeldRetry) -> None:
@@ -48,8 +54,8 @@ class RunningTask(ABC):
     def retry(self, held: HeldRetry) -> None:
         """Store ``held`` in place of the task's own entry.
 
-        Called by the publish seam at the moment of ``self.retry()``: what the code was told is stored must survive
-        whatever ends its process a moment later.
+        Called by the publish seam when the task calls ``self.retry()``: once that returns, the retry must survive
+        whatever ends the process a moment later.
         """
         self.store_retry(held)
         self.retried = True

@@ -17,11 +17,20 @@ TASK_OPTIONS: dict[str, str] = {
     "streams_acks_late": "True or False: overrides the setting of the same name for this task",
     "streams_delivery_limit": "overrides the setting of the same name for this task",
     "streams_dead_letter_failures": "overrides the setting of the same name for this task",
+    "streams_rate_limit_key": "an argument, or a callable (task, args, kwargs): each key has its own rate limit",
+    "streams_concurrency": "how many may run at once, over all workers",
+    "streams_concurrency_key": "an argument, or a callable (task, args, kwargs), for streams_concurrency_per_key",
+    "streams_unique": "True, or seconds: a message that is there already is not stored again",
+    "streams_unique_key": "an argument, or a callable (task, args, kwargs): what tells which are the same",
+    "streams_unique_until": '"end" (of the message, by default) or "start" (of the task)',
+    "streams_unique_on_duplicate": '"return" the result of the first (by default), or "raise" DuplicateTask',
+    "streams_unique_replace": 'True, with streams_unique_until="start": the newest arguments replace the first',
+    "streams_concurrency_per_key": "how many of each key may run at once, over all workers",
 }
 
 
 def shared_task(*args: Any, **options: Any) -> Any:
-    """Declare a task exactly as ``celery.shared_task`` does, with three more options.
+    """Declare a task exactly as ``celery.shared_task`` does, with more options.
 
     ``streams_acks_late``
         True: acknowledge after the task ran (at least once). False: as Celery does by the task's ``acks_late``, which
@@ -30,6 +39,23 @@ def shared_task(*args: Any, **options: Any) -> Any:
         Deliveries that may end in a crash before the message is dead-lettered.
     ``streams_dead_letter_failures``
         Whether a task that failed for good is dead-lettered.
+    ``streams_rate_limit_key``
+        The name of an argument, or a callable ``(task, args, kwargs)``: each key has the rate of ``rate_limit`` for
+        itself, over all workers.
+    ``streams_concurrency``, ``streams_concurrency_key``, ``streams_concurrency_per_key``
+        How many may run at once, over all workers: in all, and of each key.
+
+    ``streams_unique``
+        True, or a number of seconds: while a message of the task is there, on this queue and with the same arguments,
+        another one is not stored, and ``.delay()`` returns the result of the first.
+    ``streams_unique_key``
+        The name of an argument, or a callable ``(task, args, kwargs)``: what tells which messages are the same.
+    ``streams_unique_until``
+        ``"end"``: until the message is gone, retries included; ``"start"``: until the task starts.
+    ``streams_unique_on_duplicate``
+        ``"return"`` the result of the first, or ``"raise"`` :exc:`celery_streams.DuplicateTask`.
+    ``streams_unique_replace``
+        With ``streams_unique_until="start"``: the first message gets the newest arguments, and keeps its id.
 
     On list queues they are ignored. An ``async def`` function becomes a task that every pool can run, a stock Celery
     worker's too; called directly it returns its result, not a coroutine.

@@ -4,7 +4,7 @@
 ``E001``            a setting has a wrong value
 ``E002``            there is no such setting
 ``E003``            streams are on, and the URL is not one of a Redis
-``E004``            ``CELERY_STREAMS_STATUS_PERMISSION`` cannot be imported or called, or is ``async def``
+``E004``            a callable that a Django setting names cannot be imported or called, or is ``async def``
 ``W001``            the project has no Celery app
 ``W002``            the Celery app does not read the ``CELERY_STREAMS_...`` settings
 ``W003``            a setting or variable is nearly one of ours, and nobody reads it
@@ -26,21 +26,30 @@ from django.core.checks import CheckMessage, Error, Info, Warning
 from django.core.exceptions import ImproperlyConfigured
 
 from celery_streams import ConfigurationError, streams_of
-from celery_streams.conf import SETTINGS, StreamsConf, is_enabled, misspelt_settings, unknown_settings
+from celery_streams.conf import DJANGO_SETTINGS, SETTINGS, StreamsConf, is_enabled, misspelt_settings, unknown_settings
 from celery_streams.monitoring.names import unknown_names
 from celery_streams.redis_url import place
 
 from . import project
-from .permissions import status_permission
+from .permissions import HOOKS, hook
+from .task_events import most_streams
 
 __all__ = ("check_celery_streams",)
+
+#: What each callable that a Django setting names is called with, and what it returns.
+_TAKES = {
+    "CELERY_STREAMS_STATUS_PERMISSION": "the request and returns whether it may be answered",
+    "CELERY_STREAMS_DASHBOARD_PERMISSION": "the request and the name of an action and returns whether it is allowed",
+    "CELERY_STREAMS_REDACT_ARGUMENTS": "a task's name, its args and kwargs, and returns args and kwargs to show",
+    "CELERY_STREAMS_TASK_PERMISSION": "the request, a task id and its message's headers and returns whether to answer",
+}
 
 _CONFIGURE = 'app.config_from_object("django.conf:settings", namespace="CELERY")'
 
 
 def check_celery_streams(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
     """Return all findings."""
-    return [*_permission(), *_app()]
+    return [*_permission(), *_task_events(), *_app()]
 
 
 def _app() -> Iterator[CheckMessage]:
@@ -63,13 +72,23 @@ def _app() -> Iterator[CheckMessage]:
 
 
 def _permission() -> Iterator[CheckMessage]:
+    for name in HOOKS:
+        try:
+            hook(name)
+        except ImproperlyConfigured as exc:
+            yield Error(
+                str(exc),
+                hint=f"Set it to a function that takes {_TAKES[name]}, or its dotted path.",
+                id="celery_streams.E004",
+            )
+
+
+def _task_events() -> Iterator[CheckMessage]:
     try:
-        status_permission()
+        most_streams()
     except ImproperlyConfigured as exc:
         yield Error(
-            str(exc),
-            hint="Give a function that takes the request and returns whether it may be answered, or its dotted path.",
-            id="celery_streams.E004",
+            str(exc), hint="Set it to the number of streams that a process may have open.", id="celery_streams.E001"
         )
 
 
@@ -79,7 +98,7 @@ def _delivery(app: Celery) -> Iterator[CheckMessage]:
         name
         for name in dir(settings)
         if name.startswith("CELERY_STREAMS_")
-        and name != "CELERY_STREAMS_STATUS_PERMISSION"
+        and name.removeprefix("CELERY_").lower() not in DJANGO_SETTINGS
         and not (space and name.startswith(space))
     )
     if lost:
@@ -156,7 +175,7 @@ def _scripts(app: Celery) -> Iterator[CheckMessage]:
     if project.is_installed_by_django_only(app) and streams_of(app).enabled():
         yield Info(
             "The Celery app is on streams only where Django is set up: a script that imports it without django.setup() "
-            "publishes to Celery's lists, where nobody reads.",
+            "publishes to Celery's lists, which no worker reads.",
             hint="Call celery_streams.install(app) in celery.py, after app.config_from_object(...).",
             id="celery_streams.I002",
         )

@@ -17,6 +17,9 @@ from django.core.exceptions import ImproperlyConfigured
 
 import celery_streams
 from celery_streams import celery_private
+from celery_streams.app import hold_in_transactions
+
+from .transactions import TRANSACTIONS
 
 __all__ = (
     "follow_setting",
@@ -139,6 +142,7 @@ def install_if_listed(app: Celery) -> None:
 
 
 def _install(app: Celery) -> Celery:
+    hold_in_transactions(TRANSACTIONS)
     if not celery_streams.is_installed(app):
         app.__dict__[_BY_DJANGO] = True
     return celery_streams.install(app)

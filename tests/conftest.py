@@ -12,18 +12,23 @@ from urllib.parse import urlsplit
 
 import pytest
 from celery import Celery, _state
-from celery._state import _set_current_app, get_current_app
+from celery._state import _set_current_app, _set_task_join_will_block, get_current_app
 from celery.worker import state as worker_state
+from hypothesis import HealthCheck, settings
 from kombu import pools
 
 import celery_streams
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
+from tests.support.cluster import Cluster, cluster
 
 for _name in [name for name in os.environ if name.startswith("CELERY_")]:
     del os.environ[_name]
 
+# How long an example takes says how busy the machine is.
+settings.register_profile("suite", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Shells start background commands that way, and what they start inherits it: Ctrl-C would reach nobody.
@@ -34,10 +39,34 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def _as_in_a_new_process() -> None:
     """Undo what tests of workers in this process leave in Celery's state and in the loggers: they disable ours."""
     worker_state.reset_state()
+    _set_task_join_will_block(False)
+    logging.disable(logging.NOTSET)
+    logging.root.setLevel(logging.WARNING)
     for name, one in list(logging.root.manager.loggerDict.items()):
         if name.partition(".")[0] in ("celery_streams", "django_integration") and isinstance(one, logging.Logger):
             one.disabled, one.propagate = False, True
             one.setLevel(logging.NOTSET)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--on-cluster", action="store_true", help="acceptance tests: streams on a Redis Cluster, all else on one server"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--on-cluster"):
+        left_out = pytest.mark.skip(reason="is about a single server")
+        for item in items:
+            if item.get_closest_marker("one_server"):
+                item.add_marker(left_out)
+
+
+@pytest.fixture(scope="session")
+def three_masters() -> Iterator[Cluster]:
+    """A Redis Cluster for this test process, whose nodes nobody harms."""
+    with cluster() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

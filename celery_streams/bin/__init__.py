@@ -17,10 +17,15 @@ module               owns
 ``django_projects``  Django projects whose Django nobody sets up
 ``status``           the command of that name
 ``dead``             likewise
-``doctor``           likewise
+``dead_filters``     which dead letters ``dead`` is about
+``alerts``           the command of that name
+``doctor``           the command of that name
 ``migrate``          likewise
 ``purge``            likewise
 ``forget``           likewise
+``adopt``            likewise
+``pause``            likewise, and ``resume``
+``limits``           likewise
 ``health``           likewise
 ``report``           likewise, Celery's with our part
 ``probe``            what ``health`` needs before it imports much

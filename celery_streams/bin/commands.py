@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .adopt import adopt
+from .alerts import alerts
 from .dead import dead
 from .demo import demo
 from .django_projects import follow_apps
 from .doctor import doctor
 from .forget import forget
 from .health import health
+from .limits import limits
 from .migrate import migrate
+from .pause import pause, resume
 from .purge import purge
 from .status import status
 from .worker import worker
@@ -26,18 +30,37 @@ if TYPE_CHECKING:
 __all__ = ("COMMANDS", "add_user_options", "streams")
 
 #: Ours, here and in the root group.
-COMMANDS: tuple[click.Command, ...] = (worker, status, health, dead, migrate, doctor, purge, forget, demo)
+COMMANDS: tuple[click.Command, ...] = (
+    worker,
+    status,
+    alerts,
+    health,
+    dead,
+    migrate,
+    adopt,
+    limits,
+    doctor,
+    pause,
+    resume,
+    purge,
+    forget,
+    demo,
+)
 
 
-#: What lists of commands say, where the first sentence of the help is too long for a line of a terminal.
+#: What lists of commands say: what is longer than some sixty characters is cut at eighty columns.
 _IN_SHORT = {
     worker: "Start a worker on Redis Streams.",
-    health: "Tell by the exit code whether this worker lives.",
+    alerts: "Print what needs attention, with an exit code.",
+    health: "Report by exit code whether this host's workers are alive.",
     dead: "List, show, replay and purge dead letters.",
-    migrate: "Move what is queued between lists and streams.",
+    migrate: "Move queued messages between lists and streams.",
+    adopt: "Turn a stream of your own code into messages of a task.",
     doctor: "Check the server and the project.",
-    purge: "Erase what waits, on lists and on streams.",
-    demo: "Show that nothing is lost, on a Redis of its own.",
+    limits: "Show and set the limits of tasks.",
+    pause: "Start no tasks of a queue until it is resumed.",
+    purge: "Erase waiting and delayed messages.",
+    demo: "Kill a worker on a private Redis, and lose nothing.",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from celery.bin.worker import WorkersPool
 from celery.platforms import parse_gid, parse_uid
 from celery.utils.nodenames import node_format
 
-__all__ = ("Autoscale", "Pool", "check_daemon_options", "custom_pool_refusal")
+__all__ = ("Address", "Autoscale", "ListenAt", "Pool", "check_daemon_options", "custom_pool_refusal")
 
 #: Where Celery takes the class of ``-P custom`` from.
 _CUSTOM_POOL = "CELERY_CUSTOM_WORKER_POOL"
@@ -26,7 +27,7 @@ class Autoscale(click.ParamType):  # type: ignore[type-arg]
         """Return the maximum and the minimum."""
         words = [str(word) for word in value] if isinstance(value, (tuple, list)) else str(value).split(",")
         if not 1 <= len(words) <= 2 or not all(word.strip().isdecimal() for word in words):
-            self.fail(f"{value!r} is not MAX,MIN, two numbers of children such as 10,3", param, ctx)
+            self.fail(f"{value!r} is not MAX,MIN: give two numbers of children, such as 10,3", param, ctx)
         numbers = sorted(int(word) for word in words)
         most, least = numbers[-1], numbers[0] if len(numbers) > 1 else 0
         if most < 1:
@@ -34,6 +35,40 @@ class Autoscale(click.ParamType):  # type: ignore[type-arg]
         if len(numbers) == 1 and most == 1:
             self.fail(f"{value!r} leaves nothing to scale; give a maximum and a minimum such as 10,3", param, ctx)
         return most, least
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server listens; port 0 is any that is free."""
+
+    host: str
+    port: int
+
+    def plus(self, number: int) -> Address:
+        """Return the address so many ports above; any free port stays one."""
+        return Address(self.host, self.port and self.port + number)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class ListenAt(click.ParamType):  # type: ignore[type-arg]
+    """``PORT``, ``HOST:PORT`` or ``[IPV6]:PORT``; without a host nobody but this machine reaches it."""
+
+    name = "[host:]port"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Address:
+        """Return the address."""
+        if isinstance(value, Address):
+            return value
+        host, _, port = str(value).strip().rpartition(":")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        elif ":" in host:
+            self.fail(f"{value!r}: put an IPv6 address in brackets, such as [::1]:9808", param, ctx)
+        if not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) <= 65_535):
+            self.fail(f"{value!r} is not [HOST:]PORT: give a port from 0 to 65535, such as 9808", param, ctx)
+        return Address(host or "127.0.0.1", int(port))
 
 
 class Pool(WorkersPool):  # type: ignore[misc]
@@ -71,13 +106,13 @@ def check_daemon_options(options: dict[str, Any]) -> None:
             except KeyError as exc:
                 raise click.UsageError(f"--{option} {options[option]}: {exc.args[0]}") from exc
             if os.geteuid() and wanted != (os.geteuid() if option == "uid" else os.getegid()):
-                raise click.UsageError(f"--{option} {options[option]}: only root can become somebody else")
+                raise click.UsageError(f"--{option} {options[option]}: only root can switch to another user")
     umask = options.get("umask")
     if isinstance(umask, str) and umask:
         try:
             int(umask, 8 if umask.startswith("0") else 10)
         except ValueError:
-            raise click.UsageError(f"--umask {umask}: that is no number such as 022") from None
+            raise click.UsageError(f"--umask {umask}: not an octal number such as 022") from None
     for option, used in (
         ("logfile", True),
         ("pidfile", True),
@@ -95,4 +130,4 @@ def _check_file(option: str, name: str) -> None:
     if not path.parent.is_dir():
         raise click.UsageError(f"{option} {name}: there is no directory {path.parent}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise click.UsageError(f"{option} {name}: this user may not write there")
+        raise click.UsageError(f"{option} {name}: no permission to write there")

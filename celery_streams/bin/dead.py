@@ -1,37 +1,34 @@
-"""``celery-streams dead``: list, show, replay and purge dead letters; ``inspect`` does what is done to Redis."""
+"""``celery-streams dead``: list, show, replay and purge dead letters; ``dead_letters`` does what is done to Redis."""
 
 from __future__ import annotations
 
 import base64
-import functools
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import click
-from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
+from celery.bin.base import CeleryCommand, handle_preload_options
 from celery.exceptions import CeleryCommandException
 from celery.platforms import EX_FAILURE
 
 from ..app import Streams, streams_of
 from ..conf import nearest
-from ..exceptions import CannotRun, MessageError
-from ..inspect import (
+from ..dead_letters import (
     DeadLetter,
     dead_letter,
     dead_letters,
     decode_arguments,
     obstacles,
     purge_dead,
-    redis_time,
     replay,
 )
+from ..exceptions import CannotRun, MessageError
+from ..inspect import redis_time
 from ..obstacles import Obstacle
 from ..printable import printable
-from ..worker.outcome import Reason
+from .dead_filters import Selection, choose, option, selecting
 from .terminal import (
-    AGE,
     Rows,
     age,
     bad_input,
@@ -53,78 +50,8 @@ _TABLE_LIMIT = 100
 #: Dead letters deleted in one command.
 _PURGE_STEP = 100
 
-_option = functools.partial(click.option, cls=CeleryOption)
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which dead letters are meant."""
-
-    queues: tuple[str, ...]
-    task: str | None
-    reason: str | None
-    older_than: float | None
-    newer_than: float | None
-    ids: frozenset[str] | None
-
-    @property
-    def is_everything(self) -> bool:
-        """Whether nothing at all was said."""
-        return not self.queues and all(
-            value is None for value in (self.task, self.reason, self.older_than, self.newer_than, self.ids)
-        )
-
-    def letters(self, streams: Streams) -> Iterator[DeadLetter]:
-        """Yield the dead letters, queue after queue, the oldest of a queue first."""
-        now = redis_time(streams.broker)
-        for queue in select_queues(streams, self.queues):
-            yield from dead_letters(
-                streams.broker,
-                queue,
-                task=self.task,
-                reason=self.reason,
-                older_than=self.older_than,
-                newer_than=self.newer_than,
-                ids=self.ids,
-                now=now,
-            )
-
-
-def _selecting(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the filters to a command, which gets them as one ``selection``."""
-    group = functools.partial(_option, help_group="Filters")
-
-    @functools.wraps(command)
-    def select(
-        *args: Any,
-        queues: str | None,
-        task: str | None,
-        reason: str | None,
-        older_than: float | None,
-        newer_than: float | None,
-        ids: tuple[str, ...],
-        **kwargs: Any,
-    ) -> Any:
-        names = tuple(name.strip() for name in (queues or "").split(",") if name.strip())
-        chosen = Selection(names, task, reason, older_than, newer_than, frozenset(ids) if ids else None)
-        return command(*args, selection=chosen, **kwargs)
-
-    for option in reversed(
-        (
-            group("-Q", "--queues", metavar="QUEUE,...", help="These queues; default: all."),
-            group("--task", metavar="NAME", help="This task, or those that match a shell pattern."),
-            group("--reason", type=click.Choice([reason.value for reason in Reason]), help="Died for this reason."),
-            group("--older-than", type=AGE, metavar="AGE", help="Died longer ago: seconds, or 10m, 2h, 3d."),
-            group("--newer-than", type=AGE, metavar="AGE", help="Died later than so long ago."),
-            group("--id", "ids", multiple=True, metavar="ID", help="This entry id or task id; may be repeated."),
-        )
-    ):
-        select = option(select)
-    return select
-
-
-_as_json = _option("--json", "as_json", is_flag=True, help_group="Output", help="Print JSON.")
-_dry_run = _option("--dry-run", is_flag=True, help_group="Output", help="Only say what would be done.")
+_as_json = option("--json", "as_json", is_flag=True, help_group="Output", help="Print JSON.")
+_dry_run = option("--dry-run", is_flag=True, help_group="Output", help="Only show what would be done.")
 
 
 @click.group(
@@ -138,7 +65,7 @@ Examples:
 """
 )
 def dead() -> None:
-    """Dead letters: messages that were given up, whole, with the reason."""
+    """List, show, replay and purge dead letters: messages that were given up, complete and with the reason."""
 
 
 # -- list -------------------------------------------------------------------------------------------------------------
@@ -154,8 +81,8 @@ Examples:
   celery-streams -A proj dead list -Q send_message --json | jq '.dead_letters[].task_id'
 """,
 )
-@_selecting
-@_option(
+@selecting
+@option(
     "--limit",
     type=click.IntRange(min=1),
     metavar="N",
@@ -178,7 +105,7 @@ def list_dead(ctx: click.Context, selection: Selection, limit: int | None, as_js
         echo_json({"total": total, "dead_letters": list(newest)})
         return
     if not total:
-        click.echo("No dead letter.")
+        click.echo("No dead letters.")
         return
     table = Rows(
         ("queue", "entry id", "died", "reason", "task", "task id", "exception"), folded=("task", "task id", "exception")
@@ -191,7 +118,7 @@ def list_dead(ctx: click.Context, selection: Selection, limit: int | None, as_js
     out = console(no_color=ctx.obj.no_color)
     out.print(table)
     if total > len(newest):
-        click.echo(f"The newest {len(newest):,} of {total:,}; more with --limit.")
+        click.echo(f"Showing the newest {len(newest):,} of {total:,}; use --limit for more.")
 
 
 # -- show -------------------------------------------------------------------------------------------------------------
@@ -213,10 +140,10 @@ Examples:
 @handle_preload_options  # type: ignore[untyped-decorator]
 @one_line_errors
 def show_dead(ctx: click.Context, queue: str, entry_id: str, as_json: bool, **kwargs: Any) -> None:
-    """Show one dead letter with everything that is known: ID is its entry id or its task id.
+    """Show one dead letter in full.
 
-    The arguments are decoded only from the content types in accept_content: a pickle is never loaded unless the
-    project's own workers would.
+    ID is its entry id or its task id. The arguments are decoded only if accept_content allows their content type: a
+    pickle is never loaded unless the project's own workers would load it.
     """
     streams = streams_of(ctx.obj.app)
     broker = streams.broker
@@ -264,20 +191,20 @@ Examples:
   celery-streams -A proj dead replay --all
 """,
 )
-@_selecting
-@_option("--all", "everything", is_flag=True, help_group="Filters", help="All dead letters of all queues.")
-@_option("--to", metavar="QUEUE", help_group="Replay Options", help="Put them on this queue, not where they came from.")
-@_option(
+@selecting
+@option("--all", "everything", is_flag=True, help_group="Filters", help="All dead letters of all queues.")
+@option("--to", metavar="QUEUE", help_group="Replay Options", help="Put them on this queue instead of their own.")
+@option(
     "--ignore-expires",
     is_flag=True,
     help_group="Replay Options",
-    help="Replay what has expired, too, without its expiry.",
+    help="Also replay messages that have expired, without their expiry.",
 )
-@_option(
+@option(
     "--ignore-revoked",
     is_flag=True,
     help_group="Replay Options",
-    help="Replay what was revoked, too, under a new task id.",
+    help="Also replay revoked messages, under a new task id.",
 )
 @_dry_run
 @_as_json
@@ -295,12 +222,13 @@ def replay_dead(
     as_json: bool,
     **kwargs: Any,
 ) -> None:
-    """Put dead letters back on their queue, as new messages that keep their task ids.
+    """Put dead letters back on their queues.
 
-    What no worker would run stays where it is, with the reason: what has expired meanwhile, or was revoked.
+    They become new messages with the same task ids. Messages that no worker would run, because they have expired or
+    were revoked, stay dead letters, and the reason is printed.
 
-    Each is moved in one step: run it twice, or kill it and run it again, and each is replayed once. What dies
-    meanwhile is left for the next time.
+    Each letter is moved in one atomic step. If the command is interrupted, run it again: nothing is replayed twice.
+    Letters that arrive meanwhile are left for the next run.
     """
     if to is not None and not to.strip():
         raise bad_input("--to needs the name of a queue")
@@ -308,9 +236,9 @@ def replay_dead(
     broker = streams.broker
     if to is not None and (near := nearest(to, known := {*streams.known_queues(), *ctx.obj.app.amqp.queues}, 0.75)):
         if to not in known:
-            raise bad_input(f"Queue {to!r} was never used, and the project has no such queue{near}")
+            raise bad_input(f"Queue {to!r} was never used, and the project does not define it{near}")
     ignored = {kind for kind, given in (("expired", ignore_expires), ("revoked", ignore_revoked)) if given}
-    chosen = _choose(streams, selection, everything=everything)
+    chosen = choose(streams, selection, everything=everything)
     if dry_run:
         _tell_dry_run("replay", chosen, as_json=as_json, staying=_staying(streams, chosen, ignored))
         return
@@ -350,12 +278,12 @@ def replay_dead(
         answer = {"matched": len(chosen), "replayed": moved, "gone": gone, "refused": refused, "stay": stay}
         echo_json(answer)
     else:
-        more = f"; {gone:,} had gone meanwhile" if gone else ""
+        more = f"; {gone:,} no longer existed" if gone else ""
         echo(f"Replayed {len(moved):,} of {_letters(len(chosen))}{f' to {to}' if to else ''}{more}.")
         for text in (*refused, *stay):
             echo(text, err=True)
         if stay:
-            click.echo("--ignore-expires and --ignore-revoked replay what would not run otherwise.", err=True)
+            click.echo("Use --ignore-expires or --ignore-revoked to replay them all the same.", err=True)
     ctx.exit(EX_FAILURE if refused or stay else 0)
 
 
@@ -372,9 +300,9 @@ Examples:
   celery-streams -A proj dead purge --all --dry-run
 """,
 )
-@_selecting
-@_option("--all", "everything", is_flag=True, help_group="Filters", help="All dead letters of all queues.")
-@_option("--yes", "-y", is_flag=True, help_group="Purge Options", help="Do not ask.")
+@selecting
+@option("--all", "everything", is_flag=True, help_group="Filters", help="All dead letters of all queues.")
+@option("--yes", "-y", is_flag=True, help_group="Purge Options", help="Do not ask.")
 @_dry_run
 @_as_json
 @click.pass_context
@@ -392,7 +320,7 @@ def purge_dead_letters(
     """Delete dead letters for good."""
     streams = streams_of(ctx.obj.app)
     broker = streams.broker
-    chosen = _choose(streams, selection, everything=everything)
+    chosen = choose(streams, selection, everything=everything)
     if dry_run:
         _tell_dry_run("purge", chosen, as_json=as_json)
         return
@@ -416,13 +344,6 @@ def purge_dead_letters(
 
 
 # -- what the commands share ------------------------------------------------------------------------------------------
-
-
-def _choose(streams: Streams, selection: Selection, *, everything: bool) -> list[tuple[str, str, str]]:
-    """Return (queue, entry id, reason) of what is meant: what was counted is what will be done, nothing newer."""
-    if selection.is_everything and not everything:
-        raise bad_input("Which dead letters? Name queues or filters, or say --all")
-    return [(letter.queue, letter.entry_id, letter.reason) for letter in selection.letters(streams)]
 
 
 def _staying(

@@ -1,7 +1,7 @@
-"""``celery-streams demo``: a Redis of its own, two workers, a kill -9 in the middle, and the account of every task.
+"""``celery-streams demo``: a private Redis, two workers, a kill -9 in the middle, and an account of every task.
 
 1. Speed, one worker at a time: a backlog of empty tasks for the stream worker, then one for a stock worker, until two
-   rounds agree. Where they never do, the machine being busy, no speed is told.
+   rounds agree. If they never do, because the machine is busy, no speed is given.
 2. Traffic: a few thousand messages at once for both, some of them for later; half-way, a child of the stream worker
    is killed.
 3. The account: what was published against what the tasks wrote to the ledger.
@@ -51,7 +51,7 @@ LASTING, PATIENCE, ROUNDS, AGREEMENT = 0.5, 40.0, 4, 1.3
 #: Seconds between two looks, and between two lines where there is no terminal.
 LOOK, LINE = 0.25, 1.0
 
-#: Signals that ask for the end.
+#: Signals that asked for the end.
 _caught: list[int] = []
 
 #: Columns where there is no terminal, so that a pipe or log gets whole lines.
@@ -133,8 +133,7 @@ class Worker:
         self.name = f"{module.replace('_', '-')} worker"
         self.log = log
         command = [sys.executable, "-m", module, "-A", "celery_streams.demo_app", "worker", "-Q", ",".join(queues)]
-        command += ["-c", str(concurrency), "-l", "WARNING", "--without-mingle", "--without-gossip"]
-        command += ["-n", f"{module}@demo"]
+        command += ["-c", str(concurrency), "-l", "WARNING", "-n", f"{module}@demo"]
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command,
@@ -237,6 +236,7 @@ class Demo:
         for account in both:
             account.first = account.last = 0.0
         for number in range(backlog):
+            _end_if_asked()
             self._publish(tasks[number % 2])
         worker = self._start(module)
         self._watch(lambda: self.ledger.open_tasks(tasks) == 0)
@@ -265,6 +265,8 @@ class Demo:
         def publish() -> None:
             try:
                 for number in range(self.messages):
+                    if _caught:
+                        return
                     later = 1 + number % LATER if number % 20 == 0 else None
                     self._publish(STREAM_TASKS[number % 2], seconds=WORK, countdown=later)
                     if number % 5 == 0:
@@ -289,6 +291,7 @@ class Demo:
         """Return what is left on the streams, after the last acknowledgements had time to arrive."""
         deadline = time.monotonic() + 5.0
         while True:
+            _end_if_asked()
             left = {name: queue_status(self.broker, name) for name in STREAM_TASKS}
             if time.monotonic() > deadline or not any(one.length or one.delayed for one in left.values()):
                 return {name: one.length + one.delayed + one.dead for name, one in left.items()}
@@ -350,15 +353,14 @@ class Demo:
                 if self.ledger.executions() != seen:
                     moved, seen = now, self.ledger.executions()
                 elif now - moved > STALLED:
-                    self.console.print(f"Nothing has moved for {STALLED:g} s; the rest counts as lost.")
+                    self.console.print(f"No progress for {STALLED:g} s; the rest counts as lost.")
                     return
                 if live is not None:
                     live.update(self.table(), refresh=True)
                 elif now - line >= LINE:
                     line = now
                     self.console.print("  ".join(f"{row[0]} {row[6]} done, {row[2]} waiting;" for row in self._rows()))
-                if _caught:  # what a handler raises is lost when a destructor happens to run
-                    raise SystemExit(128 + _caught[-1])
+                _end_if_asked()
                 # How often the picture is drawn anew; the end comes from files and Redis, which wake nobody.
                 time.sleep(LOOK)
 
@@ -393,16 +395,26 @@ def _verdict(run: Demo, rates: dict[str, float] | None) -> Table:
     return table
 
 
+def _end_if_asked() -> None:
+    """Raise KeyboardInterrupt or SystemExit when a signal asked for the end."""
+    if _caught:
+        raise KeyboardInterrupt if _caught[-1] == signal.SIGINT else SystemExit(128 + _caught[-1])
+
+
 @contextlib.contextmanager
 def _in_order() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into SystemExit, so that everything is cleaned up; hide CELERY_* variables meanwhile."""
+    """Let SIGINT, SIGTERM and SIGHUP end the demo at its next step, cleaned up; hide CELERY_* variables meanwhile.
 
-    def end(number: int, frame: FrameType | None) -> None:
+    The handlers only note the signal. What a handler raises is lost when it happens to run inside a destructor, and
+    every publish has some: the demo then went on to the end of its backlog.
+    """
+
+    def note(number: int, frame: FrameType | None) -> None:
         _caught.append(number)
-        raise SystemExit(128 + number)
 
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("CELERY_")}
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    _caught.clear()
     try:
         yield
     finally:
@@ -418,14 +430,14 @@ def _in_order() -> Iterator[None]:
               help="Children of each worker.")  # fmt: skip
 @click.pass_context
 def demo(ctx: click.Context, messages: int, concurrency: int) -> None:
-    """Show that nothing is lost: a private Redis, two workers, a kill -9.
+    """Start a private Redis and two workers, kill one with kill -9, and show that no message is lost.
 
     Needs redis-server or valkey-server on the PATH, or celery-streams[demo]. Leaves nothing behind.
 
     \b
     Exit code
     ---------
-    0 when every message ran, 1 when one was lost, 130 after Ctrl-C.
+    0 if every message ran, 1 if one was lost, 130 after Ctrl-C.
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
     try:
@@ -433,6 +445,7 @@ def demo(ctx: click.Context, messages: int, concurrency: int) -> None:
             stack.enter_context(_in_order())
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="celery-streams-demo-")))
             redis = stack.enter_context(EmbeddedRedis())
+            _end_if_asked()
             run = Demo(console, redis, folder, messages=messages, concurrency=concurrency)
             stack.callback(run.close)
             rates = run.speeds()
@@ -444,11 +457,11 @@ def demo(ctx: click.Context, messages: int, concurrency: int) -> None:
             if rates is not None:
                 console.print(
                     f"{rates['celery_streams'] / rates['celery']:.1f} times the stock worker's tasks per second: "
-                    f"{concurrency} children each, this machine, tasks that only write one line, lists and streams in "
-                    "the same Redis."
+                    f"{concurrency} children each, on this machine, with tasks that only write one line; lists and "
+                    "streams in the same Redis."
                 )
             else:
-                console.print("No speed is told: the rounds differed too much, as they do while a machine is busy.")
+                console.print("No speed is given: the rounds differ too much, as on a busy machine.")
             if lost or not run.killed or any(left.values()):
                 console.print(
                     f"NOT as promised: {lost} lost, left on the streams: {left}, killed: {run.killed or 'nobody'}"

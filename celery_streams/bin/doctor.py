@@ -29,11 +29,11 @@ _STYLES = {"ok": "green", "info": "cyan", "warning": "yellow", "critical": "bold
     cls=CeleryCommand,
     epilog="""\b
 Exit codes:
-  0   nothing, or only something to know or accepted
+  0   no findings, or only notes and accepted ones
   1   at least one warning
   2   at least one critical finding, or the command line is wrong
-  69  Redis cannot be reached, or refuses
-  78  a setting is wrong, or the URL is not one of a Redis
+  69  Redis cannot be reached, or refuses the commands
+  78  a setting is wrong, or the URL is not a Redis URL
 
 \b
 Examples:
@@ -59,7 +59,7 @@ Examples:
     metavar="SECONDS",
     cls=CeleryOption,
     help_group="Doctor Options",
-    help="Time for workers to answer.",
+    help="How long to wait for workers to answer.",
 )
 @click.option(
     "--accept",
@@ -67,7 +67,7 @@ Examples:
     metavar="CHECK",
     cls=CeleryOption,
     help_group="Doctor Options",
-    help="Know of this check's findings and accept them: they do not count for the exit code. May be repeated.",
+    help="Accept the findings of this check: they do not affect the exit code. May be repeated.",
 )
 @click.option("--json", "as_json", is_flag=True, cls=CeleryOption, help_group="Doctor Options", help="Print JSON.")
 @click.pass_context
@@ -84,8 +84,8 @@ def doctor(
 ) -> None:
     """Check the server, its settings, permissions and clock, and both sides of each queue.
 
-    All queues that were ever used, and those that streams_queues or task_queues name, unless QUEUEs are given.
-    Changes nothing.
+    Without QUEUEs: all queues that were ever used, and those that streams_queues or task_queues name. Nothing is
+    changed.
     """
     found = diagnose(
         streams_of(ctx.obj.app),
@@ -106,7 +106,7 @@ def _accepted(words: Sequence[str]) -> frozenset[str]:
     names = {part.strip().replace("-", " ") for word in words for part in word.split(",") if part.strip()}
     for name in names:
         if name not in CHECKS:
-            raise bad_input(f"There is no check {name!r}{nearest(name, CHECKS)}; there are {', '.join(CHECKS)}")
+            raise bad_input(f"Unknown check {name!r}{nearest(name, CHECKS)}; the checks are {', '.join(CHECKS)}")
     return frozenset(names)
 
 

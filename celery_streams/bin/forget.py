@@ -13,7 +13,7 @@ from ..presence import workers
 from ..printable import printable
 from ..removal import forget_queue
 from .base import require_installed
-from .terminal import echo, one_line_errors, select_queues
+from .terminal import echo, one_line_errors, plural, select_queues
 
 __all__ = ("forget",)
 
@@ -25,15 +25,15 @@ __all__ = ("forget",)
     is_flag=True,
     cls=CeleryOption,
     help_group="Streams Options",
-    help="Discard what waits, is delayed or dead, too; without it a queue that holds anything stays.",
+    help="Also discard its waiting, delayed and dead messages; without this, a queue that holds any is kept.",
 )
 @click.pass_context
 @one_line_errors
 def forget(ctx: click.Context, queues: tuple[str, ...], with_messages: bool) -> None:
-    """Remove queues that nobody uses any more.
+    """Remove queues that are no longer used.
 
-    A queue stays known once it was used, or a worker was started with its name by mistake. A queue that a living worker
-    reads, or that holds a message, stays: there is no undo.
+    A queue is remembered once it was used, even if a worker was only started with a misspelt name. A queue that a live
+    worker reads, or that holds a message, is kept. There is no undo.
 
     \b
     Examples
@@ -54,7 +54,7 @@ def forget(ctx: click.Context, queues: tuple[str, ...], with_messages: bool) -> 
         consumers = queue_status(broker, name, workers=said).consumers
         if consumers:
             raise CeleryCommandException(
-                f"Queue {shown} is read by living workers ({consumers} of their children): stop them first, or "
+                f"Queue {shown} is read by live workers ({plural(consumers, 'consumer')}): stop them first, or run "
                 f"celery-streams control cancel_consumer {shown}",
                 EX_FAILURE,
             )
@@ -63,11 +63,11 @@ def forget(ctx: click.Context, queues: tuple[str, ...], with_messages: bool) -> 
         held = forget_queue(broker, name, with_messages=with_messages)
         if held and not with_messages:
             raise CeleryCommandException(
-                f"Queue {shown} stays: it holds messages ({held} that wait, run, are delayed or dead). Look with "
-                "celery-streams status, or discard them, too: --with-messages",
+                f"Queue {shown} was kept: it holds {plural(held, 'message')} (waiting, running, delayed or dead). See "
+                "celery-streams status, or discard them with --with-messages",
                 EX_FAILURE,
             )
-        lost = f", and the messages that it held ({held})" if held else ""
-        echo(f"Queue {name} is forgotten{lost}.")
+        lost = f" and its {plural(held, 'message')}" if held else ""
+        echo(f"Removed queue {name}{lost}.")
         if name in streams.named_queues():
-            echo(f"The settings still name {name}: status goes on showing it.")
+            echo(f"The settings still name {name}, so status still shows it.")

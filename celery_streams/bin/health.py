@@ -27,11 +27,11 @@ _PATIENCE = 0.4
     cls=CeleryCommand,
     epilog="""\b
 Exit codes:
-  0   its heart beats, and it reads its queues (or is busy with tasks)
-  1   it is dead, does not read, or was never there
+  0   every worker is alive and reads its queues (or is busy with tasks)
+  1   one is dead, does not read its queues, or was never started
   2   the command line is wrong
-  69  Redis cannot be reached, or refuses: nobody knows
-  78  a setting is wrong, or the URL is not one of a Redis
+  69  Redis cannot be reached, or refuses the commands: the state is unknown
+  78  a setting is wrong, or the URL is not a Redis URL
 
 \b
 Examples:
@@ -68,16 +68,16 @@ Kubernetes:
     metavar="SECONDS",
     cls=CeleryOption,
     help_group="Health Options",
-    help="Time for Redis to take the connection, and to answer.",
+    help="How long to wait for a connection to Redis, and for its answer.",
 )
 @click.option("--json", "as_json", is_flag=True, cls=CeleryOption, help_group="Health Options", help="Print JSON.")
 @click.pass_context
 @handle_preload_options  # type: ignore[untyped-decorator]
 @one_line_errors
 def health(ctx: click.Context, hostname: str | None, timeout: float, as_json: bool, **kwargs: Any) -> None:
-    """Tell by the exit code whether the worker lives: its heart beats, and it reads its queues.
+    """Report by exit code whether this host's workers are alive: each sends its heartbeat, and reads its queues.
 
-    Each worker says so in Redis with every heartbeat. Nothing is broadcast, and the worker need not answer.
+    The state comes from the heartbeats that workers write to Redis: nothing is broadcast, and no worker has to answer.
     """
     broker = streams_of(ctx.obj.app).new_broker(timeout=timeout)
     node = None if hostname is None else default_nodename(host_format(hostname))

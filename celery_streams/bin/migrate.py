@@ -35,15 +35,15 @@ Examples:
     required=True,
     cls=CeleryOption,
     help_group="Migrate Options",
-    help="The side that the messages shall be on.",
+    help="The side to move the messages to.",
 )
 @click.option(
     "--include-unacked",
     is_flag=True,
     cls=CeleryOption,
     help_group="Migrate Options",
-    help="To streams: also take what stock workers have fetched and not acknowledged. What they are running will run "
-    "again: stop them first.",
+    help="With --to streams: also take messages that stock workers have fetched and not acknowledged. Tasks that they "
+    "are still running will run again, so stop these workers first.",
 )
 @click.option(
     "--dry-run",
@@ -65,16 +65,17 @@ def migrate(
     as_json: bool,
     **kwargs: Any,
 ) -> None:
-    """Move what is queued of QUEUEs between Celery's lists and the streams.
+    """Move the queued messages of QUEUEs between Celery's lists and the streams.
 
-    To streams: everything on the lists; what has an eta ahead becomes a delayed message. To lists: what waits, what is
-    delayed, and what dead consumers hold. What is running stays where it is; dead letters stay on the streams.
+    To streams: everything on the lists; messages with an eta in the future become delayed messages. To lists: messages
+    that are waiting, delayed, or held by dead consumers. Running tasks stay where they are, and dead letters stay on
+    the streams.
 
-    Publishers and workers may go on. Turn the switch first (streams_enabled), or publishers go on filling the other
-    side. Interrupted or killed, run it again: it neither loses nor doubles a message.
+    Publishers and workers may keep running. Turn the switch first (streams_enabled), or publishers keep filling the
+    other side. If the command is interrupted, run it again: no message is lost or duplicated.
     """
     if include_unacked and to == "lists":
-        raise bad_input("--include-unacked is for --to streams: only Celery's lists keep unacknowledged messages apart")
+        raise bad_input("--include-unacked works only with --to streams: it takes messages back from stock workers")
     streams = streams_of(ctx.obj.app)
     migration = Migration(
         streams.new_broker(),
@@ -89,7 +90,7 @@ def migrate(
     for plan in plans:
         if plan.queue not in known and not (plan.queued or plan.unacked or plan.in_transit):
             raise bad_input(
-                f"Queue {plan.queue!r} holds nothing, and the project has no such{nearest(plan.queue, known)}"
+                f"Queue {plan.queue!r} holds no message, and the project does not define it{nearest(plan.queue, known)}"
             )
         _warn(streams, plan.queue, to)
     if dry_run:
@@ -120,8 +121,8 @@ def _warn(streams: Streams, queue: str, to: Direction) -> None:
     if on_streams != (to == "streams"):
         where = "to streams" if on_streams else "to Celery's lists"
         echo(
-            f"Warning: {queue}: as far as this process sees, publishers still write {where} "
-            "(streams_enabled, streams_queues); what they write stays there.",
+            f"Warning: publishers still write queue {queue} {where}, by this process' settings (streams_enabled, "
+            "streams_queues); new messages stay there.",
             err=True,
         )
 
@@ -133,12 +134,14 @@ def _tell_plans(plans: list[Plan], *, include_unacked: bool, as_json: bool, no_c
         return
     to_streams = plans[0].to == "streams"
     unacked = "unacked" if include_unacked else "unacked (stays)"
-    headers = ("on lists", unacked) if to_streams else ("waiting", "delayed", "abandoned", "running (stays)")
+    headers = ("on lists", unacked) if to_streams else ("waiting", "delayed", "held", "abandoned", "running (stays)")
     numbers = (*headers, "in transit", "would move")
     table = Rows(("queue", *numbers), right=numbers)
     for plan in plans:
         counts = (
-            (plan.queued, plan.unacked) if to_streams else (plan.waiting, plan.delayed, plan.abandoned, plan.running)
+            (plan.queued, plan.unacked)
+            if to_streams
+            else (plan.waiting, plan.delayed, plan.held, plan.abandoned, plan.running)
         )
         total = plan.total + (plan.unacked if to_streams and include_unacked else 0)
         table.add(plan.queue, *(f"{count:,}" for count in (*counts, plan.in_transit, total)))
@@ -156,7 +159,7 @@ def _tell_moves(done: list[Moves], *, as_json: bool) -> None:
             for count, name in (
                 (moves.abandoned, "of dead consumers"),
                 (moves.malformed, "malformed (a worker will dead-letter them)"),
-                (moves.skipped, "no messages, left on the stream"),
+                (moves.skipped, "not messages, left on the stream"),
             )
             if count
         ]
@@ -164,15 +167,21 @@ def _tell_moves(done: list[Moves], *, as_json: bool) -> None:
             parts.append(f"{moves.recalled:,} of them taken back from stock workers")
         echo(f"{moves.queue}: moved {moves.total:,} to {moves.to} ({', '.join(parts)}).")
 
+        if moves.held:
+            echo(
+                f"{moves.queue}: {moves.held:,} of them were held back by limits, which end here: on lists, Celery's "
+                "rate_limit counts for each worker, and nothing else is limited."
+            )
+
 
 def _tell_rest(plan: Plan) -> None:
     if plan.to == "streams" and plan.unacked:
         echo(
-            f"{plan.queue}: {plan.unacked:,} are held by stock workers. Keep these running until they are done, or "
-            "stop them and run this again."
+            f"{plan.queue}: {plan.unacked:,} are held by stock workers. Let these finish, or stop them and run this "
+            "command again."
         )
     if plan.to == "lists" and plan.running:
         echo(
-            f"{plan.queue}: {plan.running:,} are held by stream workers. Keep these running until they are done, or "
-            "stop them and run this again."
+            f"{plan.queue}: {plan.running:,} are held by stream workers. Let these finish, or stop them and run this "
+            "command again."
         )

@@ -35,9 +35,9 @@ def _run(*, queues: list[str] | None, exclude_queues: list[str] | None, **option
 purge: click.Command = copy.copy(celery_purge)
 purge.params = list(celery_purge.params)
 purge.callback = _run
-purge.help = """Erase all messages that wait or are delayed, on the lists and on the streams; running tasks go on.
+purge.help = """Erase all waiting and delayed messages, on lists and on streams.
 
-There is no undo for this command. Dead letters stay: see "dead purge".
+There is no undo for this command. Running tasks continue. Dead letters stay: see "dead purge".
 
 \b
 Examples

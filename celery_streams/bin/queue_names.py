@@ -51,7 +51,7 @@ def read_queue_words(words: Iterable[str] | None, existing: Callable[[], Collect
     for raw in words or ():
         word = raw.strip()
         if not word:
-            raise click.UsageError("-Q has an empty name; is a variable of the command line not set?")
+            raise click.UsageError("-Q has an empty name: is a shell variable not set?")
         if any(letter in word for letter in (*_SPECIAL, "\\")) and word in existing():
             name, count = word, None
             literal.add(name)
@@ -61,10 +61,10 @@ def read_queue_words(words: Iterable[str] | None, existing: Callable[[], Collect
             if is_literal:
                 literal.add(name)
             elif count is not None and any(letter in name for letter in "*?["):
-                raise click.UsageError(f"-Q {word}: only a single queue takes a number of children, a pattern does not")
+                raise click.UsageError(f"-Q {word}: a pattern takes no number of children, only a queue does")
         if count is not None:
             if counts.setdefault(name, count) != count:
-                raise click.UsageError(f"-Q gives queue {name} {counts[name]} and {count} children")
+                raise click.UsageError(f"-Q gives queue {name} both {counts[name]} and {count} children")
         names.append(name)
     return QueueWords(tuple(dict.fromkeys(names)), frozenset(literal), counts)
 
@@ -76,14 +76,14 @@ def _split(word: str) -> tuple[str, int | None]:
         return word, None
     name, number = word[:at], word[at + 1 :]
     if not name:
-        raise click.UsageError(f"-Q {word} names no queue in front of the colon (write \\: for a colon of the name)")
+        raise click.UsageError(f"-Q {word}: no queue name before the colon (write \\: for a colon in the name)")
     if not number:
-        raise click.UsageError(f"-Q {word} has no number of children behind the colon (write \\: for one of the name)")
+        raise click.UsageError(f"-Q {word}: no number of children after the colon (write \\: for a colon in the name)")
     if not _NUMBER.fullmatch(number):
         return word, None
     if not number.isdecimal() or int(number) < 1:
         raise click.UsageError(
-            f"-Q {word}: the children of a queue are a whole number from 1 on (write \\: for a colon of the name)"
+            f"-Q {word}: the number of children must be 1 or more (write \\: for a colon in the name)"
         )
     return name, int(number)
 

@@ -31,7 +31,7 @@ Examples:
 @handle_preload_options  # type: ignore[untyped-decorator]
 @one_line_errors
 def report(ctx: click.Context, **kwargs: Any) -> None:
-    """Show what belongs into a bug report: versions, Celery's settings, and those of the streams with their source."""
+    """Show versions and settings for a bug report: Celery's, and the streams settings with their sources."""
     app = ctx.obj.app
     app.loader.import_default_modules()
     ctx.obj.echo(app.bugreport())

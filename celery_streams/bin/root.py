@@ -92,7 +92,7 @@ def celery_streams(ctx: click.Context, /, **options: Any) -> None:
     if app is None and needs_app:
         made = celery_private.default_app()
         if made is None or not is_installed(made):
-            raise click.UsageError("Which app? Name it: celery-streams -A proj COMMAND (or set CELERY_APP)")
+            raise click.UsageError("Which app? Use celery-streams -A proj COMMAND, or set CELERY_APP")
     if ctx.invoked_subcommand is None and not options.get("version"):
         click.echo(ctx.get_help())
         ctx.exit()

@@ -16,10 +16,22 @@ from rich.text import Text
 
 from ..app import Streams, streams_of
 from ..exceptions import BrokerError
+from ..inspect import QueueStatus
 from ..monitoring.alerts import Alert
 from ..monitoring.status import Status, collect
 from ..printable import printable
-from .terminal import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING, Rows, age, console, echo_json, one_line, one_line_errors
+from .terminal import (
+    EXIT_CRITICAL,
+    EXIT_OK,
+    EXIT_WARNING,
+    Rows,
+    age,
+    console,
+    echo_json,
+    one_line,
+    one_line_errors,
+    plural,
+)
 
 __all__ = ("render", "status")
 
@@ -31,8 +43,8 @@ Exit codes:
   0   no alert
   1   at least one warning
   2   at least one critical alert, or the command line is wrong
-  69  Redis cannot be reached, or refuses
-  78  a setting is wrong, or the URL is not one of a Redis
+  69  Redis cannot be reached, or refuses the commands
+  78  a setting is wrong, or the URL is not a Redis URL
 
 \b
 Examples:
@@ -53,7 +65,7 @@ Examples:
     is_flag=True,
     cls=CeleryOption,
     help_group="Status Options",
-    help="Go on until Ctrl-C; with --json, print one line for each look.",
+    help="Refresh until Ctrl-C; with --json, print one line each time.",
 )
 @click.option(
     "--interval",
@@ -63,7 +75,7 @@ Examples:
     metavar="SECONDS",
     cls=CeleryOption,
     help_group="Status Options",
-    help="Time between two looks with --watch.",
+    help="Time between two refreshes with --watch.",
 )
 @click.pass_context
 @handle_preload_options  # type: ignore[untyped-decorator]
@@ -71,11 +83,12 @@ Examples:
 def status(
     ctx: click.Context, queues: tuple[str, ...], as_json: bool, watch: bool, interval: float, **kwargs: Any
 ) -> None:
-    """Show what waits, runs, is delayed and is dead in each queue.
+    """Show waiting, running, delayed and dead messages by queue.
 
-    All queues that were ever used, and those that streams_queues or task_queues name, unless QUEUEs are given.
-    Consumers are those of living workers. "list" is what lies on Celery's own list of the queue, "to" where publishers
-    write: to the stream, to the list, or a share of them to the stream. The alerts below come from streams_alerts.
+    Without QUEUEs: all queues that were ever used, and those that streams_queues or task_queues name. Consumers are
+    those of live workers. "list" counts the messages on Celery's own list of the queue. "to" says where publishers
+    write: to the stream, to the list, or a share of the messages to the stream. streams_alerts sets the thresholds of
+    the alerts below the table.
     """
     streams = streams_of(ctx.obj.app)
     names = queues or None
@@ -112,13 +125,33 @@ def render(found: Status) -> RenderableType:
     clock = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(found.time))
     switch = "streams are on" if found.enabled else "streams are off: publishes go to Celery's lists"
     lines: list[RenderableType] = [Text(f"{found.server}   {clock}   {switch}", style="dim"), Text()]
-    lines.append(table if found.queues else Text("No queue was used yet."))
-    if found.alerts or found.lists_trouble:
+    lines.append(table if found.queues else Text("No queue has been used yet."))
+    paused = [report.state for report in found.queues if report.state.paused is not None]
+    held = [report.state for report in found.queues if report.state.held]
+    locked = [report.state for report in found.queues if report.state.locks]
+    if paused or held or locked or found.alerts or found.lists_trouble:
         lines.append(Text())
+    lines += [Text.assemble(("paused", "cyan"), f"  {_said_of_pause(state)}") for state in paused]
+    lines += [Text.assemble(("held", "cyan"), f"  {_said_of_held(state)}") for state in held]
+    lines += [Text.assemble(("unique", "cyan"), f"  {_said_of_locks(state)}") for state in locked]
     lines += [Text.assemble((alert.level, _STYLES[alert.level]), f"  {_said(alert)}") for alert in found.alerts]
     if found.lists_trouble:
         lines.append(Text(printable(found.lists_trouble), style="dim"))
     return Group(*lines)
+
+
+def _said_of_pause(state: QueueStatus) -> str:
+    reason = f" ({state.pause_reason})" if state.pause_reason else ""
+    return printable(f"{state.queue}: for {age(state.paused)}{reason}; its tasks do not start")
+
+
+def _said_of_held(state: QueueStatus) -> str:
+    are = "is" if state.held == 1 else "are"
+    return printable(f"{state.queue}: {plural(state.held, 'message')} {are} held back by limits: celery-streams limits")
+
+
+def _said_of_locks(state: QueueStatus) -> str:
+    return printable(f"{state.queue}: {plural(state.locks, 'lock')} of unique tasks")
 
 
 def _said(alert: Alert) -> str:

@@ -5,8 +5,8 @@
    have sessions of their own, so that Ctrl-C in a terminal reaches each of them once. The handler only notes a signal;
    the loop passes it on, between two starts: a worker either gets it or is never started.
 3. A worker that is killed or crashes is started again, after a pause that grows while it keeps dying. One that ends
-   with an error of its own ends the others, warmly, and the supervisor with that exit code: a service manager shall
-   know. One that ends with 0 (remote control) is not replaced.
+   with an error of its own ends the others, warmly, and the supervisor with that exit code, for
+   the service manager. One that ends with 0 (remote control) is not replaced.
 4. With a :class:`Watcher`, workers are replaced when a file changes; one that cannot start waits for the next change.
 5. Workers do not outlive a supervisor that is killed (Linux).
 """
@@ -38,7 +38,7 @@ _TICK, _LOOK = 0.1, 0.5
 #: Seconds: a worker that lived longer than this starts again at once; least and greatest pause otherwise.
 _YOUNG, _PAUSES = 10.0, (1.0, 30.0)
 
-#: What a worker that shall be replaced gets, and after how many seconds: running tasks go back to their queues soon.
+#: Signals for a worker that is to be replaced, and after how many seconds: running tasks soon go back to their queues.
 _ENDING = ((0.0, signal.SIGTERM), (3.0, signal.SIGQUIT), (8.0, signal.SIGKILL))
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -228,20 +228,20 @@ class Supervisor:
             worker.replacing = False
         elif self._watcher is not None and code > 0:
             worker.hold()
-            _say(f"The worker ended with exit code {code}; it starts again when a file changes.")
+            _say(f"The worker ended with exit code {code}; it restarts when a file changes.")
         elif code < 0:
-            _say(f"A worker was killed by signal {-code}; another starts in {worker.wait(now):g}s.")
+            _say(f"A worker was killed by signal {-code}; it restarts in {worker.wait(now):g}s.")
         else:
             worker.over = True
             if code:
                 self._code = code
-                _say(f"A worker ended with exit code {code}; the others end too.")
+                _say(f"A worker ended with exit code {code}; stopping the others.")
                 self._pass_on(signal.SIGTERM)
 
     def _reload(self, path: Path | None, now: float) -> None:
         if path is None:
             return
-        _say(f"{path} changed; the worker starts again.")
+        _say(f"{path} changed; restarting the worker.")
         for worker in self._workers:
             worker.replace(now)
 

@@ -62,7 +62,7 @@ EXIT_CRITICAL = 2
 EXIT_UNHEALTHY = 1
 #: The command line is wrong, in whatever way: click's code, and so that of Celery's own program.
 EXIT_USAGE = 2
-#: Redis is away, or refuses.
+#: Redis cannot be reached, or refuses the commands.
 EXIT_UNAVAILABLE = 69
 #: A setting is wrong, or the URL is not one of a Redis.
 EXIT_CONFIG = 78
@@ -90,7 +90,7 @@ class Age(click.ParamType):  # type: ignore[type-arg]
             return float(value)
         found = _AGE.fullmatch(str(value).strip().lower())
         if found is None:
-            self.fail(f"{value!r} is no age; write seconds, or 10m, 2h, 3d", param, ctx)
+            self.fail(f"{value!r} is not an age: give seconds, or 10m, 2h, 3d", param, ctx)
         return float(found[1]) * _UNITS[found[2]]
 
 

@@ -19,12 +19,13 @@ from celery.platforms import create_pidlock
 from celery.utils.nodenames import node_format, nodename, nodesplit
 from kombu.utils.compat import detect_environment
 
+from .. import __version__
 from ..app import Streams, streams_of
 from ..concurrency import OWN_POOLS, pool_for
 from ..exceptions import BrokerError, BrokerUnavailable, ConfigurationError
 from . import relaunch
 from .base import require_installed
-from .daemon_options import Autoscale, Pool, check_daemon_options
+from .daemon_options import Address, Autoscale, ListenAt, Pool, check_daemon_options
 from .queue_names import read_queue_words
 from .supervisor import Supervisor, Watcher, project_modules
 from .terminal import EXIT_CONFIG, one_line_errors
@@ -44,6 +45,7 @@ def _run(**options: Any) -> Any:
     app = ctx.obj.app
     require_installed(app)
     processes, reload = options.pop("processes"), options.pop("reload")
+    metrics: Address | None = options.pop("metrics_port")
     streams = streams_of(app)
     words = read_queue_words(options.get("queues"), functools.cache(lambda: _existing_queues(streams)))
     options["queues"] = list(words.names) or None
@@ -59,7 +61,9 @@ def _run(**options: Any) -> Any:
     if options.get("detach"):
         return _detach(ctx, options)
     if supervised:
-        ctx.exit(_supervise(app, options, processes=processes, reload=reload))
+        ctx.exit(_supervise(app, options, processes=processes, reload=reload, metrics=metrics))
+    if metrics is not None:
+        streams.metrics = _open_metrics(metrics)
     _first_contact(streams, patient=bool(app.conf.broker_connection_retry_on_startup))
     # Celery leaves the option on its worker object (--disable-prefetch it does put here); pools and banner read this.
     app.conf.worker_prefetch_multiplier = options["prefetch_multiplier"]
@@ -87,7 +91,7 @@ def _require_patched(pool: type[StreamsPool]) -> None:
     """
     if pool.patched_by and detect_environment() != pool.patched_by:
         raise _Unpatched(
-            f"{pool.patched_by} has not patched the standard library, which must come before everything else: "
+            f"{pool.patched_by} has not patched the standard library, which must happen before any import: "
             f"start the worker with celery-streams -A proj worker -P {pool.patched_by}"
         )
 
@@ -107,9 +111,9 @@ def _share_children(options: dict[str, Any], counts: dict[str, int], *, given: b
         click.UsageError: there are no children, or ``-c`` or another option contradicts the counts.
     """
     if not options["pool"].__module__.endswith(".prefork"):
-        raise click.UsageError("-Q name:count gives children to queues, which only -P prefork has")
+        raise click.UsageError("-Q name:count needs -P prefork: other pools have no children")
     if options.get("autoscale"):
-        raise click.UsageError("-Q name:count fixes the number of children, and --autoscale changes it: leave one out")
+        raise click.UsageError("-Q name:count fixes the number of children, and --autoscale changes it: use only one")
     excluded = counts.keys() & set(options.get("exclude_queues") or ())
     if excluded:
         raise click.UsageError(f"-Q gives children to {', '.join(sorted(excluded))}, which -X excludes")
@@ -120,9 +124,9 @@ def _share_children(options: dict[str, Any], counts: dict[str, int], *, given: b
         return
     allowed = _children(options["concurrency"])
     if allowed < asked + bool(others):
-        raise click.UsageError(f"-Q asks for {asked + bool(others)} children, and -c allows {allowed}")
+        raise click.UsageError(f"-Q asks for {asked + bool(others)} children, but -c allows only {allowed}")
     if allowed > asked and not others:
-        raise click.UsageError(f"-Q gives its queues {asked} children, and -c starts {allowed}: leave one out")
+        raise click.UsageError(f"-Q asks for {asked} children, but -c starts {allowed}: use only one")
 
 
 def _children(concurrency: Any) -> int:
@@ -136,7 +140,7 @@ def _first_contact(streams: Any, *, patient: bool) -> None:
     """Ask Redis once, so that a wrong URL or password is one clear line and not a loop.
 
     Raises:
-        BrokerError: Redis refuses, or stays away (with broker_connection_retry_on_startup = True it is waited for).
+        BrokerError: Redis refuses, or stays unreachable (broker_connection_retry_on_startup = True waits for it).
         ConfigurationError: a setting is wrong.
     """
     attempts, pause = _FIRST_CONTACT
@@ -150,13 +154,11 @@ def _first_contact(streams: Any, *, patient: bool) -> None:
         except BrokerUnavailable as exc:
             attempts -= 1
             if attempts <= 0 and not patient:
-                raise BrokerUnavailable(
-                    f"{str(exc).rstrip('.')}. Is it running? Set streams_url or the broker URL."
-                ) from exc
+                raise BrokerUnavailable(f"{exc}. Is it running? Set streams_url or the broker URL.") from exc
             if patient and not told:
-                click.echo(f"{str(exc).rstrip('.')}. Waiting for it (broker_connection_retry_on_startup).", err=True)
+                click.echo(f"{exc}. Waiting for it (broker_connection_retry_on_startup).", err=True)
                 told = True
-            # A server that is away can only be asked relaunch.
+            # A server that is unreachable can only be asked again.
             time.sleep(pause)
 
 
@@ -177,7 +179,24 @@ def _detach(ctx: click.Context, options: dict[str, Any]) -> Any:
     )
 
 
-def _supervise(app: Any, options: dict[str, Any], *, processes: int, reload: bool) -> int:
+def _open_metrics(address: Address) -> Any:
+    """Listen where the metrics will be served.
+
+    Raises:
+        ConfigurationError: nobody can listen there, or the package is missing.
+    """
+    # Here, for it needs a package that nobody else needs.
+    try:
+        from ..worker.metrics import WorkerMetrics
+        from ..worker.metrics_server import MetricsServer
+    except ImportError as exc:
+        raise ConfigurationError(
+            "--metrics-port needs the package prometheus_client: pip install 'celery-streams[prometheus]'"
+        ) from exc
+    return WorkerMetrics(MetricsServer(address.host, address.port), version=__version__)
+
+
+def _supervise(app: Any, options: dict[str, Any], *, processes: int, reload: bool, metrics: Address | None) -> int:
     """Run worker programs as children until they end; returns the exit code.
 
     Raises:
@@ -187,10 +206,13 @@ def _supervise(app: Any, options: dict[str, Any], *, processes: int, reload: boo
         _check_processes(options)
     name, host = nodesplit(options["hostname"])
     commands, later = [], []
-    command = relaunch.command_line(flags=("--reload",), valued=("--processes", "--pidfile"))
+    command = relaunch.command_line(flags=("--reload",), valued=("--processes", "--pidfile", "--metrics-port"))
     without_purge = relaunch.without(command, flags=("--purge", "--discard"))
     for number in range(1, processes + 1):
         node = ["-n", nodename(f"{name}-{number}", host)] if processes > 1 else []
+        if metrics is not None:
+            # Each worker counts for itself. Of 0 each gets a port that is free.
+            node += ["--metrics-port", str(metrics.plus(number - 1))]
         commands.append([*(command if number == 1 else without_purge), *node])
         later.append([*without_purge, *node])
     if options.get("pidfile"):
@@ -199,19 +221,17 @@ def _supervise(app: Any, options: dict[str, Any], *, processes: int, reload: boo
     if reload:
         app.loader.import_default_modules()
         watcher = Watcher(Path.cwd(), files=project_modules())
-    environment = relaunch.environment("reload", "processes", "pidfile", "purge")
+    environment = relaunch.environment("reload", "processes", "pidfile", "purge", "metrics_port")
     return Supervisor(commands, again=later, environment=environment, watcher=watcher).run()
 
 
 def _check_processes(options: dict[str, Any]) -> None:
     if options["pool"].__module__.endswith(".prefork"):
-        raise click.UsageError(
-            "--processes multiplies the pools of one process; -P prefork has processes of its own: -c"
-        )
+        raise click.UsageError("--processes is for pools of one process; for more children of -P prefork use -c")
     if options.get("beat"):
-        raise click.UsageError("--processes with -B would start several beats: run celery-streams beat by itself")
+        raise click.UsageError("--processes with -B would start several beats: run celery-streams beat separately")
     if options.get("statedb") and "%" not in options["statedb"]:
-        raise click.UsageError("--processes needs a --statedb for each of them: put %n into its name")
+        raise click.UsageError("--processes needs a --statedb for each worker: put %n in its name")
 
 
 worker: click.Command = copy.copy(celery_worker)
@@ -220,9 +240,9 @@ concurrency.ALIASES.update(OWN_POOLS)
 
 #: Options of Celery's that mean less here.
 _HELP = {
-    "optimization": "Without effect: each child takes its own next message, which is what fair means.",
+    "optimization": "No effect: each child takes its own next message, which is what fair means.",
     "prefetch_multiplier": "1 fetches one message at a time; other values have no effect.",
-    "disable_prefetch": "Fetch one message at a time, as --prefetch-multiplier 1.",
+    "disable_prefetch": "Fetch one message at a time, like --prefetch-multiplier 1.",
 }
 
 
@@ -247,25 +267,32 @@ worker.params = [
         default=1,
         metavar="<processes>",
         help_group="Streams Options",
-        help="Start so many workers, each with a pool of -c; for -P threads, gevent, eventlet, asyncio and solo. "
-        "Their node names are %n-1@%h, %n-2@%h ...",
+        help="Start this many workers, each with a pool of size -c; for -P threads, gevent, eventlet, asyncio and "
+        "solo. Their node names are %n-1@%h, %n-2@%h ...",
+    ),
+    CeleryOption(
+        ["--metrics-port"],
+        type=ListenAt(),
+        metavar="[HOST:]PORT",
+        help_group="Streams Options",
+        help="Serve metrics of this worker for Prometheus, on 127.0.0.1 unless a host is given; 0 is any free port. "
+        "With --processes the second worker takes the port above, and so on. Needs celery-streams[prometheus].",
     ),
     CeleryOption(
         ["--reload"],
         is_flag=True,
         default=False,
         help_group="Streams Options",
-        help="For development: start the worker again when a .py file of the project or of the working directory "
-        "changes.",
+        help="For development: restart the worker when a .py file of the project or in the working directory changes.",
     ),
 ]
 worker.callback = _run
-worker.help = """Start a worker on Redis Streams: the options are those of celery worker.
+worker.help = """Start a worker on Redis Streams. It takes the options of celery worker.
 
 \b
 -Q send_message:3,mark_as_read:2 starts three children for one queue and two for the other.
--Q 'chat.*' reads all queues that match, also those that come up while the worker runs.
--Q 'tenant\\:42,jobs\\[1\\]' names queues; those that exist need no backslash.
+-Q 'chat.*' reads all matching queues, including those that appear while the worker runs.
+-Q 'tenant\\:42,jobs\\[1\\]' escapes special characters; names of existing queues need no backslash.
 
 \b
 Examples
@@ -277,4 +304,5 @@ $ celery-streams -A proj worker -Q send_message:3,mark_as_read:2
 $ celery-streams -A proj worker -P threads -c 20
 $ celery-streams -A proj worker -P asyncio -c 200 --processes 2
 $ celery-streams -A proj worker -l INFO --reload
+$ celery-streams -A proj worker --metrics-port 9808
 """

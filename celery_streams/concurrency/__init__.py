@@ -11,11 +11,12 @@ module        process  owns
 ``process``   parent   a child, as its parent knows it
 ``solo``      all      the main thread reads, runs and settles
 ``thread``    all      one thread reads for many that run
+``backlog``   all      what waits for a thread, and when there shall be more
+``ending``    all      what pools share that can end a task
 ``green``     all      what gevent and eventlet share
 ``gevent``    all      greenlets
 ``eventlet``  all      green threads
 ``aio``       all      ``async def`` tasks on one event loop
-``contexts``  all      what Celery keeps for each thread, for each context
 ``loops``     all      a running event loop for each green thread
 ============  =======  ===================================================
 """

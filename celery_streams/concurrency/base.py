@@ -10,16 +10,18 @@ import logging
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from celery.concurrency.base import BasePool
+from celery.worker import state as worker_state
 
 from ..app import Streams, streams_of
-from ..broker import StreamRef
+from ..entries import StreamRef
+from ..exceptions import BrokerError
 from ..poll import readable
 from ..presence import ConsumerPresence
-from ..worker.child import ChildOptions
+from ..worker.child import STOP_PATIENCE, ChildOptions
 from ..worker.hand_back import Restrictable
 from ..worker.mailbox import Mailbox
 from ..worker.option_values import count, seconds
@@ -67,10 +69,14 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         self.consumer: Any = None
         #: Celery's autoscaler, when there is one.
         self.autoscaler: Any = None
+        #: A cold shutdown cancels whatever runs; what cannot be ended is passed over.
+        self.cancels = False
         #: Task events are sent.
         self.events_wanted = False
         self.parent = Parent(self.app, self.hostname, self.streams, self, eventer=self._eventer)
         self._hub: Any = None
+        #: When the worker was told to stop (monotonic seconds).
+        self._closed_at: float | None = None
         self._read_at = time.monotonic()
 
     @property
@@ -89,6 +95,10 @@ class StreamsPool(BasePool):  # type: ignore[misc]
     def holders(self) -> Sequence[Restrictable]:
         """Return whoever holds entries now."""
 
+    def limited(self) -> Sequence[Restrictable]:
+        """Return the holders whose tasks may have time limits."""
+        return self.holders()
+
     def handed_back(self) -> Sequence[Restrictable]:
         """Return the holders in which entries may wait behind a task that runs."""
         return self.holders()
@@ -101,6 +111,14 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         """Return whoever reads now, for the services thread to tell Redis."""
         since = None if self.running() >= (self.limit or 1) else round(time.monotonic() - self._read_at, 1)
         return [ConsumerPresence(name, None, since) for name in self.consumer_names()]
+
+    def living(self) -> int:
+        """Return how many children or threads there are."""
+        return int(self.num_processes)
+
+    def last_read(self) -> float:
+        """Return when a read last succeeded (monotonic seconds)."""
+        return self._read_at
 
     def note_read(self) -> None:
         """Note that a read of this process has succeeded."""
@@ -120,11 +138,31 @@ class StreamsPool(BasePool):  # type: ignore[misc]
     def count_starts(self) -> None:
         """Add what was started elsewhere since the last time to Celery's totals."""
 
+    def report_of_soft(self, holder: Restrictable, shot: Snapshot) -> Callable[[], None]:
+        """Return what says, in the main thread, that a task is over its soft limit. One round trip, if it is known."""
+        request: Any = None
+        try:
+            if shot.running is not None:
+                request = self.parent.requests.of(holder, shot, shot.running)
+        except BrokerError as exc:
+            logger.debug("Nobody knows which task is over its soft time limit while Redis is unreachable: %s", exc)
+        return lambda: None if request is None else request.on_timeout(True, shot.soft)
+
     def on_soft(self, holder: Restrictable, shot: Snapshot) -> None:
         """Tell a task that its soft time limit is over (called by the services thread)."""
 
-    def on_hard(self, holder: Restrictable, shot: Snapshot) -> None:
-        """End a task whose hard time limit is over (called by the services thread)."""
+    def on_hard(self, exceeded: Sequence[tuple[Restrictable, Snapshot]]) -> None:
+        """End the tasks whose hard time limit is over (called by the services thread)."""
+
+    def work_meanwhile(self) -> None:
+        """The main thread waits for Celery's broker: run tasks in it, if it is the one that runs them."""
+
+    def reaches(self, task: Any) -> bool:
+        """Return whether the limits that the pool enforces reach this task; all but the plain ones of asyncio."""
+        return True
+
+    def look_at_tasks(self) -> None:
+        """Read the tasks and their options again; children know those that there were when they were forked."""
 
     def forward(self, *message: Any) -> None:
         """Tell all children something that remote control changed."""
@@ -161,6 +199,7 @@ class StreamsPool(BasePool):  # type: ignore[misc]
             max_tasks=count(options.get("maxtasksperchild")),
             max_memory=count(options.get("max_memory_per_child")),
             max_batch=1 if one_at_a_time else MAX_BATCH,
+            worker=self.parent.name,
         )
 
     # -- what the consumer asks
@@ -173,13 +212,31 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         """Start heartbeat, claimer, limits and promotion."""
         options = self.child_options()
         idle = without_effect(
-            list(self.app.tasks.values()), soft=options.soft_limit, hard=options.hard_limit, enforced=self.enforced
+            list(self.app.tasks.values()),
+            soft=options.soft_limit,
+            hard=options.hard_limit,
+            enforced=self.enforced,
+            reaches=self.reaches,
         )
         if idle:
-            logger.warning("This pool does not enforce: %s", ", ".join(idle))
+            pool = type(self).__module__.rpartition(".")[2]
+            logger.warning("Pool %s does not enforce: %s", pool, ", ".join(idle))
         self.parent.start()
         if self.options.get("threads") is True:
             threading.Thread(target=self._without_loop, name="celery-streams-chores", daemon=True).start()
+
+    # -- stop
+
+    def on_close(self) -> None:
+        """The worker is told to stop: what is asked of Redis from now on must not hold it up for long."""
+        self._closed_at = time.monotonic()
+        self.parent.close()
+
+    def must_end(self) -> bool:
+        """Return whether an outcome that Redis does not take is to be given up now."""
+        if worker_state.should_terminate is not None and worker_state.should_terminate is not False:
+            return True
+        return self._closed_at is not None and time.monotonic() - self._closed_at >= STOP_PATIENCE
 
     # -- the main thread
 

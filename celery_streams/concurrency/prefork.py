@@ -8,6 +8,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -20,21 +21,27 @@ from celery import signals
 from celery.worker import state as worker_state
 
 from .. import celery_private
-from ..broker import StreamRef
+from ..entries import StreamRef
 from ..message import Message
 from ..poll import readable
 from ..presence import ConsumerPresence
 from ..worker import revoked_stamps
-from ..worker.child import consumer_name
+from ..worker.child import ChildOptions, consumer_name
+from ..worker.counts import CountsTable
 from ..worker.dead_children import Casualty, Cause
+from ..worker.events import INTERVAL
 from ..worker.hand_back import Restrictable
 from ..worker.slots import SlotTable, Snapshot
 from .base import StreamsPool, parted
-from .process import Child, child_target, send_signal
+from .process import Child, Ending, child_target, end_by_force, send_signal
 
 __all__ = ("TaskPool",)
 
 logger = logging.getLogger(__name__)
+
+#: Seconds in which a child sends what it has collected by then, and for which no child is waited for after one that
+#: did not: the broker of the events is silent, or a task keeps the interpreter for itself.
+_MOMENT, _UNHEARD = 0.3, 5.0
 
 #: Seconds: a child that ends sooner than this, without having been ready, delays its successor.
 _YOUNG = 1.0
@@ -57,6 +64,7 @@ class TaskPool(StreamsPool):
         self._count = 0
         self._early_deaths = 0
         self._start_at = 0.0
+        self._unheard_until = 0.0
         self._shares: list[frozenset[str] | None] = []
         #: Options of tasks that remote control changed, for spawned children: name -> options.
         self._task_options: dict[str, Any] = {}
@@ -78,6 +86,19 @@ class TaskPool(StreamsPool):
             found.append(ConsumerPresence(child.consumer, queues, None if busy else round(since, 1)))
         return found
 
+    def living(self) -> int:
+        """Return how many children there are."""
+        return len(self._children)
+
+    def last_read(self) -> float:
+        """Return when a read of any child last succeeded (monotonic seconds)."""
+        return max((child.slot.read_at() for child in list(self._children.values())), default=0.0)
+
+    def child_options(self) -> ChildOptions:
+        """Return what the command line means for the children."""
+        counted = self.parent.all_counts
+        return replace(super().child_options(), counts=None if counted is None else counted.table)
+
     # -- start
 
     def on_start(self) -> None:
@@ -89,6 +110,8 @@ class TaskPool(StreamsPool):
         else:
             forking_enable(True)
         self._table = SlotTable(shared_by_path=spawn)
+        if self.parent.all_counts is not None:
+            self.parent.all_counts.table = CountsTable(shared_by_path=spawn)
         self._shares = _shares(self.streams.children, int(self.limit or 1))
         for _ in range(1 if self.limit is None else self.limit):
             self._start_child()
@@ -106,6 +129,8 @@ class TaskPool(StreamsPool):
         self._count += 1
         slot = self._table.slot(index)
         slot.attach(0)
+        if self.parent.all_counts is not None and self.parent.all_counts.table is not None:
+            self.parent.all_counts.table.watch(index)
         parent_end, child_end = billiard.Pipe(duplex=True)
         consumer = consumer_name(self.hostname, index + 1)
         process = billiard.get_context("fork" if self.forking_enable else "spawn").Process(
@@ -118,7 +143,7 @@ class TaskPool(StreamsPool):
                 self._table,
                 child_end,
                 self.child_options(),
-                [parent_end, *(other.control for other in self._children.values())] if self.forking_enable else [],
+                [parent_end, *self._open_for_children()] if self.forking_enable else [],
             ),
         )
         process.name = process.name.replace("Process", "PoolWorker")
@@ -127,7 +152,7 @@ class TaskPool(StreamsPool):
         signals.worker_before_create_process.send(sender=self)
         self._fork(process)
         child_end.close()
-        child = Child(index, process, slot, consumer, parent_end, time.monotonic())
+        child = Child(index, process, slot, consumer, parent_end, Ending(process), time.monotonic())
         if index < len(self._shares):
             child.queues = self._shares[index]
         self._children[index] = child
@@ -145,6 +170,9 @@ class TaskPool(StreamsPool):
             child.tell("task_option", name, task_options)
         return child
 
+    def _open_for_children(self) -> list[Any]:
+        return [end for child in self._children.values() for end in (child.control, child.ending)]
+
     def _fork(self, process: Any) -> None:
         services = self.parent.services
         if services is None:
@@ -160,22 +188,33 @@ class TaskPool(StreamsPool):
     def announce(self, streams: Sequence[StreamRef]) -> None:
         """Tell all children what to read."""
         assert self._table is not None
-        self._wanted = list(streams)
-        for ref in streams:
+        before, self._wanted = self._wanted, list(streams)
+        told = set(before)
+        added = [ref for ref in streams if ref not in told]
+        # With thousands of queues a new one must not cost what all of them cost.
+        more = bool(before and added) and not self.streams.children and len(told) + len(added) == len(streams)
+        for ref in added if more else streams:
             for each in (ref, ref.at_front()):
                 self._known.setdefault(each, len(self._known))
         self._table.streams[:] = self._known
         for child in list(self._children.values()):
-            self._announce_to(child)
+            if more:
+                child.tell("consume_more", self._news_for(child), [self._known[ref] for ref in added])
+            else:
+                self._announce_to(child)
 
     def give_back(self) -> None:
         """Put back at once what the children fetched and did not start."""
         self.parent.give_back()
 
     def _announce_to(self, child: Child) -> None:
+        child.tell("consume", self._news_for(child), [self._known[ref] for ref in self._wanted_by(child)])
+
+    def _news_for(self, child: Child) -> list[StreamRef]:
+        """Return the streams and fronts that the child cannot tell by their numbers yet."""
         new = list(islice(self._known, child.knows, None))
         child.knows = len(self._known)
-        child.tell("consume", new, [self._known[ref] for ref in self._wanted_by(child)])
+        return new
 
     def _wanted_by(self, child: Child) -> list[StreamRef]:
         """Return what ``child`` reads: with ``-Q name:count`` exactly so many children read a queue with a count.
@@ -207,7 +246,7 @@ class TaskPool(StreamsPool):
             self._watch(child)
 
     def _watch(self, child: Child) -> None:
-        child.watched = (child.process.sentinel, child.control.fileno())
+        child.watched = (child.ending.fileno(), child.control.fileno())
         self._hub.add_reader(child.watched[0], self.mailbox.guarded, self._reap, child)
         self._hub.add_reader(child.watched[1], self.mailbox.guarded, self._hear, child)
 
@@ -226,6 +265,10 @@ class TaskPool(StreamsPool):
                     self._early_deaths = 0
                 elif kind == "kept":
                     child.kept = args[0]
+                elif kind == "outgrown":
+                    child.outgrown = True
+                elif kind == "denied":
+                    self.parent.look_at_access()
                 elif kind == "tasks":
                     child.task_names.update(args[0])
         except (EOFError, OSError):
@@ -238,7 +281,7 @@ class TaskPool(StreamsPool):
         """Notice children whose end nobody told of, and start successors."""
         super().chores()
         for child in list(self._children.values()):
-            self.mailbox.chore(partial(self._look_at, child), f"The look at child {child.consumer}")
+            self.mailbox.chore(partial(self._look_at, child), f"Checking child {child.consumer}")
         self.mailbox.chore(self.maintain_pool)
 
     def _look_at(self, child: Child) -> None:
@@ -261,10 +304,15 @@ class TaskPool(StreamsPool):
         del self._children[child.index]
         self._free.append(child.index)
         child.control.close()
+        child.ending.close()
         request = self.parent.requests.known.get(shot.running) if shot.running is not None else None
         cause = child.cause
         if request is not None and cause == Cause():
-            cause = Cause(revoked=celery_private.was_revoked(request), cancelled=celery_private.was_cancelled(request))
+            cause = Cause(
+                revoked=celery_private.was_revoked(request),
+                cancelled=celery_private.was_cancelled(request),
+                task=request.task.name,
+            )
         if cause == Cause() and worker_state.should_terminate:
             cause = Cause(cancelled=True)
         if exitcode not in _CLEAN and shot.running is None and not self._stopping:
@@ -277,23 +325,38 @@ class TaskPool(StreamsPool):
                 cause,
                 kept=kept,
                 streams=tuple(self._known),
+                untold=child.slot.has_unsent_events(),
+                ran_for=None if shot.running is None else time.monotonic() - shot.started_at,
                 clean=exitcode in _CLEAN and shot.running is None and not (shot.finished or shot.waiting or shot.kept),
             )
         )
+        self.parent.child_ended(self._why(child, cause, exitcode))
         if not child.ready and time.monotonic() - child.born < _YOUNG:
             self._early_deaths += 1
             self._start_at = time.monotonic() + min(2.0**self._early_deaths / 4, 30.0)
         if not child.leaving:
             self.maintain_pool()
 
+    def _why(self, child: Child, cause: Cause, exitcode: int | None) -> str:
+        """Return why a child ended, as the metrics have it."""
+        if cause.hard_limit is not None:
+            return "hard_limit"
+        if cause.revoked:
+            return "revoked"
+        if exitcode == EX_RECYCLE:
+            return "max_memory" if child.outgrown else "max_tasks"
+        if child.leaving:
+            return "autoscale"
+        return "shutdown" if self._stopping or cause.cancelled or exitcode == 0 else "crash"
+
     def wait_for_work(self, timeout: float) -> None:
         """Wait until something was posted or a child said something or ended."""
         said = {child.control.fileno(): child for child in self._children.values()}
-        ended = [child.process.sentinel for child in said.values()]
+        ended = [child.ending.fileno() for child in said.values()]
         try:
             found = readable([self.mailbox.descriptor, *ended, *said], timeout=timeout)
         except (OSError, ValueError) as exc:  # the main thread ended a child meanwhile
-            logger.debug("Looking at the children again: %s", exc)
+            logger.debug("A child ended while the parent waited for it: %s", exc)
             return
         for descriptor in found:
             if descriptor in said:
@@ -311,33 +374,49 @@ class TaskPool(StreamsPool):
     def on_soft(self, holder: Restrictable, shot: Snapshot) -> None:
         """Raise SoftTimeLimitExceeded in the child."""
         assert isinstance(holder, Child)
+        # First, for a task that ends at its limit is acknowledged a moment later, and nobody could tell what it was.
+        report = self.report_of_soft(holder, shot)
         if _same(holder.snapshot(), shot):
             send_signal(shot.pid, signal.SIGUSR1)
-            self.mailbox.post(lambda: self._report_soft(holder, shot))
+            self.mailbox.post(report)
 
-    def _report_soft(self, child: Child, shot: Snapshot) -> None:
-        if shot.running is not None:
-            request = self.parent.requests.of(child, shot, shot.running)
-            if request is not None:
-                request.on_timeout(True, shot.soft)
-
-    def on_hard(self, holder: Restrictable, shot: Snapshot) -> None:
-        """Kill the child; the parent stores the failure when it is gone."""
-        assert isinstance(holder, Child)
-        assert shot.running is not None
-        if not _same(holder.snapshot(), shot):
-            return
-        holder.cause = Cause(hard_limit=shot.hard, entry=shot.running)
-        holder.kill()
+    def on_hard(self, exceeded: Sequence[tuple[Restrictable, Snapshot]]) -> None:
+        """Kill the children; the parent stores the failures when they are gone."""
+        children = []
+        for holder, shot in exceeded:
+            assert isinstance(holder, Child)
+            assert shot.running is not None
+            if _same(holder.snapshot(), shot):
+                holder.cause = Cause(hard_limit=shot.hard, entry=shot.running)
+                children.append(holder)
+        end_by_force(children)
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """End the task that the child with this process id ran when it was looked at (``revoke(terminate=True)``)."""
         entry = self.parent.requests.at_work.get(pid)
         child = next((child for child in self._children.values() if child.process.pid == pid), None)
+        if child is not None:
+            self._hear_out(child)
         if child is None or entry is None or not child.slot.terminate_task(entry):
-            logger.info("The task to be terminated in process %s has ended; the process goes on.", pid)
+            logger.info("The task to terminate in process %s has already ended; the process was left alone.", pid)
             return
+        request = self.parent.requests.known.get(entry)
+        if request is not None and child.slot.has_unsent_events():
+            # Before Celery's Request announces it as revoked. The child had its time, and sends nothing any more.
+            self.parent.lost.tell_start(request)
         send_signal(pid, signal or _SIGTERM)
+
+    def _hear_out(self, child: Child) -> None:
+        """Wait until a child has sent the events that it collected: they would come again, or after its task's end.
+
+        For as long as it collects them, and a moment; not when the broker let a child wait for longer just now.
+        """
+        ends = time.monotonic() + INTERVAL + _MOMENT
+        while child.slot.has_unsent_events() and time.monotonic() >= self._unheard_until:
+            if time.monotonic() >= ends:
+                self._unheard_until = time.monotonic() + _UNHEARD
+                return
+            time.sleep(0.01)
 
     def count_starts(self) -> None:
         """Add what the children started to Celery's totals."""
@@ -372,11 +451,20 @@ class TaskPool(StreamsPool):
 
     # -- stop
 
+    def on_close(self) -> None:
+        """Tell the children to stop, while Celery closes what it has open itself."""
+        super().on_close()
+        self._tell_to_stop()
+
+    def _tell_to_stop(self) -> None:
+        if not self._stopping:
+            self._stopping = True
+            for child in list(self._children.values()):
+                child.tell("stop")
+
     def on_stop(self) -> None:
         """Let running tasks finish (warm), or what is left of them end (cold); then stop the services."""
-        self._stopping = True
-        for child in list(self._children.values()):
-            child.tell("stop")
+        self._tell_to_stop()  # Celery's handler for a cold shutdown stops a pool that was not closed
         self._end(self._wait_for_end)
 
     def on_terminate(self) -> None:
@@ -410,7 +498,7 @@ class TaskPool(StreamsPool):
             self._wait_for_children(0.1)
 
     def _wait_for_children(self, timeout: float) -> None:
-        wait([child.process.sentinel for child in self._children.values()], timeout=timeout)
+        wait([child.ending.fileno() for child in self._children.values()], timeout=timeout)
         for child in list(self._children.values()):
             if not child.process.is_alive():
                 self.mailbox.guarded(self._reap, child)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,19 +14,58 @@ from typing import Any
 
 from billiard.connection import wait
 
-from ..broker import Entry
+from ..entries import Entry
 from ..poll import writable
 from ..worker.child import child_main
 from ..worker.dead_children import Cause
 from ..worker.pieces import pieces
 from ..worker.slots import Slot, Snapshot
 
-__all__ = ("Child", "child_target", "send_signal")
+__all__ = ("Child", "Ending", "child_target", "end_by_force", "send_signal")
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between SIGTERM and SIGKILL for a child that must end (billiard's own figure).
 _GRACE = 0.1
+
+
+class Ending:
+    """Becomes readable when a process ends, whoever else lives on.
+
+    billiard's sentinel is a pipe, which everything that a task forks inherits, and which is not closed before the last
+    of these processes has ended. Where the system has no pidfd (Linux before 5.3, macOS) it must do, and the pool's
+    chores notice such a death a moment later.
+    """
+
+    def __init__(self, process: Any) -> None:
+        try:
+            self._own: int | None = os.pidfd_open(process.pid)
+        except (AttributeError, OSError) as exc:
+            logger.debug("No pidfd for process %s: %r", process.pid, exc)
+            self._own = None
+        self._descriptor: int = process.sentinel if self._own is None else self._own
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._descriptor
+
+    def copy(self) -> int | None:
+        """Return a descriptor of its own for another thread than the one that closes this; None once it is closed."""
+        with self._lock:
+            return None if self._closed else os.dup(self._descriptor)
+
+    def close(self) -> None:
+        """Close what was opened for this, before the process is closed."""
+        # In a forked child the thread that had the lock, if any, is not there to give it back.
+        locked = self._lock.acquire(timeout=1.0)
+        self._closed = True
+        if self._own is not None:
+            os.close(self._own)
+            self._own = None
+        if locked:
+            self._lock.release()
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +77,7 @@ class Child:
     slot: Slot
     consumer: str
     control: Any
+    ending: Ending
     born: float
     #: Queues it may read; None is all.
     queues: frozenset[str] | None = None
@@ -47,6 +89,8 @@ class Child:
     #: It was told to stop and will not be replaced.
     leaving: bool = False
     cause: Cause = field(default_factory=Cause)
+    #: It said that it leaves since it is over ``--max-memory-per-child``.
+    outgrown: bool = False
     #: What strategies of its tasks keep, as it said.
     kept: tuple[Entry, ...] = ()
     #: The names of the tasks that it counts, by its numbers, and how many starts were taken into the totals.
@@ -109,11 +153,24 @@ class Child:
         self.slot.ask_terminate()
         send_signal(self.process.pid, signal.SIGTERM)
 
-    def kill(self) -> None:
-        """Ask it to end, and end it a moment later by force."""
-        self.terminate()
-        if not wait([self.process.sentinel], timeout=_GRACE):
-            send_signal(self.process.pid, signal.SIGKILL)
+
+def end_by_force(children: Sequence[Child]) -> None:
+    """Ask children to end, and kill those that have not a moment later; it is one moment for all of them."""
+    # The main thread may notice an end meanwhile, and close what belongs to that child.
+    copies = {copy: child for child in children if (copy := child.ending.copy()) is not None}
+    left = dict(copies)
+    try:
+        for child in copies.values():
+            child.terminate()
+        deadline = time.monotonic() + _GRACE
+        while left and (ended := wait(list(left), timeout=max(deadline - time.monotonic(), 0.0))):
+            for descriptor in ended:
+                del left[descriptor]
+        for child in left.values():
+            send_signal(child.process.pid, signal.SIGKILL)
+    finally:
+        for copy in copies:
+            os.close(copy)
 
 
 def child_target(
@@ -126,10 +183,10 @@ def child_target(
     options: Any,
     other_ends: Sequence[Any],
 ) -> None:
-    """Be a child; ``other_ends`` are the parent's ends of pipes, which a forked process inherits.
+    """Be a child; ``other_ends`` are what the parent has open for its children, which a forked process inherits.
 
-    As long as one of them is open anywhere, the child at the other end does not see that the parent is gone. (On Linux
-    the kernel ends a child with its parent.)
+    As long as one end of a pipe is open anywhere, the child at the other end does not see that the parent is gone. (On
+    Linux the kernel ends a child with its parent.)
     """
     for end in other_ends:
         end.close()

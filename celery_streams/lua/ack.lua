@@ -1,36 +1,74 @@
 -- Acknowledge and delete entries that are done.
 --
--- KEYS     task streams
--- ARGV     group, consumer, then pairs: index of the stream in KEYS, entry id
--- Returns  positions (from 0) of the pairs whose entry was no longer ours; ids alone are not unique
+-- KEYS     task streams, each once
+-- ARGV     group, consumer, then for each stream the ids of its entries, with a space between
+-- Returns  positions (from 0, over all streams) of the ids whose entry was no longer ours; ids alone are not unique
 -- An entry that another consumer holds, or that is not pending, is left alone.
 -- On a stream without the group nothing is ours; it hides nothing of the others.
 -- Raises   what else Redis says, with nothing acknowledged: a missing permission does not mean that it is not ours
 local group, consumer = ARGV[1], ARGV[2]
-local lost, ours = {}, {}
-for i = 3, #ARGV, 2 do
-    local key, id = KEYS[tonumber(ARGV[i])], ARGV[i + 1]
-    -- Written out instead of `owned`: this runs for each message, and a call costs more than the text.
-    local held = redis.pcall('XPENDING', key, group, id, id, 1, consumer)
-    local said = held['err']
-    if said and not string.find(said, 'NOGROUP', 1, true) and not string.find(said, 'WRONGTYPE', 1, true) then
-        return redis.call('XPENDING', key, group, id, id, 1, consumer) -- once more, to raise: it then says where
+local lost, ours, asked = {}, {}, 0
+for i, key in ipairs(KEYS) do
+    local ids, held = {}, {}
+    for id in string.gmatch(ARGV[i + 2], '%S+') do ids[#ids + 1] = id end
+    -- What of the ids from one to another is pending for us, `most` entries of it; nil without the group.
+    local function look(from, to, most)
+        local reply = redis.pcall('XPENDING', key, group, from, to, most, consumer)
+        local said = reply['err']
+        if said then
+            if string.find(said, 'NOGROUP', 1, true) or string.find(said, 'WRONGTYPE', 1, true) then return nil end
+            return redis.call('XPENDING', key, group, from, to, most, consumer) -- once more, to raise: it says where
+        end
+        for _, entry in ipairs(reply) do held[entry[1]] = true end
+        return true
     end
-    local ids = ours[key] or {}
-    if not said and #held == 1 and not ids[id] then
-        ids[id] = true
-        ids[#ids + 1] = id
-        ours[key] = ids
-    else
-        lost[#lost + 1] = (i - 3) / 2
+    local function missing()
+        local left = {}
+        for _, id in ipairs(ids) do
+            if not held[id] then left[#left + 1] = id end
+        end
+        return left
     end
+    -- One look for all of them, for they are mostly in order, with little else of ours in between.
+    if look(ids[1], ids[#ids], #ids + 50) and #ids > 1 then
+        local left = missing()
+        if #left > 1 then
+            -- Not in order. Numbers of 64 bits are not exact here, so what is found nowhere is asked about below.
+            local low, high = left[1], left[1]
+            local low_ms, low_seq = string.match(low, '^(%d+)-(%d+)$')
+            low_ms, low_seq = tonumber(low_ms), tonumber(low_seq)
+            local high_ms, high_seq = low_ms, low_seq
+            for _, id in ipairs(left) do
+                local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+                ms, seq = tonumber(ms), tonumber(seq)
+                if ms < low_ms or (ms == low_ms and seq < low_seq) then low, low_ms, low_seq = id, ms, seq end
+                if ms > high_ms or (ms == high_ms and seq > high_seq) then high, high_ms, high_seq = id, ms, seq end
+            end
+            look(low, high, #ids + 50)
+            left = missing()
+        end
+        for _, id in ipairs(left) do look(id, id, 1) end
+    end
+    local mine, taken = {}, {}
+    for n, id in ipairs(ids) do
+        if held[id] and not taken[id] then
+            taken[id] = true
+            mine[#mine + 1] = id
+        else
+            lost[#lost + 1] = asked + n - 1
+        end
+    end
+    asked = asked + #ids
+    ours[i] = mine
 end
 -- One call for many entries costs less than one for each; Lua passes no more than some thousand arguments.
-for key, ids in pairs(ours) do
+-- Deleted first: what is acknowledged and could not be deleted would be nobody's, and there for ever.
+for i, key in ipairs(KEYS) do
+    local ids = ours[i]
     for from = 1, #ids, 500 do
         local to = math.min(from + 499, #ids)
-        redis.call('XACK', key, group, unpack(ids, from, to))
         redis.call('XDEL', key, unpack(ids, from, to))
+        redis.call('XACK', key, group, unpack(ids, from, to))
     end
 end
 return lost

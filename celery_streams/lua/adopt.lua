@@ -10,6 +10,7 @@
 local list, delayed, messages, woken = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local moved = {}
 open_full(list)
+redis.call('RPOP', list, 0) -- refused at once: what could not be taken off the list would be stored at each try
 for i = 1, #ARGV, 4 do
     local element, due, member, packed = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3]
     if redis.call('LINDEX', list, -1) == element then

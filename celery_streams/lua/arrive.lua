@@ -7,6 +7,8 @@
 -- The tag comes after the element: with the tag alone, a push that is refused would look like one that was carried out.
 local tags = KEYS[1]
 local count = 0
+-- Refused at once: what was pushed and has no tag would be pushed again at each try.
+redis.call('ZADD', tags, 'XX', 0, '\0')
 for i = 1, #ARGV, 3 do
     local tag, list, element = ARGV[i], KEYS[1 + tonumber(ARGV[i + 1])], ARGV[i + 2]
     if not redis.call('ZSCORE', tags, tag) then

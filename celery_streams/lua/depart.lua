@@ -10,6 +10,7 @@
 local list, outgoing, bytes = KEYS[1], KEYS[2], tonumber(ARGV[1])
 local count = 0
 open_full(list)
+redis.call('RPOP', list, 0) -- refused at once: what could not be taken off the list would be stored at each try
 for i = 2, #ARGV do
     local element = bytes > 0 and redis.call('LINDEX', list, -1)
     if not element then break end

@@ -3,9 +3,10 @@
 -- KEYS     for each queue: delayed, delayed messages, then its task streams by priority step, then their fronts, then
 --          their marks
 -- ARGV     group, number of task streams of a queue, greatest number of messages to move in all, and of their bytes
--- Returns  {messages moved, members without a message, milliseconds until the next is due (-1 = nothing is delayed;
---          0 = there is more to move now), what Redis said about the first queue that it refused, or ''}
--- Needs    clock, open_full, put_ahead, unpacked
+-- Returns  {messages moved, members without a message, for each queue milliseconds until its next is due (-1 = nothing
+--          is delayed; -2 = Redis refused; 0 = there may be more to move now), what Redis said about the first queue
+--          that it refused, or ''}
+-- Needs    clock, follow, forgettable, open_full, put_ahead, unpacked
 -- The message that goes beyond the bytes is moved still, so that one that is larger than all that moves too.
 -- A value that is no packed message becomes an entry with the one field `packed`: a worker will dead-letter it.
 -- A message whose task no worker knew so far goes behind what waits: thousands of them would keep workers that do not
@@ -14,7 +15,7 @@
 -- rest of that queue stays where it is, and counts as nothing that is due; the other queues go on.
 local group, steps, left, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local now = clock()
-local moved, missing, nearest, refusal = 0, 0, -1, ''
+local moved, missing, waits, refusal = 0, 0, {}, ''
 
 -- Returns the message of a refusal, or nothing. From Redis 7 on it says where, as an error that is raised does.
 local function refused(reply)
@@ -22,13 +23,17 @@ local function refused(reply)
     return reply['err'] .. (reply['line'] and ', on @user_script:' .. reply['line'] or '')
 end
 
--- Returns the message of a refusal, or nothing.
+-- Returns the message of a refusal, or nothing; and milliseconds until the next is due, -1 when there is none.
 local function promote(base)
     local targets = {}
     local delayed, messages = KEYS[base], KEYS[base + 1]
     local due = redis.pcall('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, left)
     if refused(due) then return refused(due) end
-    if #due > 0 then open_full(delayed) end
+    if #due > 0 then
+        open_full(delayed)
+        local fine, said = pcall(forgettable, delayed, messages)
+        if not fine then return refused(said) or tostring(said) end
+    end
     for _, member in ipairs(due) do
         local packed = redis.pcall('HGET', messages, member)
         if refused(packed) then return refused(packed) end
@@ -37,14 +42,15 @@ local function promote(base)
             local at = base + 2 + math.min(step or 0, steps - 1)
             local stream, front, mark = KEYS[at], KEYS[at + steps], KEYS[at + 2 * steps]
             local unknown = fields and fields[8] and string.find(fields[8], '"unknown":', 1, true)
-            local fine, said
+            local fine, said, copy
             if unknown then
                 said = redis.pcall('XADD', stream, '*', unpack(fields))
-                fine = not refused(said)
+                fine, copy = not refused(said), said
             else
-                fine, said = pcall(put_ahead, targets, stream, front, mark, group, fields or {'packed', packed})
+                fine, said, copy = pcall(put_ahead, targets, stream, front, mark, group, fields or {'packed', packed})
             end
             if not fine then return refused(said) or tostring(said) end
+            if fields then follow(fields[2], delayed, member, said == true and front or stream, copy) end
             moved = moved + 1
             bytes = bytes - #packed
         else
@@ -53,22 +59,20 @@ local function promote(base)
         redis.call('ZREM', delayed, member)
         if packed then redis.call('HDEL', messages, member) end
         left = left - 1
-        if bytes <= 0 then return nil end
+        if bytes <= 0 then return nil, 0 end
     end
     local head = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
-    if head[2] then
-        -- A score may be any number, and infinite; a day is soon enough to look at it again.
-        local wait = math.min(math.max(tonumber(head[2]) - now, 0), 86400000)
-        if nearest < 0 or wait < nearest then nearest = wait end
-    end
+    -- A score may be any number, and infinite; a day is soon enough to look at it again.
+    return nil, head[2] and math.min(math.max(tonumber(head[2]) - now, 0), 86400000) or -1
 end
 
 for base = 1, #KEYS, 3 * steps + 2 do
-    local said = promote(base)
-    if said and refusal == '' then refusal = said end
     if left <= 0 or bytes <= 0 then
-        nearest = 0
-        break
+        waits[#waits + 1] = 0
+    else
+        local said, wait = promote(base)
+        if said and refusal == '' then refusal = said end
+        waits[#waits + 1] = said and -2 or wait
     end
 end
-return {moved, missing, nearest, refusal}
+return {moved, missing, waits, refusal}

@@ -4,27 +4,31 @@
 --          fronts, then their marks
 -- ARGV     group, our consumer, least idle time in ms of all, greatest number of entries, and of their bytes, length of
 --          a turn in ms, pauses in ms after 1, 2 ... crashes, what Redis' clock should say ('' = nobody knows) and
---          by how many ms it may be wrong, whether each holder has a time of its own ('' = no), then pairs: consumer,
---          least idle time in ms of what it holds ('' = leave it alone)
+--          by how many ms it may be wrong, whether each holder has a time of its own ('' = no), then pairs in one word,
+--          a NUL behind each part: consumer, least idle time in ms of what it holds ('' = leave it alone)
 -- Returns  {entries put back, entries that had been deleted by someone else, exhausted, 1 when there may be more,
---          Redis' time in ms since the epoch, holders that no pair names}; exhausted is a list of {index of the stream
---          or front, entry id, fields, consumer}: these are now pending for our consumer, which must dead-letter them
--- Needs    clock, open_full, pack, pending, postpone, put_ahead, settle, size, split, storable, wake
+--          Redis' time in ms since the epoch, holders that no pair names, what Redis said of the first entry that it
+--          refused, or ''}; exhausted is a list of {index of the stream or front, entry id, fields, consumer}: these
+--          are now pending for our consumer, which must dead-letter them
+-- Needs    clock, follow, open_full, pack, pending, postpone, put_ahead, settle, size, split, storable, wake
 -- One claimer looks in each turn, however many workers there are; a turn in which it found as many as it may put back
 -- is given up, so that the rest need not wait for the next one. The crash is counted in `history`; the first
--- re-delivery is at once, the next ones wait 1, 2, 4 ... seconds. An entry that is not a message does not wait: the
--- delayed set keeps messages only. A stream without the group holds nothing that could be recovered.
+-- re-delivery is at once, the next ones wait 1, 2, 4 ... seconds from the last heartbeat, which was just before the
+-- crash. An entry that is not a message does not wait: the delayed set keeps messages only. What was handed over to a
+-- worker that died was not started: it goes back as it is.
+-- A stream without the group holds nothing that could be recovered.
 -- What a holder that no pair names holds is left alone, and the turn given up: the caller asks again, with its pair.
 -- When the clock was set, nobody knows how long anything was idle: then nothing is done.
 -- The entry that goes beyond the bytes is put back still, so that one that is larger than all that comes back too.
 -- Stored first, acknowledged then: a store that is refused (a key of another type, a missing permission) loses nothing.
+-- What is refused stays pending, and ends the step for no other entry.
 local delayed, messages, woken, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, consumer, idle, left, bytes = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local turn, pauses = ARGV[6], cjson.decode(ARGV[7])
 local now, expected = clock(), tonumber(ARGV[8])
-if expected and math.abs(now - expected) > tonumber(ARGV[9]) then return {0, 0, {}, 0, now, {}} end
+if expected and math.abs(now - expected) > tonumber(ARGV[9]) then return {0, 0, {}, 0, now, {}, ''} end
 local patience = {}
-for i = 11, #ARGV, 2 do patience[ARGV[i]] = tonumber(ARGV[i + 1]) or math.huge end
+for name, ms in string.gmatch(ARGV[11], '(%Z*)%z(%Z*)%z') do patience[name] = tonumber(ms) or math.huge end
 local everybody = ARGV[10] == '' and tonumber(idle)
 local steps = (#KEYS - 4) / 3
 local streams, targets = {}, {}
@@ -32,17 +36,17 @@ for i = 5, 4 + 2 * steps do
     local summary = pending(KEYS[i], group)
     if summary and summary[1] > 0 then streams[#streams + 1] = i end
 end
-if #streams == 0 then return {0, 0, {}, 0, now, {}} end
+if #streams == 0 then return {0, 0, {}, 0, now, {}, ''} end
 open_full(delayed)
 -- The turn says how long it is, for one that lasts longer was taken before the clock was set back.
 if not redis.call('SET', claims, turn, 'NX', 'PX', turn) then
     if redis.call('PTTL', claims) <= (tonumber(redis.call('GET', claims)) or math.huge) then
-        return {0, 0, {}, 0, now, {}}
+        return {0, 0, {}, 0, now, {}, ''}
     end
     redis.call('SET', claims, turn, 'PX', turn)
 end
 local moved, vanished, exhausted = 0, 0, {}
-local strangers = {}
+local strangers, refusal, refused_bytes = {}, '', 10 * bytes
 
 -- Returns what of a history makes sense, as `message.decode_history` does: no script may end for what somebody wrote.
 local function sane(known)
@@ -69,31 +73,64 @@ local function crashed(id, known, holder)
     return past
 end
 
-local function recover(i, id, fields, holder)
+local function recover(i, id, fields, holder, silent)
     local key, step = KEYS[i], (i - 5) % steps
+    local stream, front, mark = KEYS[5 + step], KEYS[5 + steps + step], KEYS[5 + 2 * steps + step]
     local kept, named, plain = split(fields)
+    local function ahead(copied)
+        local to_front, copy = put_ahead(targets, stream, front, mark, group, copied)
+        follow(named.headers, key, id, to_front and front or stream, copy)
+        settle(key, group, id)
+        moved = moved + 1
+    end
+    if string.sub(holder, -7) == '.handed' then return ahead(storable(fields)) end
     local past = crashed(id, named.history, holder)
     if past.crashes > #pauses then
         redis.call('XCLAIM', key, group, consumer, 0, id, 'JUSTID')
         exhausted[#exhausted + 1] = {i - 5, id, fields, holder}
         return
     end
-    moved = moved + 1
-    local pause = pauses[past.crashes]
-    if not plain or pause == 0 then
+    local pause = pauses[past.crashes] - silent
+    if not plain or pause <= 0 then
         kept = storable(kept)
         kept[#kept + 1] = 'history'
         kept[#kept + 1] = cjson.encode(past)
-        put_ahead(targets, KEYS[5 + step], KEYS[5 + steps + step], KEYS[5 + 2 * steps + step], group, kept)
-        settle(key, group, id)
-        return
+        return ahead(kept)
     end
     local due = now + pause
     -- Entry ids are unique within one stream only.
     local member = past.first .. ':crash:' .. past.crashes .. ':' .. (i - 5) .. ':' .. id
     postpone(delayed, messages, member, due, pack(step, named, cjson.encode(past)))
+    follow(named.headers, key, id, delayed, member)
     settle(key, group, id)
+    moved = moved + 1
     wake(delayed, woken, member, due)
+end
+
+-- Keeps the first thing that Redis said.
+local function note(said)
+    if refusal ~= '' then return end
+    if type(said) ~= 'table' then
+        refusal = tostring(said)
+    else
+        refusal = tostring(said['err']) .. (said['line'] and ', on @user_script:' .. said['line'] or '')
+    end
+end
+
+-- Tells whether Redis lets this script settle entries of the stream: what was stored and could not be settled would be
+-- stored again at each look.
+local function settles(key)
+    local acknowledged, deleted = redis.pcall('XACK', key, group, '0-0'), redis.pcall('XDEL', key, '0-0')
+    local said = type(acknowledged) == 'table' and acknowledged or type(deleted) == 'table' and deleted or nil
+    if said then note(said) end
+    return not said
+end
+
+-- Recovers an entry; returns whether Redis did not refuse.
+local function tried(...)
+    local fine, said = pcall(recover, ...)
+    if not fine then note(said) end
+    return fine
 end
 
 -- Puts back what stands on one stream; those whose holders have more time are passed over.
@@ -110,15 +147,15 @@ local function look(i)
                 patience[holder] = math.huge
             elseif held[3] >= least then
                 local entry = redis.call('XRANGE', key, id, id)[1]
-                left = left - 1
-                if entry then
-                    bytes = bytes - size(entry[2])
-                    recover(i, id, entry[2], holder)
-                else
+                if not entry then
                     redis.call('XACK', key, group, id)
-                    vanished = vanished + 1
+                    vanished, left = vanished + 1, left - 1
+                elseif tried(i, id, entry[2], holder, held[3]) then
+                    left, bytes = left - 1, bytes - size(entry[2])
+                else
+                    refused_bytes = refused_bytes - size(entry[2])
                 end
-                if left <= 0 or bytes <= 0 then return end
+                if left <= 0 or bytes <= 0 or refused_bytes <= 0 then return end
             end
         end
         if #page < 250 then return end
@@ -126,8 +163,9 @@ local function look(i)
 end
 
 for _, i in ipairs(streams) do
-    if left > 0 and bytes > 0 then look(i) end
+    if left > 0 and bytes > 0 and refused_bytes > 0 and settles(KEYS[i]) then look(i) end
 end
 local more = left <= 0 or bytes <= 0
-if more or #strangers > 0 then redis.call('UNLINK', claims) end
-return {moved, vanished, exhausted, more and 1 or 0, now, strangers}
+-- The turn ends by itself; nothing may fail for it, for what is exhausted is ours now.
+if more or #strangers > 0 then redis.pcall('UNLINK', claims) end
+return {moved, vanished, exhausted, more and 1 or 0, now, strangers, refusal}

@@ -6,7 +6,7 @@
 --          the latest that it may be (ms since the epoch), then, only for a message that was acknowledged before it
 --          ran, its fields
 -- Returns  id of the dead letter, or false when the entry was no longer ours
--- Needs    clock, open_full, owned, settle, size, storable
+-- Needs    clock, settle, size, storable, taken, unlock
 -- An entry that another consumer holds, or that is not pending, is left alone.
 -- Stored first, acknowledged then: a store that is refused (a key of another type, a missing permission) loses nothing.
 -- A message that was acknowledged before it ran is nobody's, so what tells a repetition (the reply was lost) is its
@@ -23,24 +23,26 @@ if acknowledged then
         if known[#known - 1] == 'death' and known[#known] == death then return letter[1] end
     end
 else
-    if not owned(stream, group, consumer, id) then return false end
-    local entry = redis.call('XRANGE', stream, id, id)[1]
-    if not entry then
-        redis.call('XACK', stream, group, id)
-        return false
-    end
-    open_full(stream)
-    fields = storable(entry[2])
+    local entry = taken(stream, group, consumer, id)
+    if not entry then return false end
+    fields = storable(entry)
 end
 fields[#fields + 1] = 'death'
 fields[#fields + 1] = death
+if age or memory > 0 then
+    -- Refused at once, or what is stored already would seem not to be. So long a stream there is not.
+    redis.call('XTRIM', dead, 'MAXLEN', 9007199254740991)
+end
 local letter
 if most > 0 then
     letter = redis.call('XADD', dead, 'MAXLEN', most, '*', unpack(fields))
 else
     letter = redis.call('XADD', dead, '*', unpack(fields))
 end
-if not acknowledged then settle(stream, group, id) end
+if not acknowledged then
+    settle(stream, group, id)
+    unlock(fields[1] == 'headers' and fields[2], stream, id)
+end
 if age then
     -- By Redis' clock, which gave the ids: a worker's that is ahead would delete what has just died. But Redis' may be
     -- ahead for a moment, which deletes nothing either.

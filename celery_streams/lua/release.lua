@@ -1,50 +1,51 @@
--- Put un-started entries back for other consumers, before what waits, with no delivery counted.
+-- Release what was held back and may start now.
 --
--- KEYS     quadruples: a task stream or its front; the task stream, its front, its mark
--- ARGV     group, consumer, greatest number of bytes to put back, then pairs: index of the quadruple (from 1), entry
---          id; no pair at all means everything that is pending for the consumer on the first of each quadruple
--- Returns  {number of entries put back, number of entries that were looked at, 1 when there may be more}
--- Needs    open_full, owned, pending, put_ahead, settle, size, split, storable
--- An entry that another consumer holds, or that is not pending, is left alone. The copy gets a new entry id; `first` in
--- its history keeps the id it was published with.
--- The entry that goes beyond the bytes is put back still, so that one that is larger than all that goes back too.
--- Stored first, acknowledged then: a store that is refused (a key of another type, a missing permission) loses nothing.
-local group, consumer, bytes = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local count, looked, targets = 0, 0, {}
+-- KEYS     for each queue: what it holds back (see prelude/shelf), then its streams, fronts and marks
+-- ARGV     group, number of task streams of a queue, greatest number of messages in all, limits that the caller knows
+--          of (JSON: task -> interval in ms, limit, key_limit), '1' = look at all lanes, for limits have changed
+-- Returns  {messages released, ms until the next look (-1 = nothing waits for a time)}
+-- Needs    clock, lane_in, line_up, movable, open_full, queue_of, release_lane, release_next, shelf
+-- A lane that may go on comes behind the others that may.
+local group, steps, left = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local limits, all = cjson.decode(ARGV[4]), ARGV[5] == '1'
+local now = clock()
+local count, nearest = 0, -1
 
-local function put_back(at, id)
-    local key, stream, front, mark = KEYS[at], KEYS[at + 1], KEYS[at + 2], KEYS[at + 3]
-    looked = looked + 1
-    if not owned(key, group, consumer, id) then return end
-    local entry = redis.call('XRANGE', key, id, id)[1]
-    if not entry then
-        redis.call('XACK', key, group, id)
-        return
+local function look(base)
+    local at, queue = shelf(base), queue_of(base + 8, steps, group, limits)
+    if redis.call('EXISTS', at.held) == 0 then return end
+    open_full(at.held)
+    movable(at)
+    if all then
+        for _, lane in ipairs(redis.call('ZRANGE', at.ready, 0, 9999)) do redis.call('ZADD', at.ready, now, lane) end
+        for _, turn in ipairs(redis.call('ZRANGE', at.ring, 0, 9999)) do
+            local lane = string.match(turn, '^[^%z]*%z[^%z]*%z(.*)$')
+            local known = lane_in(redis.call('HGET', at.lanes, lane))
+            redis.call('ZREM', at.ring, turn)
+            if known then line_up(at, lane, 'T' .. known.task) end
+        end
+        for task in pairs(limits) do release_next(at, queue, task, now) end
     end
-    open_full(key)
-    local _, named = split(entry[2])
-    bytes = bytes - size(entry[2])
-    local fields = storable(entry[2])
-    if not named.history then
-        fields[#fields + 1] = 'history'
-        fields[#fields + 1] = cjson.encode({first = id})
+    while left > 0 do
+        local lanes = redis.call('ZRANGEBYSCORE', at.ready, '-inf', now, 'LIMIT', 0, math.min(left, 100))
+        for _, lane in ipairs(lanes) do
+            local barrier, till = release_lane(at, queue, lane, now)
+            if barrier == 'E' then
+                redis.call('ZREM', at.ready, lane)
+            elseif barrier then
+                line_up(at, lane, barrier, till)
+            else
+                count, left = count + 1, left - 1
+            end
+        end
+        if #lanes == 0 then break end
     end
-    put_ahead(targets, stream, front, mark, group, fields)
-    settle(key, group, id)
-    count = count + 1
+    local head = redis.call('ZRANGE', at.ready, 0, 0, 'WITHSCORES')[2]
+    if head then
+        local wait = math.max(math.ceil(tonumber(head) - now), 0)
+        if nearest < 0 or wait < nearest then nearest = wait end
+    end
 end
 
-if #ARGV > 3 then
-    for i = 4, #ARGV, 2 do
-        if bytes <= 0 then return {count, looked, 1} end
-        put_back(4 * tonumber(ARGV[i]) - 3, ARGV[i + 1])
-    end
-    return {count, looked, 0}
-end
-for at = 1, #KEYS, 4 do
-    for _, held in ipairs(pending(KEYS[at], group, '-', '+', 1000, consumer) or {}) do
-        if bytes <= 0 then return {count, looked, 1} end
-        put_back(at, held[1])
-    end
-end
-return {count, looked, looked >= 1000 and 1 or 0}
+for base = 1, #KEYS, 8 + 3 * steps do look(base) end
+return {count, nearest}

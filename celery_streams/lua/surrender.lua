@@ -4,7 +4,7 @@
 -- ARGV     group, least idle time in ms ('' = entries that were not delivered yet), then triples: entry id,
 --          index of the list (from 1), element
 -- Returns  positions (from 0) of the triples that were moved
--- Needs    open_full, pending, settle
+-- Needs    open_full, pending, settle, settleable, unlock
 -- An entry that is gone, that was delivered meanwhile, or whose consumer gave a heartbeat, is left alone.
 -- Stored first, removed then: a store that is refused (a key of another type, a missing permission) loses nothing.
 local stream, group, idle = KEYS[1], ARGV[1], tonumber(ARGV[2])
@@ -18,14 +18,17 @@ for i = 3, #ARGV, 3 do
     else
         ours = #held == 0
     end
-    if ours and #redis.call('XRANGE', stream, id, id) == 1 then
+    local entry = ours and redis.call('XRANGE', stream, id, id)[1]
+    if entry then
         open_full(stream)
+        settleable(stream, group)
         redis.call('LPUSH', list, element)
         if idle then
             settle(stream, group, id)
         else
             redis.call('XDEL', stream, id)
         end
+        unlock(entry[2][1] == 'headers' and entry[2][2], stream, id)
         moved[#moved + 1] = (i - 3) / 3
     end
 end

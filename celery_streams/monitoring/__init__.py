@@ -8,9 +8,12 @@ module          owns
 ==============  ================================================
 ``status``      all queues at one moment, with totals and alerts
 ``alerts``      what the state of a queue means (pure)
+``growth``      what became more within some minutes
+``course``      how a queue fared within an hour or a day
 ``prometheus``  the status as Prometheus gauges
 ``doctor``      looks for what will hurt
 ``checks``      what a look means (pure)
+``nodes``       the same of each node of a Redis Cluster
 ``health``      is one worker's heart beating, and does it read?
 ``lists``       the other side of each queue, Celery's own list
 ``names``       chosen queues that nothing else knows

@@ -10,7 +10,7 @@ from ..conf import Alerts
 from ..inspect import QueueStatus
 from .lists import ListSide
 
-__all__ = ("Alert", "Level", "judge", "misspelt_setting", "never_used", "unknown_queue")
+__all__ = ("LEVELS", "Alert", "Level", "exceeded", "judge", "misspelt_setting", "never_used", "unknown_queue")
 
 Level = Literal["warning", "critical"]
 
@@ -50,29 +50,42 @@ _RULES: tuple[_Rule, ...] = (
     _Rule(
         "no_consumer",
         lambda queue, side: None if queue.consumers else queue.length,
-        "{value} wait and no worker consumes",
+        "{value} waiting, and no worker consumes the queue",
     ),
     _Rule(
         "dead_worker",
         lambda queue, side: None if queue.consumers else len(queue.dead_workers),
-        "{value} of its workers died and no worker consumes",
+        "{value} of its workers died, and no worker consumes the queue",
+    ),
+    _Rule(
+        "restart_loop",
+        lambda queue, side: queue.crashes,
+        "{value} child{ren} of its workers crashed within ten minutes",
     ),
     _Rule(
         "no_stock_worker",
         lambda queue, side: side.length if side.stock_workers == () else None,
-        "{value} wait on Celery's list and no stock worker consumes it",
+        "{value} waiting on Celery's list, and no stock worker consumes it",
     ),
     _Rule(
         "list_backlog",
         lambda queue, side: side.length if side.stock_workers != () and side.share < 1.0 else None,
-        "{value} wait on Celery's list",
+        "{value} waiting on Celery's list",
     ),
-    _Rule("backlog", lambda queue, side: queue.waiting, "{value} wait"),
-    _Rule("age", lambda queue, side: queue.oldest_waiting, "the oldest message has waited {value} s"),
-    _Rule("pending", lambda queue, side: queue.pending, "{value} {are} being run or held by consumers"),
     _Rule(
-        "overdue", lambda queue, side: queue.overdue, "the earliest delayed message is {value} s late; is a worker up?"
+        "list_filling",
+        lambda queue, side: side.length if side.stock_workers != () and side.share >= 1.0 else None,
+        "{value} on Celery's list, and all should go to the stream: does an old publisher write there?",
     ),
+    _Rule("backlog", lambda queue, side: queue.waiting, "{value} waiting"),
+    _Rule("age", lambda queue, side: queue.oldest_waiting, "the oldest message has waited {value} s"),
+    _Rule("pending", lambda queue, side: queue.pending, "{value} running or held by consumers"),
+    _Rule(
+        "overdue",
+        lambda queue, side: queue.overdue,
+        "the earliest delayed message is {value} s late; is a worker running?",
+    ),
+    _Rule("paused", lambda queue, side: queue.paused, "has been paused for {value} s"),
     _Rule("dead", lambda queue, side: queue.dead, "{value} dead letter{s}"),
 )
 
@@ -86,28 +99,31 @@ def judge(queue: QueueStatus, thresholds: Alerts, side: ListSide = NOTHING) -> l
     found: list[Alert] = []
     for rule in _RULES:
         value = rule.value(queue, side)
-        if not value:
-            continue
-        for level in _LEVELS:
-            threshold = getattr(thresholds, f"{rule.name}_{level}")
-            if threshold is not None and value >= threshold:
-                said = rule.message.format(
-                    value=_number(value), s="" if value == 1 else "s", are="is" if value == 1 else "are"
-                )
-                message = f"{said} ({level} from {_number(threshold)})"
-                found.append(Alert(level, queue.queue, rule.name, message, value, threshold))
-                break
-    return sorted(found, key=lambda alert: _LEVELS.index(alert.level))
+        if value:
+            found += exceeded(rule.name, value, rule.message, queue.queue, thresholds)
+    return sorted(found, key=lambda alert: LEVELS.index(alert.level))
+
+
+def exceeded(name: str, value: float, message: str, queue: str, thresholds: Alerts) -> list[Alert]:
+    """Return the alert of the highest level whose threshold ``value`` has reached, if any."""
+    for level in LEVELS:
+        threshold = getattr(thresholds, f"{name}_{level}")
+        if threshold is not None and value >= threshold:
+            said = message.format(value=_number(value), s="" if value == 1 else "s", ren="" if value == 1 else "ren")
+            return [Alert(level, queue, name, f"{said} ({level} from {_number(threshold)})", value, threshold)]
+    return []
 
 
 def never_used(queue: str) -> Alert:
     """Return the alert for a queue that was asked for by name, and that Redis has never heard of."""
-    return Alert("warning", queue, "never_used", "was never used: no message, no worker; is the name right?", 0, 0)
+    return Alert(
+        "warning", queue, "never_used", "has never been used: no messages, no workers; is the name right?", 0, 0
+    )
 
 
 def unknown_queue(queue: str, near: str) -> Alert:
     """Return the alert for a name in ``streams_queues`` that is most likely a misspelt one."""
-    message = f"no queue, route or message has this name of streams_queues; did you mean {near!r}?"
+    message = f"streams_queues names it, but no queue, route or message does; did you mean {near!r}?"
     return Alert("warning", queue, "unknown_queue", message, 0, 0)
 
 
@@ -117,7 +133,7 @@ def misspelt_setting(message: str) -> Alert:
 
 
 #: Worst first.
-_LEVELS: tuple[Level, ...] = ("critical", "warning")
+LEVELS: tuple[Level, ...] = ("critical", "warning")
 
 
 def _number(value: float) -> str:

@@ -44,18 +44,21 @@ LEVELS: tuple[Level, ...] = ("critical", "warning", "info", "ok")
 CHECKS: tuple[str, ...] = (
     "both worlds",
     "clock",
+    "cluster",
     "consumers",
     "database",
     "delayed",
     "disk",
     "eviction",
     "groups",
+    "held",
     "install",
     "lists",
     "memory",
     "migration",
     "names",
     "node names",
+    "paused",
     "permissions",
     "persistence",
     "queue",
@@ -81,6 +84,15 @@ MEMORY_WARNING, MEMORY_CRITICAL = 0.8, 0.95
 HEARD_AGAIN = 0.2
 
 
+#: Commands that some servers refuse to everybody: what is done, or missing, without them.
+SPARED: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("CLIENT ID", "CLIENT UNBLOCK"), "Blocking reads are ended through a stream of each consumer instead"
+    ),
+    "MEMORY USAGE": "Metrics do not say how much memory queues take, and streams_dead_letter_max_memory has no effect",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that was looked at."""
@@ -104,9 +116,22 @@ class Workers:
     ours: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+def unknown(check: str, text: str, todo: str) -> Finding:
+    """Return the finding for what the server does not tell anybody, as managed ones do."""
+    why = "Managed servers keep some of their settings to themselves; nothing is wrong because of that."
+    return Finding(check, "info", f"Not known: {text}", why, todo)
+
+
+def _set(server: ServerInfo, name: str, value: str) -> str:
+    """Return how to change a setting of the server."""
+    if server.configurable:
+        return f"CONFIG SET {name} {value} (and in redis.conf)."
+    return f"Set {name} to {value} where your provider has its settings, if it has this one (docs/providers.md)."
+
+
 def cannot(check: str, text: str) -> Finding:
     """Return the finding for a check that could not be made."""
-    return Finding(check, "warning", f"Could not be checked: {text}", "What is wrong there stays unseen.")
+    return Finding(check, "warning", f"Could not be checked: {text}", "A problem there would go unnoticed.")
 
 
 # -- the server -------------------------------------------------------------------------------------------------------
@@ -134,7 +159,7 @@ def check_role(server: ServerInfo) -> Finding:
             "critical",
             "The server is a node of a Redis Cluster",
             "Keys of other slots are refused with MOVED; publishes to some queues will fail.",
-            "Use a single server or Sentinel for streams_url.",
+            "Set streams_url to redis+cluster://HOST:PORT.",
         )
     if server.role != "master":
         return Finding(
@@ -151,17 +176,21 @@ def check_eviction(server: ServerInfo) -> Finding:
     """The policy is noeviction."""
     policy = server.policy
     if policy is None:
-        return cannot("eviction", "the server does not say its maxmemory-policy")
+        return unknown(
+            "eviction",
+            "the server does not report its maxmemory-policy",
+            "Look it up at your provider: with allkeys-... it would throw tasks away.",
+        )
     if policy == "noeviction":
         return Finding("eviction", "ok", "maxmemory-policy noeviction")
-    todo = "CONFIG SET maxmemory-policy noeviction (and in redis.conf)."
+    todo = _set(server, "maxmemory-policy", "noeviction")
     if policy.startswith("volatile-"):
         return Finding(
             "eviction",
-            "warning",
+            "warning" if server.configurable else "info",
             f"maxmemory-policy {policy}",
-            "Streams have no expiry and are safe, but results and whatever else expires vanish when memory is short.",
-            todo,
+            "Streams have no expiry and are safe; results and other keys with one are evicted when memory is short.",
+            todo if server.configurable else f"Nothing, for tasks; for results: {todo}",
         )
     return Finding(
         "eviction",
@@ -181,7 +210,9 @@ def check_memory(server: ServerInfo) -> Finding:
             "info",
             "maxmemory is not set",
             "A backlog can grow until the system kills Redis.",
-            "Set maxmemory: publishers then get an error (BrokerFull), workers go on.",
+            "Set maxmemory: publishers then get an error (BrokerFull), workers go on."
+            if server.configurable
+            else "Nothing, if your provider bounds the memory; streams_max_length bounds queues.",
         )
     share = server.used_memory / server.maxmemory
     if share < MEMORY_WARNING:
@@ -196,7 +227,7 @@ def check_memory(server: ServerInfo) -> Finding:
 
 
 def check_persistence(server: ServerInfo) -> Finding:
-    """What Redis was told survives its restart."""
+    """What Redis has confirmed survives its restart."""
     if not server.append_ok or not server.snapshot_ok:
         return Finding(
             "disk",
@@ -208,28 +239,32 @@ def check_persistence(server: ServerInfo) -> Finding:
     if server.append_only:
         if server.append_fsync == "always":
             return Finding("persistence", "ok", "AOF, appendfsync always")
+        if server.append_fsync is None:
+            return unknown(
+                "persistence",
+                "how often the AOF is flushed to the disk (appendfsync); everysec is the default",
+                "Nothing, unless a second of publishes matters: ask your provider.",
+            )
         if server.append_fsync == "no":
             return Finding(
                 "persistence",
                 "warning",
                 "AOF, appendfsync no",
                 "A power failure loses what the system had not written, often half a minute.",
-                "CONFIG SET appendfsync everysec, or always.",
+                _set(server, "appendfsync", "everysec"),
             )
         return Finding(
             "persistence",
             "info",
-            f"AOF, appendfsync {server.append_fsync or 'everysec (not told)'}",
+            f"AOF, appendfsync {server.append_fsync}",
             "A power failure can lose about the last second of publishes, and so can a crash of Redis on a slow disk.",
             "Nothing, unless that second matters: appendfsync always.",
         )
     if server.snapshots is None:
-        return Finding(
+        return unknown(
             "persistence",
-            "warning",
-            "No AOF, and the server does not say whether it makes snapshots",
-            "A restart of Redis loses at least what was published since the last snapshot.",
-            "Switch AOF on (appendonly yes), or ask the provider.",
+            "the server has no AOF, and does not report whether it makes snapshots",
+            "Look up at your provider what survives a restart or a failover: without persistence or replica no task.",
         )
     if server.snapshots:
         return Finding(
@@ -237,14 +272,14 @@ def check_persistence(server: ServerInfo) -> Finding:
             "warning",
             f"Snapshots only (save {server.snapshots})",
             "A crash of Redis loses everything since the last snapshot, which may be minutes of tasks.",
-            "CONFIG SET appendonly yes (and in redis.conf).",
+            _set(server, "appendonly", "yes"),
         )
     return Finding(
         "persistence",
         "critical",
         "Nothing is written to disk",
         "A restart of Redis loses every task.",
-        "CONFIG SET appendonly yes (and in redis.conf).",
+        _set(server, "appendonly", "yes"),
     )
 
 
@@ -259,7 +294,7 @@ def check_clock(skew: ClockSkew) -> Finding:
         "critical" if apart >= CLOCK_CRITICAL else "warning",
         what,
         "Redis' clock decides when a delayed message is due: eta and countdown of tasks published here are off by it.",
-        "Run NTP on both hosts (timedatectl set-ntp true).",
+        "Run NTP on this host (timedatectl set-ntp true), and on that of Redis if it is yours.",
     )
 
 
@@ -267,16 +302,28 @@ def check_permissions(denied: list[Denial]) -> Finding:
     """The user may send every command that is needed."""
     if not denied:
         return Finding("permissions", "ok", "Every command that is needed is permitted")
-    names = ", ".join(one.command for one in denied)
-    if any("key" in one.text.rpartition("permissions")[2] for one in denied):
+    needed = [one for one in denied if one.command not in SPARED]
+    if not needed:
+        return Finding(
+            "permissions",
+            "info",
+            f"Not permitted, and not needed: {', '.join(one.command for one in denied)}",
+            "; ".join(dict.fromkeys(SPARED[one.command] for one in denied)) + ".",
+            "Nothing.",
+        )
+    names = ", ".join(one.command for one in needed)
+    rules = [f"+{one.command.lower().replace(' ', '|')}" for one in denied if not one.missing]
+    if any("key" in one.text.rpartition("permissions")[2] for one in needed):
         todo = "ACL SETUSER the user with ~PREFIX:* (streams_key_prefix) for the keys, and the commands above."
+    elif any(one.missing for one in needed):
+        todo = "The server does not have these commands: use Redis 6.2 or later, or another plan or provider."
     else:
-        todo = "ACL SETUSER the user with " + " ".join(f"+{one.command.lower().replace(' ', '|')}" for one in denied)
+        todo = "ACL SETUSER the user with " + " ".join(rules)
     return Finding(
         "permissions",
         "critical",
         f"Not permitted: {names}",
-        f"Publishing, running or recovering tasks will fail. The server says: {denied[0].text}",
+        f"Publishing, running or recovering tasks will fail. The server says: {needed[0].text}",
         todo,
     )
 
@@ -316,9 +363,9 @@ def check_namesakes(before: Mapping[str, float], after: Mapping[str, float]) -> 
         yield Finding(
             "node names",
             "warning",
-            f"{count} workers that are alive have the node name {node}",
-            "Each acknowledges only its own messages, so no task is lost or run twice by it; but remote control, "
-            "events and rate limits take them for one worker.",
+            f"{count} live workers have the node name {node}",
+            "No task is lost or run twice because of it, for each acknowledges only its own messages; but remote "
+            "control, events and rate limits treat them as one worker.",
             "Give each worker a name of its own (-n NAME@%h), and each container a host name of its own.",
         )
 
@@ -351,8 +398,8 @@ def check_names(unknown: Mapping[str, str | None], chosen: Iterable[str]) -> Ite
                 "names",
                 "info",
                 f"streams_queues names {name!r}, which no queue, route or message has yet",
-                "If it is misspelt, the queue that was meant goes to Celery's list.",
-                "Nothing, if it is right.",
+                "If it is misspelt, messages for the intended queue go to Celery's list.",
+                "Nothing, if the name is right.",
                 name,
             )
 
@@ -360,7 +407,7 @@ def check_names(unknown: Mapping[str, str | None], chosen: Iterable[str]) -> Ite
 def check_settings(misspelt: Iterable[str]) -> Iterable[Finding]:
     """No setting or environment variable is nearly one of ours."""
     for sentence in misspelt:
-        yield Finding("settings", "warning", sentence, "What it was to change is as it was.", "Correct its name.")
+        yield Finding("settings", "warning", sentence, "It has no effect: the default applies.", "Correct its name.")
 
 
 def check_timeouts(workers: Iterable[WorkerPresence]) -> Iterable[Finding]:
@@ -374,9 +421,9 @@ def check_timeouts(workers: Iterable[WorkerPresence]) -> Iterable[Finding]:
         yield Finding(
             "timeouts",
             "warning",
-            f"Living workers have different visibility timeouts ({shown})",
-            "What a dead worker held runs again after its own timeout; a worker of an older version claims by its "
-            "own, also what a slower one is running.",
+            f"Live workers have different visibility timeouts ({shown})",
+            "Each is judged by its own timeout; but a worker of an older version judges all others by its own, and may "
+            "claim what a slower one is still running.",
             "Give all of them the same streams_visibility_timeout, and restart those that still have the old one.",
         )
 
@@ -424,8 +471,8 @@ def check_worlds(
         yield Finding(
             "both worlds",
             "warning",
-            f"The stock worker {', '.join(stock)} consumes Celery's list, which gets no new message",
-            "It sits idle while its capacity is counted on.",
+            f"The stock worker {', '.join(stock)} consumes Celery's list, which gets no new messages",
+            "It sits idle, and its capacity is missing.",
             f"Replace it: {command('worker', '-Q', name)}",
             name,
         )
@@ -476,7 +523,7 @@ def check_worlds(
             "consumers",
             "warning",
             "No worker consumes the stream" + _dead(status),
-            "It was killed, or cannot reach Redis; what is published from now on waits.",
+            "It was killed, or cannot reach Redis; new messages will wait.",
             command("worker", "-Q", name),
             name,
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from .. import keys, presence, probes
 from ..app import Streams
+from ..cluster import is_cluster_url
 from ..conf import misspelt_settings
 from ..connection import RedisClient
 from ..exceptions import BrokerError, BrokerUnavailable, ConfigurationError, NotPermitted
@@ -28,7 +29,6 @@ from .checks import (
     Level,
     Workers,
     cannot,
-    check_clock,
     check_eviction,
     check_memory,
     check_names,
@@ -44,6 +44,7 @@ from .checks import (
     namesakes,
 )
 from .names import declared_queues, queues_in_use, unknown_names
+from .nodes import check_clocks, check_nodes
 from .workers import WORKERS_AWAY, find_workers, sort_workers
 
 __all__ = ("Diagnosis", "diagnose", "find_workers", "sort_workers")
@@ -116,8 +117,8 @@ def diagnose(
         for judge in (check_version, check_role, check_eviction, check_memory, check_persistence):
             yield judge(server[0])
 
-    run("server", look_at_server)
-    run("clock", lambda: [check_clock(probes.clock_skew(broker.client))])
+    run("server", lambda: check_nodes(broker.client) if is_cluster_url(streams.url) else look_at_server())
+    run("clock", lambda: [check_clocks(broker.client)])
     names = _queues(streams, queues, run)
     run("permissions", lambda: [check_permissions(probes.denied_commands(broker, [*names, "doctor"][0]))])
     findings += [_check_install(streams), _check_databases(streams)]
@@ -150,8 +151,8 @@ def _lists(streams: Streams) -> tuple[RedisClient | None, list[Finding]]:
         client = streams.new_list_client()
         _first_contact(client)
     except ConfigurationError as exc:
-        text = f"Celery's own queues cannot be looked at: {exc}"
-        return None, [Finding("lists", "info", text, "The broker is no Redis.", "Nothing.")]
+        text = f"Celery's own queues cannot be read: {exc}"
+        return None, [Finding("lists", "info", text, "The broker is not Redis.", "Nothing.")]
     except BrokerError as exc:
         return None, [
             Finding(
@@ -197,7 +198,7 @@ def _check_queue_names(streams: Streams) -> Iterable[Finding]:
 
 
 def _check_install(streams: Streams) -> Finding:
-    """The app publishes to streams when it is told to."""
+    """The app publishes to streams if its settings say so."""
     if is_installed(streams.app):
         switch = "on" if streams.enabled() else "off: publishes go to Celery's lists"
         return Finding("install", "ok", f"celery_streams.install was called; streams_enabled is {switch}")
@@ -220,7 +221,7 @@ def _check_databases(streams: Streams) -> Finding:
             "info",
             "Results are kept in the database of the streams",
             "FLUSHDB to clear results deletes every queued task; both share one maxmemory.",
-            "Give one of them another database: streams_url or result_backend.",
+            "Give one of them another database, or another server: streams_url or result_backend.",
         )
     return Finding("database", "ok", "The streams share their database with no results")
 
@@ -285,7 +286,7 @@ def _look_at_queue(
             "consumers",
             "critical",
             f"{holder.consumer} holds {messages(holder.entries)} and was silent for {holder.silent:,.0f} s",
-            "Its process is dead, and no living worker of the queue takes over what it held.",
+            "Its process is dead, and no live worker of the queue takes over what it held.",
             f"{start}: it puts them back within {visibility_timeout:g} s.",
             name,
         )
@@ -302,6 +303,37 @@ def _look_at_queue(
             name,
         )
     status = queue_status(broker, name)
+    if status.paused is not None:
+        yield Finding(
+            "paused",
+            "warning",
+            f"It has been paused for {status.paused:,.0f} s"
+            + (f": {status.pause_reason}" if status.pause_reason else ""),
+            "Its waiting tasks do not start. A pause survives every restart, and may have been forgotten.",
+            f"If its tasks should run again: {command('resume', name)}",
+            name,
+        )
+        reading = [
+            one.node for one in presence.workers(broker) if name in one.queues and one.is_alive and not one.pauses
+        ]
+        if reading:
+            yield Finding(
+                "paused",
+                "critical",
+                f"Workers of an older version, which knows no pauses, read it: {', '.join(sorted(set(reading)))}",
+                "They start its tasks as if it were not paused.",
+                "Update these workers, or stop them from reading it: celery control cancel_consumer",
+                name,
+            )
+    if status.held and not status.workers:
+        yield Finding(
+            "held",
+            "warning",
+            f"{messages(status.held)} held back by limits, and no live worker releases any",
+            "A worker of the queue releases them when their limits leave room.",
+            f"{start}.",
+            name,
+        )
     if status.overdue > OVERDUE:
         yield Finding(
             "delayed",

@@ -27,24 +27,24 @@ def judge_health(workers: Sequence[WorkerPresence], *, node: str | None, host: s
     """
     names = [node] if node is not None else sorted({one.node for one in workers if one.node.partition("@")[2] == host})
     if not names:
-        said = "has no worker that ever beat: it is not started yet, was stopped, or has another host name (-n)"
+        said = "has no worker that ever sent a heartbeat: not started yet, stopped, or under another host name (-n)"
         return [Health(f"*@{host}", False, said)]
     return [_judge(name, [one for one in workers if one.node == name]) for name in names]
 
 
 def _judge(node: str, workers: Sequence[WorkerPresence]) -> Health:
     if not workers:
-        return Health(node, False, "never beat: it is not started yet, or was stopped")
+        return Health(node, False, "never sent a heartbeat: not started yet, or stopped")
     found = [_look(one) for one in workers]
     return next((one for one in found if one.is_healthy), min(found, key=lambda one: one.said))
 
 
 def _look(worker: WorkerPresence) -> Health:
-    age = f"its heart beat {max(worker.silent, 0.0):.1f} s ago"
+    age = f"last heartbeat {max(worker.silent, 0.0):.1f} s ago"
     if not worker.is_alive:
-        return Health(worker.node, False, f"is dead: {age}, and must every {worker.visibility_timeout:g} s")
+        return Health(worker.node, False, f"is dead: {age}, and one is due every {worker.visibility_timeout:g} s")
     if not worker.queues:
-        return Health(worker.node, False, f"reads no queue: it starts or shuts down; {age}")
+        return Health(worker.node, False, f"reads no queue, as it is starting or shutting down; {age}")
     unread = worker.unread_queues()
     if unread:
         return Health(worker.node, False, f"does not read {', '.join(unread)}; {age}")

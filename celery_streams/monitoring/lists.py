@@ -38,8 +38,13 @@ class ListSide:
     stock_workers: tuple[str, ...] | None = None
 
 
-def look_at_lists(streams: Streams, queues: Sequence[str]) -> tuple[dict[str, ListSide], str | None]:
-    """Return the list of each queue, and why they could not be looked at, if so."""
+def look_at_lists(
+    streams: Streams, queues: Sequence[str], *, ask_workers: bool = True
+) -> tuple[dict[str, ListSide], str | None]:
+    """Return the list of each queue, and why they could not be looked at, if so.
+
+    Without ``ask_workers`` nobody knows which stock workers consume them.
+    """
     lengths: dict[str, int] = {}
     trouble = None
     client: RedisClient | None = None
@@ -51,8 +56,8 @@ def look_at_lists(streams: Streams, queues: Sequence[str]) -> tuple[dict[str, Li
     except ConfigurationError:
         pass  # another broker's queues are nothing that we could look at
     except BrokerError as exc:
-        trouble = f"Celery's lists cannot be looked at: {exc}"
-    stock = _stock_workers(streams, client) if client is not None and any(lengths.values()) else None
+        trouble = f"Celery's lists cannot be read: {exc}"
+    stock = _stock_workers(streams, client) if client is not None and ask_workers and any(lengths.values()) else None
     if client is not None and own:
         client.close()
     on = is_installed(streams.app) and streams.enabled()

@@ -34,8 +34,8 @@ def declared_queues(streams: Streams) -> set[str]:
 def unknown_names(streams: Streams, *, used: Iterable[str] = ()) -> dict[str, str | None]:
     """Return the names and patterns of ``streams_queues`` that nothing else knows, with the nearest that is known.
 
-    A name that is like no other is no mistake, as far as can be told: a queue need not be declared before its first
-    message. ``used`` are the queues that have held messages; patterns are returned only with one that is near.
+    A name that resembles no other is not taken for a mistake: a queue need not be declared before its first message.
+    ``used`` are the queues that have held messages; patterns are returned only with one that is near.
     """
     choice = streams.conf.queues
     known = (declared_queues(streams) | set(used)) - {""}

@@ -39,6 +39,7 @@ class QueueReport:
             **asdict(self.state),
             "length": self.state.length,
             "lag": self.state.lag,
+            "scale": {"backlog": self.state.backlog},
             "chosen": self.chosen,
             "listed": self.side.length,
             "share": self.side.share,
@@ -56,6 +57,10 @@ class Totals:
     delayed: int
     dead: int
     consumers: int
+    #: Of limited tasks: they wait until they may start.
+    held: int
+    #: Of unique tasks.
+    locks: int
     #: Messages on Celery's lists, as far as they could be looked at.
     listed: int
     #: The greatest age in seconds; None when nothing waits.
@@ -100,6 +105,8 @@ class Status:
             pending=sum(state.pending for state in states),
             delayed=sum(state.delayed for state in states),
             dead=sum(state.dead for state in states),
+            held=sum(state.held for state in states),
+            locks=sum(state.locks for state in states),
             consumers=sum(state.consumers for state in states),
             listed=sum(report.side.length or 0 for report in self.queues),
             oldest_waiting=max((s.oldest_waiting for s in states if s.oldest_waiting is not None), default=None),
@@ -119,12 +126,15 @@ class Status:
         }
 
 
-def collect(streams: Streams, queues: Iterable[str] | None = None, *, now: float | None = None) -> Status:
+def collect(
+    streams: Streams, queues: Iterable[str] | None = None, *, now: float | None = None, ask_workers: bool = True
+) -> Status:
     """Ask Redis for the state of ``queues``: by default all of :meth:`Streams.known_queues`.
 
     A queue that was asked for and is none of these is reported with zeros and an alert. Three round trips for each
     queue; each queue is consistent in itself, not all of them together. Works whether or not streams are enabled. While
     messages are on Celery's lists, running workers are asked which of these they consume; that may take a second.
+    Without ``ask_workers`` they are not, and a list without a stock worker is not noticed.
 
     Raises:
         BrokerError: Redis is away, or refuses.
@@ -136,7 +146,7 @@ def collect(streams: Streams, queues: Iterable[str] | None = None, *, now: float
     workers = presence.workers(broker)
     reports = []
     names = known if queues is None else sorted(set(queues))
-    sides, trouble = look_at_lists(streams, names)
+    sides, trouble = look_at_lists(streams, names, ask_workers=ask_workers)
     unknown = unknown_names(streams, used=queues_in_use(streams))
     for name in names:
         state = queue_status(broker, name, workers=workers)

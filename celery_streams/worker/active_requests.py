@@ -15,11 +15,12 @@ from weakref import WeakSet
 
 from celery.worker import state as worker_state
 
-from ..broker import Delivery, Entry
+from ..entries import Delivery, Entry
 from ..exceptions import BrokerUnavailable
 from .crew import Crew
 from .hand_back import Restrictable
 from .lost_tasks import LostTasks
+from .outcome import Event
 from .requests import build_request
 from .slots import Snapshot
 
@@ -77,7 +78,7 @@ class ActiveRequests:
             self._look_at_holders(active, reserved)
         except BrokerUnavailable as exc:
             # Not once for each entry: that may be a time-out for each, and the event loop waits here.
-            logger.warning("The list of active tasks is incomplete while Redis is away: %s", exc)
+            logger.warning("The list of active tasks is incomplete while Redis is unreachable: %s", exc)
         self.at_work = {request.worker_pid: entry for entry, request in active.items()}
         held = {**reserved, **active}
         for entry, request in self.known.items():
@@ -141,7 +142,7 @@ class ActiveRequests:
             delivery,
             hostname=self._lost.hostname,
             eventer=self._eventer(),
-            on_ack=lambda *_: self._lost.settler(holder.consumer).acknowledge([held]),
+            on_ack=lambda *_: self._lost.settler(holder.consumer).acknowledge([held], event=Event.REVOKED),
             on_reject=lambda *_: None,
         )
 

@@ -32,7 +32,7 @@ class Autoscaler(CeleryAutoscaler):  # type: ignore[misc]
         try:
             waiting = sum(inspect.queue_status(streams.broker, queue, workers=()).waiting for queue in self.pool.queues)
         except BrokerError as exc:
-            logger.debug("Cannot count what waits: %s", exc)
+            logger.debug("Autoscaling pauses: the waiting messages cannot be counted: %s", exc)
             return
         running = sum(holder.snapshot().running is not None for holder in self.pool.holders())
         self._demand = running + waiting

@@ -2,19 +2,21 @@
 
 kombu's Redis transport has no socket time-out unless ``broker_transport_options`` gives one: on a connection whose peer
 is gone without a word a publish waits for ever, and with it the main thread, its signals, and the shutdown. Remote
-control, mingle and replies use the app's pools, not only what the worker itself opens: so it is the app that is told.
+control, mingle and replies use the app's pools, not only what the worker itself opens: so the app gets the bounds.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from .. import celery_private
+from ..connection import hasten
 from ..redis_url import SOCKET_TIMEOUT
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("bound_connections",)
+__all__ = ("bound_connections", "bound_open_connection", "close_unused")
 
 
 def bound_connections(app: Celery) -> None:
@@ -26,3 +28,34 @@ def bound_connections(app: Celery) -> None:
             "socket_keepalive": True,
         }
         app.conf.broker_transport_options = {**bounds, **(app.conf.broker_transport_options or {})}
+
+
+def close_unused(connection: Any) -> None:
+    """Close what the channels of a kombu connection keep open and do not use now; they open it again when they need it.
+
+    Each of them has opened a connection only to see whether it can.
+    """
+    if connection.transport.driver_type != "redis":
+        return
+    for channel in list(connection.transport.channels or ()):
+        for pool in celery_private.pools_of(channel):
+            pool.disconnect(inuse_connections=False)
+        client = vars(channel).get("client")
+        # A channel keeps the connection on which it waited for replies, those of Mingle.
+        if client is not None and client.connection is not None and not celery_private.waits_for_messages(channel):
+            client.connection.disconnect()
+
+
+def bound_open_connection(connection: Any, seconds: float) -> None:
+    """Wait at most ``seconds`` for each answer on a kombu connection that is open, and on what its channels open."""
+    if connection.transport.driver_type != "redis":
+        return
+    for channel in list(connection.transport.channels or ()):
+        # What the channel has already: its properties would connect to a broker that may be silent.
+        clients = [vars(channel)[name] for name in ("client", "subclient") if name in vars(channel)]
+        for client in clients:
+            options = client.connection_pool.connection_kwargs
+            for name in ("socket_timeout", "socket_connect_timeout"):
+                options[name] = min(options.get(name) or seconds, seconds)
+            if client.connection is not None:
+                hasten(client.connection, seconds)

@@ -1,11 +1,11 @@
 """The child: a process that reads its queues itself, runs what it reads, and settles it.
 
 Its loop, once round: acknowledge what is done and read what is next (one round trip); write the batch to the slot;
-for each entry say that it starts, run it, say that it ended. It hears the parent through a control pipe and nowhere
-else: which streams to read, when to stop, which ids are revoked.
+for each entry note that it starts, run it, note that it ended. The parent reaches it through a control pipe and no
+other way: which streams to read, when to stop, which ids are revoked.
 
 When it ends by itself it leaves nothing behind: acknowledgements are flushed, un-started entries go back, its
-consumer is deleted. When it is killed the parent does that (``aftermath``).
+consumer is deleted. When it is killed the parent does that (``dead_children``).
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ from celery.worker import state as worker_state
 
 from .. import celery_private
 from ..app import Streams, streams_of
-from ..broker import Delivery, Entry, StreamRef
+from ..consumers import forget_consumer
+from ..entries import Delivery, Entry, StreamRef
 from ..poll import readable, writable
 from . import revoked_stamps
+from .counting import count_process, executor_for
+from .counts import Counts, CountsTable
 from .events import BackgroundEvents
 from .execution import Interruption
-from .executor import Executor
 from .kept_messages import MOST_KEPT
 from .own_process import guard_forks
 from .pieces import Assembly
 from .reader import Pace, Reader
+from .set_aside import SetAside
 from .settle import Settler
 from .slots import COUNTED, MAX_BATCH, Slot, SlotTable
 from .task_errors import log_raised
@@ -54,7 +57,10 @@ ACK_DELAY = 0.005
 
 
 #: Seconds that a child which was told to stop goes on trying to settle while Redis is away; then others claim it.
-STOP_PATIENCE = 5.0
+STOP_PATIENCE = 3.0
+
+#: Seconds that a child which leaves waits for each reply.
+LEAVING = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,10 @@ class ChildOptions:
     max_memory: int | None = None
     #: Entries fetched at once, at most.
     max_batch: int = MAX_BATCH
+    #: Where children count, if metrics are wanted.
+    counts: CountsTable | None = None
+    #: The name of the worker in ``presence``.
+    worker: str = ""
 
 
 def consumer_name(hostname: str, index: int) -> str:
@@ -80,10 +90,19 @@ class ChildLoop:
 
     Args:
         control: the child's end of the control pipe (a billiard Connection).
+        counts: where it counts, if metrics are wanted.
     """
 
     def __init__(
-        self, app: Celery, hostname: str, consumer: str, slot: Slot, control: Any, *, options: ChildOptions
+        self,
+        app: Celery,
+        hostname: str,
+        consumer: str,
+        slot: Slot,
+        control: Any,
+        *,
+        options: ChildOptions,
+        counts: Counts | None = None,
     ) -> None:
         self.app = app
         self.hostname = hostname
@@ -111,6 +130,7 @@ class ChildLoop:
         self._kept: tuple[Entry, ...] = ()
         self._kept_told = True
         broker = self.streams.new_broker()
+        self.aside = SetAside(self._tell_anew)
         self.settler = Settler(
             broker,
             consumer,
@@ -118,6 +138,8 @@ class ChildLoop:
             hostname=hostname,
             give_up=self._must_end,
             sleep=self._sleep,
+            aside=self.aside,
+            worker=options.worker,
         )
         self.settler.on_confirmed = self._confirmed
         self.reader = Reader(
@@ -127,10 +149,12 @@ class ChildLoop:
             wake=control.fileno(),
             on_wake=self.hear,
             stopped=lambda: self.stopping,
-            held=lambda: self._kept,
+            held=lambda: (*self._kept, *self.settler.set_aside),
             on_read=slot.note_read,
         )
-        self.executor = Executor(
+        if counts is not None:
+            count_process(counts, self.streams)
+        self.executor = executor_for(counts)(
             app,
             hostname,
             self.streams,
@@ -141,15 +165,20 @@ class ChildLoop:
             count=self._count,
             on_kept=self._keep,
         )
-        self.reader.on_pause = self.executor.run_timers
+        self.reader.on_pause = self._pause
+        self.reader.on_denied = lambda: self.tell("denied")
         self.pace = Pace(most=options.max_batch)
         self._commands: dict[str, Callable[..., None]] = {
             "consume": self._on_consume,
+            "consume_more": self._on_consume_more,
             "stop": self.stop,
             "revoke": self._on_revoke,
             "revoke_stamps": self._on_revoke_stamps,
             "task_option": self._on_task_option,
             "events": self._on_events,
+            "handed": self.reader.take_from,
+            "look": self.reader.look_again,
+            "limits": self._on_limits,
         }
 
     # -- control
@@ -166,21 +195,32 @@ class ChildLoop:
                     self._commands[name](*args)
                 except Exception:
                     # A boundary of the process: remote control must not end a child with tasks in its hands.
-                    logger.exception("Child %s cannot carry out %s%r; it goes on.", self.consumer, name, tuple(args))
+                    logger.exception("Child %s cannot carry out %s%r; it continues.", self.consumer, name, tuple(args))
         except (EOFError, OSError):
             self.stopping = True  # the parent is gone
 
     def _on_consume(self, new: Sequence[StreamRef], wanted: Sequence[int]) -> None:
+        self._learn(new)
+        self.reader.streams = [self._known[number] for number in wanted]
+
+    def _on_consume_more(self, new: Sequence[StreamRef], added: Sequence[int]) -> None:
+        self._learn(new)
+        streams = [*self.reader.streams, *(self._known[number] for number in added)]
+        self.reader.streams = sorted(streams, key=lambda ref: ref.step)
+
+    def _learn(self, new: Sequence[StreamRef]) -> None:
         for ref in new:
             self._numbers[ref] = len(self._known)
             self._known.append(ref)
         self.slot.streams[:] = self._known
-        self.reader.streams = [self._known[number] for number in wanted]
 
     def stop(self) -> None:
         """Stop after the task that runs now; outcomes that Redis does not take are given up a while later."""
         self.stopping = True
         self._stop_by = time.monotonic() + STOP_PATIENCE
+        if not self.running:
+            # Nothing is at stake but time. What a task that runs comes to shall have every chance to be stored.
+            self.settler.broker.client.hasten(LEAVING)
 
     def _must_end(self) -> bool:
         return self.stopping and time.monotonic() >= self._stop_by
@@ -203,9 +243,18 @@ class ChildLoop:
                 setattr(task, option, value)
             self.executor.prepare()
 
+    def _on_limits(self, limits: dict[str, dict[str, Any]]) -> None:
+        self.streams.limits_in_redis = limits
+        self.executor.prepare()
+
     def _on_events(self, wanted: bool) -> None:
         if wanted and self._events is None:
-            self._events = BackgroundEvents(self.app, self.hostname, groups=["task"])
+            slot = self.slot
+            slot.events_kept(0)
+            self._events = BackgroundEvents(
+                self.app, self.hostname, groups=["task"], on_kept=slot.events_kept, on_sent=slot.events_sent
+            )
+            self._events.goes_first()
         elif not wanted and self._events is not None:
             self._events.close()
             self._events = None
@@ -228,6 +277,7 @@ class ChildLoop:
             self.hear()
             if self.stopping:
                 break
+            self.aside.try_again()
             self._tell_kept()
             self._tell_names()
             self.executor.run_timers()
@@ -323,10 +373,20 @@ class ChildLoop:
         self._kept = tuple(entries)
         self._kept_told = False
 
+    def _tell_anew(self) -> None:
+        self._kept_told = False
+
+    def _pause(self) -> float | None:
+        """Do what is due while nothing is to be read; returns seconds until the next, None when there is none."""
+        self.aside.try_again()
+        self._tell_kept()
+        waits = [one for one in (self.executor.run_timers(), self.aside.wait()) if one is not None]
+        return min(waits, default=None)
+
     def _tell_kept(self) -> None:
         # The parent gives them their heartbeat. Never waiting for it: what it does not take now it is told later.
         if not self._kept_told and writable(self._control.fileno()):
-            self.tell("kept", self._kept)
+            self.tell("kept", (*self._kept, *self.aside.entries))
             self._kept_told = True
 
     def _count(self, name: str) -> None:
@@ -356,6 +416,8 @@ class ChildLoop:
         if limit and (used := mem_rss()) > limit:
             logger.warning("child process exiting after exceeding memory limit (%dKiB / %dKiB)", used, limit)
             self._outgrown = True
+            if writable(self._control.fileno()):
+                self.tell("outgrown")
         return self._outgrown
 
     def _leave(self) -> None:
@@ -363,8 +425,10 @@ class ChildLoop:
             self._events.close()
         self.executor.settle_later()
         self.settler.flush(assisted=self.slot.restricted())
+        self.aside.try_again(at_once=True)
         self._tell_names()
         broker = self.settler.broker
+        broker.client.hasten(LEAVING)
         if self.settler.gave_up:
             # What this child could not tell Redis stands in its slot: the parent does it, if it lives on.
             self.exitcode = 1
@@ -376,9 +440,11 @@ class ChildLoop:
 
         if known:
             queues = sorted({ref.queue for ref in known})
-            self.settler.insist(lambda: self.settler.put_all_back(known), "put back")
+            self.settler.insist(lambda: self.settler.put_all_back(known), "put back", "what was not started")
             if not self.settler.gave_up:  # the parent forgets it, too
-                self.settler.insist(lambda: broker.forget_consumer(queues, self.consumer), "leave")
+                self.settler.insist(
+                    lambda: forget_consumer(broker, queues, self.consumer), "leave", "the consumer group"
+                )
         self.reader.close()
         broker.client.close()
 
@@ -436,7 +502,8 @@ def child_main(
         # Not "full", as in Celery's pool: SIGUSR2 stays Celery's debugger (CELERY_RDBSIG).
         reset_signals()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        loop = ChildLoop(app, hostname, consumer, slot, control, options=options)
+        counts = None if options.counts is None else options.counts.of_child(index)
+        loop = ChildLoop(app, hostname, consumer, slot, control, options=options, counts=counts)
 
         def on_soft_limit(signum: int, frame: Any) -> None:
             # Once its body has ended a task has no limits any more: what settles its message is not to be interrupted.

@@ -6,7 +6,10 @@
    decides about them by the limit of their own task).
 3. After a pause, of Redis or of this worker, it waits a heartbeat round, so that living owners speak first. A clock of
    Redis that was set is a pause like any other; after one that was set back, idle times begin anew.
-4. Now and then it says that the idle consumers of this worker (``readers``) live, and deletes consumers that hold
+4. While nothing lies on any of its streams it asks for nothing: it hears when somebody adds to one (``untouched``), and
+   what is read from then on can be claimed no sooner.
+5. What still waits at a front at the next look is told (``on_front``): a reader that waits does not listen there.
+6. Now and then it says that the idle consumers of this worker (``readers``) live, and deletes consumers that hold
    nothing and whose worker is dead, or that were not heard of.
 
 Called by a thread of the parent; one look takes a bounded time, whatever dead workers have left.
@@ -19,10 +22,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from ..broker import Delivery, Recovery, StreamBroker
+from ..broker import StreamBroker
 from ..clock import ClockWatch
+from ..consumers import forget_idle_consumers, touch_consumers
+from ..entries import Delivery
 from ..exceptions import BrokerError, BrokerUnavailable
 from ..presence import ConsumerPresence
+from ..recovery import Recovery, busy_queues, clock_was_set, recover
+from ..untouched import Untouched
 from .holders import HolderTimeouts
 from .outcome import crash_pauses_ms
 
@@ -42,6 +49,12 @@ _STEP = 100
 #: Seconds after which a look ends, with the rest left to the next one: the thread has other duties.
 _LONGEST = 1.0
 
+#: Seconds after which it is tried again to listen to what Redis refused.
+_DEAF = 60.0
+
+#: Seconds between two calls of ``on_front``: behind a backlog there may always be something.
+_TOLD = 20.0
+
 #: Queues whose consumers are looked at in one step, so that Redis is never held up.
 _QUEUES = 25
 
@@ -58,7 +71,9 @@ class Claimer:
         visibility_timeout: float,
         delivery_limit: int,
         on_exhausted: Callable[[Delivery, str], None],
+        on_recovered: Callable[[str, int], object] = lambda queue, count: None,
         readers: Callable[[], Sequence[ConsumerPresence]] = lambda: (),
+        on_front: Callable[[], None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.consumer = consumer
@@ -75,10 +90,25 @@ class Claimer:
         self._monotonic = monotonic
         self._pauses_ms = crash_pauses_ms(delivery_limit)
         self._on_exhausted = on_exhausted
+        self._on_recovered = on_recovered
         self._readers = readers
+        self._on_front = on_front
+        #: Something waited at a front at the last look, and when that was told.
+        self._front_waits = False
+        self._told_at = float("-inf")
+        self._untouched = Untouched(broker, monotonic=monotonic)
+        self._watched: list[str] = []
+        #: The last look found nothing on any stream.
+        self._empty = False
+        #: How often something came, or others were listened to.
+        self._stirs = 0
+        #: Until when nobody listens to streams that Redis refuses to read together.
+        self._deaf_until = float("-inf")
         self._last_contact = float("-inf")
         self._paused_at = float("-inf")
-        self._next_sweep = 0.0
+        self._next_sweep = float("-inf")
+        #: Queue -> when this worker began to look after it, or was permitted to again.
+        self._since: dict[str, float] = {}
         self._first = 0
 
     def run_once(self, *, now: float | None = None) -> int:
@@ -93,18 +123,79 @@ class Claimer:
         late = now - self._last_contact > self.interval + self._round
         away = self._last_contact == float("-inf")
         self._last_contact = now
+        queues = list(self._queues())
+        self._since = {queue: self._since.get(queue, now) for queue in queues}
         try:
-            busy = self._broker.busy_queues(self._queues())
+            if self._is_still(queues, now):
+                return 0
+            busy = busy_queues(self._broker, queues)
+            self._found(busy.all_empty)
+            self._tell_of_fronts(now, waits=busy.front_waits)
             self._look_at_clock(busy.clock_ms, now)
             if late:
                 self._pause(now, anew=away)
-            moved, refusal = self._claim(busy.queues, now)
+            # Where the queue was forbidden, nobody's heartbeat was heard either: they speak first, too.
+            settled = [queue for queue in busy.queues if now >= self._since[queue] + self._round * 1.5]
+            moved, refusal = self._claim(settled, now)
         except BrokerError:
             self._last_contact = float("-inf")
+            self._empty = False
             raise
         if refusal is not None:
             raise refusal
         return moved
+
+    def close(self) -> None:
+        """Close the connection that only it uses."""
+        self._untouched.forget()
+
+    @property
+    def quiet(self) -> int | None:
+        """A number while all streams are empty, another one when anything came meanwhile; None while nobody knows."""
+        return self._stirs if self._empty and self._untouched.is_watching else None
+
+    def doubt(self) -> None:
+        """Look at everything next: what listens may have been lost without a sign."""
+        self._empty = False
+
+    # -- quiet
+
+    def _is_still(self, queues: list[str], now: float) -> bool:
+        """Return whether there is nothing to look for, since nothing lay on any stream and nobody added to one.
+
+        Raises:
+            BrokerError: Redis is away, or was away since it was asked last.
+        """
+        # Consumers are said to live, and those of dead workers deleted, also where all is quiet: in time, and no more.
+        if not self._empty or now >= self._next_sweep + 0.6 * _SILENT - _SWEEP or now < self._deaf_until:
+            return False
+        try:
+            if self._untouched.is_watching and self._watched == queues:
+                self._empty = self._untouched.so_far()
+                self._stirs += not self._empty
+                return self._empty
+            self._stirs += 1
+            self._untouched.watch(queues)
+            self._watched = queues
+        except BrokerUnavailable:
+            self._broker.client.close()  # what lies idle there is as dead
+            raise
+        except BrokerError as exc:
+            logger.debug("Cannot listen to all streams at once, so each is read at every look: %s", exc)
+            self._deaf_until = now + _DEAF
+            self._untouched.forget()
+        return False
+
+    def _found(self, empty: bool) -> None:
+        self._empty = empty
+        if not empty:
+            self._untouched.forget()
+
+    def _tell_of_fronts(self, now: float, *, waits: bool) -> None:
+        if waits and self._front_waits and now >= self._told_at + _TOLD:
+            self._told_at = now
+            self._on_front()
+        self._front_waits = waits
 
     # -- pauses
 
@@ -112,7 +203,7 @@ class Claimer:
         jump = self._watch.observe(clock_ms)
         if jump:
             logger.warning(
-                "The clock of Redis was set %s by %.1f s. Nothing is claimed before living workers have beaten again.",
+                "The clock of Redis was set %s by %.1f s. Nothing is claimed until live workers have sent a heartbeat.",
                 "forward" if jump > 0 else "back",
                 abs(jump),
             )
@@ -125,12 +216,16 @@ class Claimer:
             return
         for queue in self._queues():
             try:
-                self._broker.clock_was_set(queue)
+                clock_was_set(self._broker, queue)
             except BrokerUnavailable:
                 raise
             except BrokerError as exc:
                 # Whoever claims there is refused as well, and says so aloud.
-                logger.debug("Cannot set right what was measured by another clock on queue %s: %s", queue, exc)
+                logger.debug(
+                    "Cannot adjust idle times and due times of queue %s to the clock of Redis, which was set: %s",
+                    queue,
+                    exc,
+                )
 
     def _is_quiet(self, now: float, timeout: float) -> bool:
         """Return whether a worker with this visibility timeout may not have beaten yet since the last pause."""
@@ -169,9 +264,11 @@ class Claimer:
     def _look(self, queue: str, now: float, deadline: float) -> int:
         moved = 0
         patience: dict[bytes, int | None] = {}
+        refusal = ""
         while True:
             recovery = self._step(queue, patience)
             moved += recovery.moved
+            refusal = refusal or recovery.refusal
             if recovery.strangers:
                 if not patience:
                     self._holders.refresh()
@@ -185,10 +282,13 @@ class Claimer:
                 break
         if moved:
             logger.warning("Put back %d entries of queue %s that a dead worker held.", moved, queue)
+        if refusal:
+            raise BrokerError(f"What dead workers held on queue {queue} cannot all be put back: {refusal}")
         return moved
 
     def _step(self, queue: str, patience: dict[bytes, int | None]) -> Recovery:
-        recovery = self._broker.recover(
+        recovery = recover(
+            self._broker,
             queue,
             self.consumer,
             idle_ms=self._patience(self._holders.shortest),
@@ -200,11 +300,13 @@ class Claimer:
             tolerance_ms=int(self._watch.tolerance * 1000),
         )
         self.moved += recovery.moved
+        if recovery.moved or recovery.exhausted:
+            self._on_recovered(queue, recovery.moved + len(recovery.exhausted))
         if recovery.vanished:
             self.vanished += recovery.vanished
             logger.error(
                 "%d pending entries of queue %s had been deleted by someone else; they cannot be run. "
-                "Nobody but celery-streams may delete or trim its streams.",
+                "Nothing but celery-streams may delete or trim its streams.",
                 recovery.vanished,
                 queue,
             )
@@ -223,13 +325,13 @@ class Claimer:
             shares.setdefault(reader.queues, []).append(reader.name)
         for read, names in shares.items():
             for queues in _parted(self._queues() if read is None else read):
-                self._broker.touch_consumers(queues, names)
+                touch_consumers(self._broker, queues, names)
         living = {one.name for worker in self._holders.workers if worker.is_alive for one in worker.consumers}
         living.update(reader.name for reader in readers)
         # A child that was just started stands in no beat yet, but will within a round.
         nodes = {worker.node: int(worker.visibility_timeout * 1000) for worker in self._holders.workers}
         for queues in _parted(self._queues()):
-            self._broker.forget_idle_consumers(queues, idle_ms=int(_SILENT * 1000), living=sorted(living), nodes=nodes)
+            forget_idle_consumers(self._broker, queues, idle_ms=int(_SILENT * 1000), living=sorted(living), nodes=nodes)
 
 
 def _parted(queues: Sequence[str]) -> Iterator[list[str]]:

@@ -6,6 +6,7 @@ broker. Ours tells the pool which streams to read. The parent never sees a messa
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -23,15 +24,19 @@ from celery.worker.consumer.control import Control as CeleryControl
 from celery.worker.consumer.events import Events as CeleryEvents
 from celery.worker.consumer.gossip import Gossip
 from celery.worker.consumer.heart import Heart as CeleryHeart
-from celery.worker.consumer.mingle import Mingle
+from celery.worker.consumer.mingle import Mingle as CeleryMingle
 from celery.worker.consumer.tasks import Tasks as CeleryTasks
 from kombu.common import QoS
+from kombu.exceptions import LimitExceeded
 
+from .. import revocations
 from ..app import streams_of
 from ..exceptions import BrokerError
 from . import revoked_stamps
+from .broker_bounds import bound_open_connection, close_unused
 from .control import Pidbox
 from .events import BackgroundEvents
+from .neighbours import Mingle
 from .patterns import LOOK_EVERY, QueuePatterns
 
 __all__ = ("Consumer", "Control", "StreamTasks", "TaskConsumer")
@@ -40,6 +45,12 @@ logger = logging.getLogger(__name__)
 
 #: Seconds until Celery's connection is tried again after Redis refused what kombu does first.
 _REFUSED_PAUSE = 1.0
+
+#: Seconds from its start after which a worker closes the connections that Celery's steps have left behind, and again.
+_SETTLED = (5.0, 25.0)
+
+#: Seconds that each answer of Celery's broker is waited for while the worker stops.
+_LEAVING = 1.0
 
 
 class TaskConsumer:
@@ -107,16 +118,26 @@ class StreamTasks(bootsteps.StartStopStep):  # type: ignore[misc]
         c.pool.forward_revoked(list(state.revoked))
         c.pool.forward_stamps(revoked_stamps.known())
         c.tell_events()
+        for seconds in _SETTLED:
+            c.timer.call_after(seconds, self._close_unused, (c, c.connection))
         patterns = getattr(c.controller, "queue_patterns", None)
         if patterns:
             if self._look is not None:
                 self._look.cancel()
             self._look = c.timer.call_repeatedly(LOOK_EVERY, self._add_new_queues, (c, patterns))
 
+    def _close_unused(self, c: Any, connection: Any) -> None:
+        if c.connection is not connection:
+            return
+        close_unused(connection)
+        # What Mingle asked the other workers through; when it is in use, it is in use.
+        with contextlib.suppress(LimitExceeded), c.app.pool.acquire(block=False) as pooled:
+            close_unused(pooled)
+
     def _add_new_queues(self, c: Any, patterns: QueuePatterns) -> None:
         """Read the queues that came up since and match a pattern of ``-Q``."""
         for name in patterns.find():
-            logger.info("Queue %s is new and matches -Q.", name)
+            logger.info("New queue %s matches -Q; this worker now reads it.", name)
             c.add_task_queue(name)
 
     def stop(self, c: Any) -> None:
@@ -137,12 +158,14 @@ class StreamTasks(bootsteps.StartStopStep):  # type: ignore[misc]
     def _load_revoked(self, c: Any) -> None:
         broker = streams_of(c.app).new_broker()
         try:
-            state.revoked.update(broker.revoked())
-            revoked_stamps.add(broker.revoked_stamps())
+            state.revoked.update(revocations.revoked(broker))
+            revoked_stamps.add(revocations.revoked_stamps(broker))
         except BrokerError as exc:
             logger.warning(
-                "Tasks that were revoked before this worker started may run: the list cannot be read: %s", exc
+                "Tasks that were revoked before this worker started may run, for their list cannot be read: %s", exc
             )
+        finally:
+            broker.client.close()
 
 
 class Events(CeleryEvents):  # type: ignore[misc]
@@ -164,6 +187,7 @@ class Events(CeleryEvents):  # type: ignore[misc]
             enabled=self.send_events if before is None else before.enabled,
             on_silence=c.renew_connection,
         )
+        c.event_dispatcher.goes_first()
         if before is not None:
             c.event_dispatcher.extend_buffer(before)
             for request in tuple(state.reserved_requests):
@@ -226,7 +250,13 @@ class Control(CeleryControl):  # type: ignore[misc]
 
 
 #: Celery's step -> ours.
-_IN_PLACE_OF = {CeleryTasks: StreamTasks, CeleryEvents: Events, CeleryHeart: Heart, CeleryControl: Control}
+_IN_PLACE_OF = {
+    CeleryMingle: Mingle,
+    CeleryTasks: StreamTasks,
+    CeleryEvents: Events,
+    CeleryHeart: Heart,
+    CeleryControl: Control,
+}
 
 
 class Consumer(CeleryConsumer):  # type: ignore[misc]
@@ -236,14 +266,16 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        #: The connection that is to be made anew.
+        self._lost: Any = None
         # READONLY, MISCONF and OOM pass; Celery takes such replies while it connects for a reason to end the worker,
         # unless broker_channel_error_retry is set, and with it would end children that are at work.
         self.connection_errors = (*self.connection_errors, *self.channel_errors)
 
     class Blueprint(CeleryConsumer.Blueprint):  # type: ignore[misc]
-        """Celery's steps, four of them exchanged; native delayed delivery is RabbitMQ's.
+        """Celery's steps, five of them exchanged; native delayed delivery is RabbitMQ's.
 
-        A project's own step may name one of the four, in its ``requires`` or among the steps, by class or by string:
+        A project's own step may name one of the five, in its ``requires`` or among the steps, by class or by string:
         ours, which has its name, stands for it. Loaded beside ours, Celery's Tasks would take the place of what the
         worker reads.
         """
@@ -276,15 +308,45 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                     self.graph.add_edge(last, step)
             return self.graph.topsort()
 
-    def renew_connection(self) -> None:
-        """Have the main thread connect anew: the broker was silent, and a subscription that died so tells nobody."""
-        lost = self.connection
-        if self.hub is not None:
-            self.hub.call_soon(self._lose, lost)
+    def update_strategies(self) -> None:
+        """Take up the tasks that code of this process has registered since, as Celery's Consumer does."""
+        super().update_strategies()
+        # Afterwards: a strategy of its own may note whose pool it was made for last.
+        self.pool.look_at_tasks()
 
-    def _lose(self, lost: Any) -> None:
-        if self.connection is lost and lost is not None:
-            raise ConnectionResetError("the broker was silent; what was subscribed may be lost")
+    def on_ready(self) -> None:
+        """Say "ready", once the worker hears broadcasts.
+
+        kombu subscribes when the event loop first goes round. Celery says "ready" before: a command that is
+        sent to a worker as soon as it says so would be lost.
+        """
+        if self.hub is not None:
+            for callback in tuple(self.hub.on_tick):
+                callback()
+        super().on_ready()
+
+    def renew_connection(self) -> None:
+        """Have the main thread reconnect: the broker was silent, and a subscription that died so gives no sign."""
+        self._lost = self.connection
+        if self.hub is not None:
+            self.hub.call_soon(self._lose)
+
+    def perform_pending_operations(self) -> None:
+        """Called between two waits where there is no event loop (gevent, eventlet, a transport without one)."""
+        super().perform_pending_operations()
+        if self.hub is None:
+            self._lose()
+
+    def _lose(self) -> None:
+        lost, self._lost = self._lost, None
+        if lost is not None and self.connection is lost:
+            raise ConnectionResetError("the broker was silent for too long; subscriptions may be lost")
+
+    def stop(self) -> None:
+        """Stop all steps; a broker that is silent must not hold up the worker's end at each of them."""
+        if self.connection is not None:
+            bound_open_connection(self.connection, _LEAVING)
+        super().stop()
 
     def on_connection_error_before_connected(self, exc: BaseException) -> None:
         """Let the children read although Celery's connection cannot be made: Redis may be full, and only they drain it.
@@ -296,6 +358,26 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             self.pool.consume(list(self.app.amqp.queues.consume_from))
             # Celery's loop comes back at once for this kind of error, and nothing tells that a Redis has room again.
             time.sleep(_REFUSED_PAUSE)
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Connect to Celery's broker, again and again; the pool whose tasks run in this thread runs them meanwhile."""
+        ensure = conn.ensure_connection
+
+        def ensure_connection(
+            errback: Any = None, max_retries: Any = None, callback: Any = None, **options: Any
+        ) -> Any:
+            def between_two_tries() -> None:
+                if callback is not None:
+                    callback()
+                self.pool.work_meanwhile()
+
+            return ensure(errback, max_retries, callback=between_two_tries, **options)
+
+        conn.ensure_connection = ensure_connection
+        try:
+            return super().ensure_connected(conn)
+        finally:
+            del conn.ensure_connection
 
     def tell_events(self) -> None:
         """Tell the children whether task events are wanted (``-E``, ``enable_events``)."""
@@ -313,6 +395,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def _cancel(self, cancel: Callable[[], None]) -> None:
         self.pool.sync_state()
+        self.pool.cancels = True
         try:
             cancel()
         except NotImplementedError:

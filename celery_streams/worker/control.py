@@ -13,10 +13,12 @@ from celery.worker import pidbox
 from celery.worker import state as worker_state
 from kombu.utils.functional import maybe_list
 
-from .. import inspect
 from ..app import streams_of
-from ..broker import Delivery, Entry
+from ..delayed_messages import DelayedMessage, delayed_messages
+from ..entries import Delivery, Entry
 from ..exceptions import BrokerError
+from ..pausing import LOOK
+from ..revocations import revoke, revoke_stamps
 from . import revoked_stamps
 from .requests import build_request
 
@@ -69,18 +71,22 @@ def _forward_revoke(consumer: Any, arguments: dict[str, Any]) -> None:
     task_ids = [str(task_id) for task_id in maybe_list(arguments.get("task_id")) or []]
     consumer.pool.forward_revoked(task_ids)
     try:
-        streams_of(consumer.app).broker.revoke(task_ids, seconds=worker_state.REVOKE_EXPIRES)
+        revoke(streams_of(consumer.app).broker, task_ids, seconds=worker_state.REVOKE_EXPIRES)
     except BrokerError as exc:
-        logger.warning("Workers that start later will not know that %s is revoked: %s", ", ".join(task_ids), exc)
+        logger.warning(
+            "Cannot store that %s is revoked; workers that start later may run it: %s", ", ".join(task_ids), exc
+        )
 
 
 def _forward_stamps(consumer: Any, arguments: dict[str, Any]) -> None:
     pairs = revoked_stamps.pairs_of(arguments["headers"])
     consumer.pool.forward_stamps(pairs)
     try:
-        streams_of(consumer.app).broker.revoke_stamps(pairs, seconds=worker_state.REVOKE_EXPIRES)
+        revoke_stamps(streams_of(consumer.app).broker, pairs, seconds=worker_state.REVOKE_EXPIRES)
     except BrokerError as exc:
-        logger.warning("Workers that start later will not know that tasks stamped %s are revoked: %s", pairs, exc)
+        logger.warning(
+            "Cannot store that tasks stamped %s are revoked; workers that start later may run them: %s", pairs, exc
+        )
 
 
 def _forward_task_options(consumer: Any, arguments: dict[str, Any]) -> None:
@@ -89,10 +95,20 @@ def _forward_task_options(consumer: Any, arguments: dict[str, Any]) -> None:
     if task is not None:
         options = {name: getattr(task, name) for name in ("rate_limit", "time_limit", "soft_time_limit")}
         consumer.pool.forward("task_option", task.name, options)
+        consumer.pool.parent.limits_changed()
 
 
 def _forward_events(consumer: Any, arguments: dict[str, Any]) -> None:
     consumer.tell_events()
+
+
+@celery_control.control_command(name=LOOK)  # type: ignore[untyped-decorator]
+def look_at_pauses(state: Any, **kwargs: Any) -> dict[str, Any]:
+    """Look at once which queues are paused; returns them."""
+    try:
+        return {"ok": state.consumer.pool.parent.look_at_pauses()}
+    except BrokerError as exc:
+        return {"error": str(exc)}
 
 
 _FORWARDED: dict[str, Callable[[Any, dict[str, Any]], None]] = {
@@ -114,7 +130,7 @@ def scheduled(state: Any, **kwargs: Any) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = _celery_scheduled(state, **kwargs)
     pool = state.consumer.pool
     for queue in getattr(pool, "queues", ()):
-        for delayed in inspect.delayed_messages(streams_of(state.app).broker, queue):
+        for delayed in delayed_messages(streams_of(state.app).broker, queue):
             try:
                 request = _request_of(state, queue, delayed)
                 if request is not None:
@@ -126,7 +142,7 @@ def scheduled(state: Any, **kwargs: Any) -> list[dict[str, Any]]:
     return found
 
 
-def _request_of(state: Any, queue: str, delayed: inspect.DelayedMessage) -> Any:
+def _request_of(state: Any, queue: str, delayed: DelayedMessage) -> Any:
     if delayed.message is None:
         return None
     ref = next(iter(streams_of(state.app).broker.streams([queue])))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from ..broker import StreamRef
+from ..entries import StreamRef
 from ..presence import ConsumerPresence
 from .hand_back import Restrictable
 from .slots import Snapshot
@@ -19,6 +19,9 @@ class Crew(Protocol):
     def holders(self) -> Sequence[Restrictable]:
         """Return whoever holds entries now."""
 
+    def limited(self) -> Sequence[Restrictable]:
+        """Return the holders whose tasks may have time limits."""
+
     def handed_back(self) -> Sequence[Restrictable]:
         """Return the holders in which entries may wait behind a task that runs."""
 
@@ -28,8 +31,17 @@ class Crew(Protocol):
     def consumer_names(self) -> Sequence[str]:
         """Return the names under which this process reads itself."""
 
+    def living(self) -> int:
+        """Return how many children or threads there are to run tasks."""
+
+    def last_read(self) -> float:
+        """Return when a read last succeeded, as ``time.monotonic`` has it; 0.0 for never."""
+
     def announce(self, streams: Sequence[StreamRef]) -> None:
         """Tell them what to read."""
+
+    def forward(self, *message: Any) -> None:
+        """Tell them something else."""
 
     def give_back(self) -> None:
         """Put back at once what was fetched and not started."""
@@ -43,5 +55,5 @@ class Crew(Protocol):
     def on_soft(self, holder: Restrictable, shot: Snapshot) -> None:
         """Tell a task that its soft time limit is over (called by the services thread)."""
 
-    def on_hard(self, holder: Restrictable, shot: Snapshot) -> None:
-        """End a task whose hard time limit is over (called by the services thread)."""
+    def on_hard(self, exceeded: Sequence[tuple[Restrictable, Snapshot]]) -> None:
+        """End the tasks whose hard time limit is over (called by the services thread)."""

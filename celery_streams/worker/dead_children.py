@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..broker import Delivery, Entry, StreamRef
+from ..consumers import forget_consumer
+from ..entries import Delivery, Entry, StreamRef
 from ..exceptions import BrokerError, BrokerUnavailable, GroupMissing
 from .lost_tasks import LostTasks
+from .outcome import Event
 from .settle import Settler
 from .slots import Snapshot
 
@@ -30,11 +32,14 @@ __all__ = ("Casualty", "Cause", "DeadChildren")
 
 logger = logging.getLogger(__name__)
 
-#: Steps of the work for one casualty: acknowledge, release, settle, forget, and forget again.
+#: Steps of the work for one casualty: acknowledge, put back, settle, forget, and forget again.
 _STEPS = 4
 
 #: Seconds after which the consumer of a dead child is looked at again.
 _SECOND_LOOK = 1.0
+
+#: Seconds: pause after an attempt that found Redis away.
+_PAUSE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,8 @@ class Cause:
     revoked: bool = False
     #: The task was cancelled by a cold shutdown.
     cancelled: bool = False
+    #: What was revoked or cancelled, where that is known.
+    task: str | None = None
 
 
 @dataclass(slots=True)
@@ -63,6 +70,10 @@ class Casualty:
     streams: Sequence[StreamRef] = ()
     #: The child left by itself and settled what it held.
     clean: bool = False
+    #: For how many seconds the body ran that it died in.
+    ran_for: float | None = None
+    #: Events of its last moments were lost with it.
+    untold: bool = False
     #: How far the work is, so that it is not begun anew after Redis was away.
     step: int = 0
     due: float = 0.0
@@ -74,6 +85,8 @@ class DeadChildren:
     def __init__(self, lost: LostTasks) -> None:
         self._lost = lost
         self._open: deque[Casualty] = deque()
+        #: Redis was away: nothing is asked of it until then (monotonic seconds), whatever child dies meanwhile.
+        self._paused_until = 0.0
 
     @property
     def unfinished(self) -> int:
@@ -87,6 +100,8 @@ class DeadChildren:
 
     def run_once(self, *, now: Callable[[], float] = time.monotonic) -> int:
         """Go on with what is open; returns how many children are left."""
+        if now() < self._paused_until:
+            return len(self._open)
         for _ in range(len(self._open)):
             casualty = self._open.popleft()
             if casualty.due > now():
@@ -97,11 +112,11 @@ class DeadChildren:
                     self._open.append(casualty)
             except BrokerUnavailable as exc:
                 logger.warning(
-                    "Redis is away; the entries of dead child %s are settled when it is back: %s",
+                    "Redis is unreachable; the entries of dead child %s are settled when it is back: %s",
                     casualty.consumer,
                     exc,
                 )
-                casualty.due = now() + 0.5
+                casualty.due = self._paused_until = now() + _PAUSE
                 self._open.append(casualty)
                 break  # the main thread shall not wait for a time-out for each of them
             except BrokerError as exc:
@@ -112,7 +127,7 @@ class DeadChildren:
         """Take the next step after one that Redis refuses: what it held on other queues must not wait for it."""
         if not isinstance(exc, GroupMissing):
             logger.error(
-                "Redis refused to settle what dead child %s held; what is left is claimed later: %s",
+                "Redis refused to settle what dead child %s held; another worker claims what is left: %s",
                 casualty.consumer,
                 exc,
             )
@@ -130,9 +145,14 @@ class DeadChildren:
             casualty.step = 1
         if casualty.step == 1:
             self._settler(casualty).put_back(shot.waiting, insist=False)
+            for queue, count in Counter(entry.stream.queue for entry in shot.waiting).items():
+                self._lost.count_recovered(queue, count, of_child=True)
             casualty.step = 2
         if casualty.step == 2:
-            if shot.running is not None and not casualty.cause.revoked and not shot.retried:
+            if shot.running is not None and (casualty.cause.revoked or shot.retried):
+                event = Event.RETRIED if shot.retried else Event.REVOKED
+                self._lost.count_ended(shot.running, casualty.cause.task, event, casualty.ran_for)
+            elif shot.running is not None:
                 left = self._settle_running(casualty, shot.running)
                 if left:
                     if not casualty.due:
@@ -145,7 +165,13 @@ class DeadChildren:
                     casualty.due = now + min(left, self._lost.streams.conf.visibility_timeout / 3)
                     return False
             for entry in shot.kept:
-                self._settle_kept(casualty, entry)
+                try:
+                    self._settle_kept(casualty, entry)
+                except BrokerUnavailable:
+                    raise
+                except BrokerError as exc:
+                    # Those of other queues must not wait for it; what is left pending is claimed by somebody.
+                    logger.error("Redis refused to settle what dead child %s kept: %s", casualty.consumer, exc)
             casualty.step = 3
         if casualty.step == 3:
             self._forget(casualty)
@@ -156,7 +182,7 @@ class DeadChildren:
 
     def _forget(self, casualty: Casualty) -> None:
         self._settler(casualty).put_all_back(casualty.streams)
-        self._lost.broker.forget_consumer(sorted({ref.queue for ref in casualty.streams}), casualty.consumer)
+        forget_consumer(self._lost.broker, sorted({ref.queue for ref in casualty.streams}), casualty.consumer)
 
     def _settler(self, casualty: Casualty) -> Settler:
         return self._lost.settler(casualty.consumer)
@@ -184,12 +210,13 @@ class DeadChildren:
         assert delivery is not None
         if casualty.cause.cancelled:
             if not early:
-                lost.settle_interrupted(delivery, casualty.consumer)
+                lost.settle_interrupted(delivery, casualty.consumer, ran_for=casualty.ran_for)
             return 0.0
         left = lost.claim_left(delivery)
         if left:
             return left
         lost.crashes += 1
+        lost.count_recovered(running.stream.queue, 1, of_child=True)
         lost.settle_lost(
             delivery,
             casualty.consumer,
@@ -197,5 +224,7 @@ class DeadChildren:
             hard_limit=casualty.cause.hard_limit if casualty.cause.entry == running else None,
             early=early,
             exited=casualty.snapshot.exited,
+            ran_for=casualty.ran_for,
+            untold=casualty.untold,
         )
         return 0.0

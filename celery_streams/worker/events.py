@@ -6,7 +6,8 @@ for the parent:
 1. ``send`` keeps the event and returns; it neither connects nor waits.
 2. A thread publishes what is kept, over a connection of its own, at the latest after :data:`INTERVAL`, also while a
    task runs; task events go together, as Celery's buffer sends them.
-3. While the broker is away or silent at most :data:`MOST_KEPT` events are kept, the newest; they are sent when it is
+3. What a task sends itself (``self.send_event``) goes out after what is kept of it: see :meth:`goes_first`.
+4. While the broker is away or silent at most :data:`MOST_KEPT` events are kept, the newest; they are sent when it is
    back, and how many were dropped is said once.
 """
 
@@ -17,7 +18,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from celery.events import Event, EventDispatcher, group_from
@@ -26,6 +27,7 @@ from kombu.exceptions import OperationalError
 from kombu.messaging import Producer
 
 from ..redis_url import SOCKET_TIMEOUT
+from .broker_bounds import close_unused
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -59,6 +61,8 @@ class BackgroundEvents(EventDispatcher):  # type: ignore[misc]
     Args:
         groups: the groups of events that are wanted; none of them is all.
         on_silence: called by the thread when a broker that had been silent answers again.
+        on_kept: called with how many events were kept so far, not counting those that were dropped.
+        on_sent: called by the thread with how many of these are out of its hands.
     """
 
     def __init__(
@@ -69,6 +73,8 @@ class BackgroundEvents(EventDispatcher):  # type: ignore[misc]
         groups: Iterable[str] | None = None,
         enabled: bool = True,
         on_silence: Callable[[], None] = lambda: None,
+        on_kept: Callable[[int], None] = lambda count: None,
+        on_sent: Callable[[int], None] = lambda count: None,
     ) -> None:
         self.producer: Producer | None = None
         #: Events that were dropped because too many were kept, and because the broker refused them.
@@ -77,9 +83,15 @@ class BackgroundEvents(EventDispatcher):  # type: ignore[misc]
         self._in_hand: list[tuple[str, dict[str, Any]]] = []
         self._due = threading.Event()
         self._stop = threading.Event()
+        #: Set by whoever cannot wait until more task events have been collected.
+        self._hurry = threading.Event()
+        #: Set when everything is sent that was kept before they were put here.
+        self._awaited: deque[threading.Event] = deque()
+        self._on_kept, self._on_sent = on_kept, on_sent
+        self._kept = self._sent = 0
         self._thread: threading.Thread | None = None
         self._on_silence = on_silence
-        self._silent = self._abandoned = False
+        self._silent = self._abandoned = self._away = False
         self._told = 0
         super().__init__(app.connection_for_write(), hostname=hostname, app=app, groups=groups, enabled=enabled)
 
@@ -116,6 +128,9 @@ class BackgroundEvents(EventDispatcher):  # type: ignore[misc]
             with contextlib.suppress(IndexError):  # the thread took them meanwhile
                 self._waiting.popleft()
                 self.dropped += 1
+                self._kept -= 1
+        self._kept += 1
+        self._on_kept(self._kept)
         self._waiting.append(("task.multi" if group == "task" else type.replace("-", "."), event))
         if not self._due.is_set():
             self._due.set()
@@ -138,18 +153,53 @@ class BackgroundEvents(EventDispatcher):  # type: ignore[misc]
             self.dropped += other.dropped
 
     def close(self) -> None:
-        """Take no more events; the thread sends what is kept, a second at most is waited for it."""
+        """Take no more events; the thread sends what is kept, a second at most is waited for it.
+
+        While the broker is known to be away nothing is waited for.
+        """
         self._closed = True
         self._stop.set()
+        self._hurry.set()
         self._due.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is not None and self._thread is not threading.current_thread() and not self._away:
             self._thread.join(timeout=_LAST)
 
     def leave(self) -> None:
         """Take no more events and send none: another dispatcher goes on with them."""
         self._closed = self._abandoned = True
         self._stop.set()
+        self._hurry.set()
         self._due.set()
+
+    def goes_first(self) -> None:
+        """Have the app's other dispatchers send after what is kept here: all of it may be of one task.
+
+        They publish at once (``Task.send_event``), and would overtake.
+        """
+        events = self.app.events
+        of_celery = type(events).default_dispatcher.__get__(events)
+
+        @contextlib.contextmanager
+        def default_dispatcher(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            self.catch_up()
+            with of_celery(*args, **kwargs) as dispatcher:
+                yield dispatcher
+
+        events.default_dispatcher = default_dispatcher
+
+    def catch_up(self, timeout: float = _LAST) -> None:
+        """Wait until everything is sent that was kept so far; not while the broker is known to be away."""
+        thread = self._thread
+        # In a process that a task forked the thread does not run.
+        if thread is None or thread is threading.current_thread() or not thread.is_alive() or self._away:
+            return
+        if not self._waiting and not self._in_hand:
+            return
+        sent = threading.Event()
+        self._awaited.append(sent)
+        self._hurry.set()
+        self._due.set()
+        sent.wait(timeout)
 
     # -- the thread
 
@@ -161,12 +211,16 @@ class BackgroundEvents(EventDispatcher):  # type: ignore[misc]
             if self._abandoned:
                 break
             if not self._stop.is_set() and self._only_task_events():
-                self._stop.wait(INTERVAL)
+                self._hurry.wait(INTERVAL)
+            self._hurry.clear()
             self._due.clear()
+            awaited = list(self._awaited)
             began = time.monotonic()
             try:
                 self._send_kept()
             except away as exc:
+                self._away = True
+                self._let_go(len(self._awaited))
                 self._disconnect()
                 if time.monotonic() - began >= _SILENCE:
                     self._silent = True
@@ -182,16 +236,20 @@ class BackgroundEvents(EventDispatcher):  # type: ignore[misc]
                 continue
             except Exception:
                 # The boundary of the thread: without it no event would ever be sent again.
-                logger.exception("Events could not be sent, and are dropped.")
+                logger.exception("Events could not be sent and were dropped.")
                 self.dropped += len(self._in_hand)
+                self._took(len(self._in_hand))
                 self._in_hand = []
+                self._let_go(len(self._awaited))
                 self._disconnect()
                 self._due.set()
                 if self._stop.wait(_PAUSES[0]):
                     break
                 continue
+            self._away = False
+            self._let_go(len(awaited))
             if pause != _PAUSES[0]:
-                logger.info("Events are sent again; %d were dropped meanwhile.", self.dropped - self._told)
+                logger.info("Events are being sent again; %d were dropped in the meantime.", self.dropped - self._told)
                 self._told, pause = self.dropped, _PAUSES[0]
             if self._silent:
                 self._silent = False
@@ -199,6 +257,15 @@ class BackgroundEvents(EventDispatcher):  # type: ignore[misc]
             if self._stop.is_set() and not self._waiting:
                 break
         self._disconnect()
+
+    def _let_go(self, count: int) -> None:
+        """Wake the first so many of those who wait until everything is sent."""
+        for _ in range(count):
+            self._awaited.popleft().set()
+
+    def _took(self, count: int) -> None:
+        self._sent += count
+        self._on_sent(self._sent)
 
     def _only_task_events(self) -> bool:
         waiting = self._waiting
@@ -218,6 +285,7 @@ class BackgroundEvents(EventDispatcher):  # type: ignore[misc]
             routing_key = self._in_hand[0][0]
             events = [event for _, event in self._in_hand]
             self._deliver(events if routing_key == "task.multi" else events[0], routing_key)
+            self._took(len(self._in_hand))
             self._in_hand = []
 
     def _take(self) -> bool:
@@ -237,6 +305,7 @@ class BackgroundEvents(EventDispatcher):  # type: ignore[misc]
         self.producer = Producer(
             self.connection.channel(), exchange=self.exchange, serializer=self.serializer, auto_declare=False
         )
+        close_unused(self.connection)
 
     def _deliver(self, events: Any, routing_key: str) -> None:
         assert self.producer is not None

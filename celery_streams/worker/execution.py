@@ -12,25 +12,39 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from celery.exceptions import SoftTimeLimitExceeded
+from billiard.einfo import ExceptionInfo
+from celery.exceptions import Reject, SoftTimeLimitExceeded
 from celery.worker import state as worker_state
 from kombu.asynchronous.timer import Timer
 
 from ..app import Streams
-from ..broker import Delivery
 from ..clock import RedisClock
+from ..entries import Delivery
 from ..exceptions import BrokerError
+from ..locks import HEADER, is_unique
 from ..running_task import HeldRetry, RunningTask
+from .burial import Death
 from .kept_messages import KeptMessages
 from .outcome import Circumstances, Event, decide
-from .settle import Death, Settler
-from .task_errors import log_raised
+from .own_process import end_foreign_process
+from .settle import Settler
+from .task_errors import einfo_of, log_raised
 from .task_options import TaskOptions
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("ETA_SLACK", "PASSING_BY", "Execution", "Interruption", "OwnedTask", "Progress", "Report", "Surroundings")
+__all__ = (
+    "ETA_SLACK",
+    "PASSING_BY",
+    "Escaped",
+    "Execution",
+    "Interruption",
+    "OwnedTask",
+    "Progress",
+    "Report",
+    "Surroundings",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -39,15 +53,26 @@ ETA_SLACK = 0.05
 
 
 class Interruption(BaseException):
-    """Raised in a running task by this worker: the task shall end, and its message is settled elsewhere, or later."""
+    """Raised in a running task by this worker to end it; its message is settled elsewhere, or later."""
 
 
 #: Raised outside of a task's body, these end the process, or the settling goes on later: the message stays pending.
 PASSING_BY = (SystemExit, KeyboardInterrupt, Interruption, SoftTimeLimitExceeded, MemoryError, BrokerError)
 
 
+@dataclass(frozen=True, slots=True)
+class Escaped:
+    """What passed Celery's tracer, and what Celery's pools report as a failure of the task.
+
+    A body raised what is no Exception, a callback raised Reject or is of an odd type, a result backend gave up.
+    """
+
+    exc: BaseException
+    einfo: ExceptionInfo
+
+
 class Progress(Protocol):
-    """Who is told how a task goes: a slot in shared memory, or a thread's record."""
+    """Where the progress of a task is noted: a slot in shared memory, or a thread's record."""
 
     def limit(self, *, soft: float | None, hard: float | None) -> None:
         """The task has these time limits, in seconds from its start."""
@@ -94,6 +119,8 @@ class Report:
     options: TaskOptions | None = None
     #: How long the task has been unknown, in seconds, with UNKNOWN.
     unknown_for: float = 0.0
+    #: A worker that knows the task and takes its messages, with UNKNOWN; empty: none.
+    taker: str = ""
     #: The exception that the task raised, to be let go when all is settled.
     error: BaseException | None = None
     #: Told once the message is settled.
@@ -114,10 +141,12 @@ class Surroundings:
     hard_limit: float | None = None
     #: Called with the task's name when a task starts.
     count: Callable[[str], None] = lambda name: None
-    #: Tasks run in the worker's own process: there Celery's Request counts what it runs by itself.
-    in_parent: bool = False
+    #: Likewise for one that Celery's Request runs; in the worker's own process it counts for itself.
+    count_request: Callable[[str], None] = lambda name: None
     #: Content types that may be decoded, as kombu wants them.
     accept: Any = None
+    #: Those of them that this package decodes as kombu would, and faster.
+    json_types: frozenset[str] = frozenset()
     #: Celery's EventDispatcher, or None.
     dispatcher: Any = None
     #: By the task's name.
@@ -139,8 +168,26 @@ class Surroundings:
         try:
             return self.settler.broker.clock_ms() / 1000
         except BrokerError as exc:
-            logger.debug("Redis does not say what time it is: %s", exc)
+            logger.debug("Cannot ask Redis for the time: %s", exc)
             return None
+
+    def trace(self, tracer: Callable[..., Any], *args: Any, name: Any, task_id: Any) -> Any:
+        """Call Celery's tracer; returns what it returns, or an :class:`Escaped`.
+
+        A process that the task forked ends here, and what :data:`PASSING_BY` names is raised.
+        """
+        try:
+            try:
+                return tracer(*args)
+            finally:
+                if os.getpid() != self.pid:
+                    end_foreign_process()
+        except PASSING_BY:
+            raise
+        except BaseException as exc:  # noqa: BLE001
+            if isinstance(exc, Exception) and not isinstance(exc, Reject):
+                log_raised(logger.error, "Task %s[%s] failed outside of its body.", name, task_id)
+            return Escaped(exc, einfo_of(exc))
 
     def sends_events(self) -> bool:
         """Return whether task events are wanted."""
@@ -161,12 +208,16 @@ class Surroundings:
 
 
 class OwnedTask(RunningTask):
-    """What the code of a task may reach of its delivery while it runs."""
+    """What a running task may do with its own delivery."""
 
     __slots__ = ("_around", "_delivery", "early")
 
     def __init__(self, delivery: Delivery, around: Surroundings, task_id: Any, retries: Any) -> None:
-        super().__init__(task_id or "", int(retries or 0))
+        # Not through the parent: one is made for each message.
+        self.task_id = task_id or ""
+        # A project's own header of this name may be anything, as with lists; self.retry() then fails in Celery.
+        self.retries = retries if isinstance(retries, (int, float)) else 0
+        self.retried = self.over = False
         #: The message was acknowledged before the task ran, and so is nobody else's.
         self.early = False
         self._delivery = delivery
@@ -174,6 +225,8 @@ class OwnedTask(RunningTask):
 
     def owned(self) -> bool:
         """Ask the slot, then Redis; that is a heartbeat, too."""
+        if self.over:
+            return False
         if self.retried or self.early:
             return True
         around = self._around
@@ -181,15 +234,26 @@ class OwnedTask(RunningTask):
             return False
         return not around.settler.broker.extend([(around.settler.consumer, self._delivery.entry)])
 
+    def lock(self) -> str | None:
+        """Read it in the headers: few tasks are unique, and few of these are retried."""
+        message = self._delivery.message
+        return message.decode_headers().get(HEADER) if message is not None and is_unique(message) else None
+
     def store_retry(self, held: HeldRetry) -> None:
         """Store ``held``; unless the entry was acknowledged early, in one step with settling it."""
         around = self._around
         if os.getpid() != around.pid:
             raise Interruption("this process was forked by the task, whose message is not its own")
+        if self.over:
+            raise Interruption("this task was ended: its message is settled, or will be")
         if self.early:
             around.settler.publish(held)
-            return
-        around.settler.settle(self._delivery, decide(Event.RETRIED, Circumstances()), held=held)
+        else:
+            outcome = decide(Event.RETRIED, Circumstances())
+            around.settler.settle(self._delivery, outcome, held=held, event=Event.RETRIED)
         if around.settler.gave_up:
             raise Interruption("the retry could not be stored before this process had to end")
-        around.progress.retried()
+        if not around.settler.is_aside(self._delivery.entry):
+            # Else its entry is still to be settled, and needs its heartbeat. Now nothing is left to do for it when this
+            # process dies: it is no dead letter either, where it was acknowledged early.
+            around.progress.retried()

@@ -1,7 +1,7 @@
 """Executor: the steps of one message in the process that runs it; it settles once, at the end, whatever happened.
 
 1. Decode the entry; what cannot be decoded is an event like any other.
-2. Shall it wait? (``rate_limits``)
+2. May it start now? (``admission``)
 3. Run it: plain messages straight through the tracer (``fast_path``), all others through Celery's strategy and Request
    (``slow_path``). Both return what happened.
 4. ``outcome.decide`` decides, and ``settle`` does it.
@@ -18,25 +18,26 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
-from celery.app import trace
 from celery.exceptions import InvalidTaskError
-from celery.worker.strategy import logger as strategy_logger
 from kombu.exceptions import ContentDisallowed
-from kombu.serialization import prepare_accept_content
 
 from ..app import Streams
-from ..broker import Delivery, Entry
+from ..entries import Delivery, Entry
 from ..exceptions import MessageError
+from ..limits import RateLimited
+from ..notes import HEADER as TRACK_HEADER
+from .admission import held_back, lane_for_penalty, started_elsewhere
+from .burial import Death
 from .execution import PASSING_BY, Execution, Progress, Report, Surroundings
 from .fast_path import is_plain, run_plain
 from .kept_messages import KeptMessages
 from .outcome import Action, Circumstances, Event, Outcome, decide
-from .rate_limits import over_rate_limit
+from .preparation import Preparation, prepare
 from .requests import received_message
-from .settle import Death, Settler
+from .settle import Settler
 from .slow_path import SlowPath
 from .task_errors import let_go, log_raised, shown
-from .task_options import make_callable, options_of
+from .task_options import TaskOptions
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -50,6 +51,10 @@ _IDS = (str, int, uuid.UUID)
 
 #: Events of messages that cannot be executed at all.
 _UNFIT = (Event.MALFORMED, Event.NAMELESS, Event.NOT_ACCEPTED, Event.INVALID)
+
+
+def _nothing(name: str) -> None:
+    """Celery's Request counts what it runs in the worker's own process."""
 
 
 class Executor:
@@ -78,26 +83,24 @@ class Executor:
             soft_limit=soft_limit,
             hard_limit=hard_limit,
             count=count,
-            in_parent=in_parent,
+            count_request=_nothing if in_parent else count,
             kept=KeptMessages(settler.another(), on_kept),
         )
         self._slow = SlowPath(self.around, later=self._settle_kept)
         self._logs_receipt = False
 
-    def prepare(self) -> None:
-        """Read the options of all tasks and build their strategies and tracers; again after any of them changed."""
+    def prepare(self, prepared: Preparation | None = None) -> None:
+        """Use the options of all tasks as they are now; again after any of them changed.
+
+        Args:
+            prepared: what was read for all executors of the process; None reads it.
+        """
         around = self.around
-        app = around.app
-        around.accept = prepare_accept_content(app.conf.accept_content)
-        around.deduplicates = app.conf.worker_deduplicate_successful_tasks
-        self._logs_receipt = strategy_logger.isEnabledFor(logging.INFO)
-        for name, task in list(app.tasks.items()):
-            options = options_of(task, around.streams, rate_limits=not app.conf.worker_disable_rate_limits)
-            if options.acks_late:
-                task.acks_late = True
-            make_callable(task)
-            around.options[name] = options
-            task.__trace__ = trace.build_tracer(name, task, app.loader, around.hostname, app=app)
+        if prepared is None:
+            prepared = prepare(around.app, around.hostname, around.streams)
+        around.options, around.accept, around.json_types = prepared.options, prepared.accept, prepared.json_types
+        around.deduplicates = prepared.deduplicates
+        self._logs_receipt = prepared.logs_receipt
         self._slow.forget_strategies()
 
     def use_events(self, dispatcher: Any) -> None:
@@ -112,10 +115,15 @@ class Executor:
             self._slow.forget_strategies()
 
     def execute(self, delivery: Delivery) -> None:
-        """Run and settle one delivery. Lets SystemExit and whatever else ends a process pass, with nothing settled."""
+        """Run and settle one delivery. SystemExit, and whatever else ends a process, passes with nothing settled."""
         execution = Execution(delivery, None, {}, {}, {})
         try:
-            report = self._decode(execution) or over_rate_limit(execution, self.around) or self._run(execution)
+            report = (
+                self._decode(execution)
+                or held_back(execution, self.around)
+                or started_elsewhere(execution, self.around)
+                or self._run(execution)
+            )
         except PASSING_BY:
             raise
         except Exception as exc:  # noqa: BLE001
@@ -153,8 +161,7 @@ class Executor:
         if message is None:
             return Report(Event.MALFORMED, error=MessageError(delivery.error))
         try:
-            headers = message.decode_headers()
-            execution.properties = message.decode_properties()
+            headers, execution.properties = message.decode()
             if message.history:
                 execution.history = message.decode_history()
         except MessageError as exc:
@@ -181,11 +188,12 @@ class Executor:
         self._settle(execution, report, settler=self.around.kept.settler)
 
     def _settle(self, execution: Execution, report: Report, *, settler: Settler | None = None) -> None:
-        """Decide what shall be done with the message, have it done, and tell whom Celery tells."""
+        """Decide what happens to the message, settle it, and send the signals that Celery sends."""
         delivery, settler = execution.delivery, settler or self.around.settler
-        outcome = decide(report.event, self._circumstances(execution, report))
+        outcome = self._decide(execution, report)
+        event = report.event if TRACK_HEADER in execution.headers else None
         if outcome.action is Action.ACK:
-            settler.settle(delivery, outcome)
+            settler.settle(delivery, outcome, event=event)
             if report.error is not None:
                 let_go(report.error)
             return
@@ -202,7 +210,10 @@ class Executor:
             if outcome.action is Action.DEAD and report.announce is not None:
                 report.announce()
         history = {} if report.event in _UNFIT else execution.history
-        settler.settle(delivery, outcome, death=death, history=history, acked_early=report.settled)
+        lane = lane_for_penalty(execution, self.around) if outcome.action is Action.HOLD else None
+        settler.settle(
+            delivery, outcome, death=death, history=history, acked_early=report.settled, lane=lane, event=event
+        )
         if report.event is Event.NAMELESS:
             self._announce_unfit(delivery, None)
         elif report.event in _UNFIT and isinstance(report.error, (InvalidTaskError, ContentDisallowed)):
@@ -210,25 +221,35 @@ class Executor:
             self._announce_unfit(delivery, report.error)
         let_go(report.error)
 
-    def _circumstances(self, execution: Execution, report: Report) -> Circumstances:
+    def _decide(self, execution: Execution, report: Report) -> Outcome:
         options = report.options or execution.options
+        if report.event is Event.SUCCEEDED and not report.settled and options is not None:
+            return options.succeeded
+        return decide(report.event, self._circumstances(options, execution, report))
+
+    def _circumstances(self, options: TaskOptions | None, execution: Execution, report: Report) -> Circumstances:
         if options is None or report.event in _UNFIT:
             ttl = self.around.streams.conf.unknown_task_ttl
-            return Circumstances(unknown_for=report.unknown_for, unknown_task_ttl=ttl)
-        if report.event is Event.SUCCEEDED and not report.settled:
-            return options.given
+            return Circumstances(unknown_for=report.unknown_for, unknown_task_ttl=ttl, taker=report.taker)
         return replace(
             options.given,
             acks_late=not report.settled,
             crashes=int(execution.history.get("crashes") or 0),
-            early_by=report.early_by,
+            early_by=report.error.seconds if isinstance(report.error, RateLimited) else report.early_by,
         )
 
     @staticmethod
     def _say_unknown(death: Death, outcome: Outcome) -> None:
-        if outcome.action is Action.REQUEUE:
+        if outcome.action is Action.HAND_OVER:
+            logger.info(
+                "Task %s[%s] is not registered here; handed over to worker %s.",
+                death.task,
+                death.task_id,
+                outcome.taker.rpartition("/")[0],
+            )
+        elif outcome.action is Action.REQUEUE:
             logger.warning(
-                "Task %s[%s] is not registered here; put back for newer workers, again in %.0fs.",
+                "Task %s[%s] is not registered here; put back for a newer worker, next attempt in %.0fs.",
                 death.task,
                 death.task_id,
                 outcome.delay,

@@ -9,13 +9,12 @@ others replace it.
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery import signals, states
 from celery.app import trace
-from celery.exceptions import InvalidTaskError, Reject
+from celery.exceptions import InvalidTaskError
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker import state as worker_state
 from celery.worker.strategy import logger as strategy_logger
@@ -23,15 +22,16 @@ from kombu.exceptions import ContentDisallowed, DecodeError, SerializationError
 from kombu.serialization import loads
 
 from ..exceptions import MessageError
+from ..message import decode_json
+from ..notes import HEADER as TRACK_HEADER
 from ..running_task import current
+from .burial import Death
 from .chords import dispatch_awaited
-from .execution import ETA_SLACK, PASSING_BY, Execution, OwnedTask, Report, Surroundings
+from .execution import ETA_SLACK, Escaped, Execution, OwnedTask, Report, Surroundings
 from .option_values import first_limit
 from .outcome import Event
-from .own_process import end_foreign_process
 from .requests import build_request
-from .settle import Death
-from .task_errors import einfo_of, event_of, log_raised, shown
+from .task_errors import event_of, shown
 
 __all__ = ("is_plain", "run_plain")
 
@@ -76,9 +76,12 @@ def run_plain(execution: Execution, around: Surroundings, *, logs_receipt: bool)
     message = delivery.message
     assert message is not None
     task, task_id = options.task, request.get("id")
+    content_type = properties.get("content_type")
     try:
-        args, kwargs, embed = loads(
-            message.body, properties.get("content_type"), properties.get("content_encoding"), accept=around.accept
+        args, kwargs, embed = (
+            decode_json(message.body)
+            if content_type in around.json_types
+            else loads(message.body, content_type, properties.get("content_encoding"), accept=around.accept)
         )
         if not isinstance(kwargs, dict):  # Celery's tracer would report an error to nobody, and no result
             raise MessageError(f"the keyword arguments must be a mapping, not {type(kwargs).__name__}")
@@ -92,48 +95,45 @@ def run_plain(execution: Execution, around: Surroundings, *, logs_receipt: bool)
             return Report(Event.EARLY, early_by=left)
     try:
         hard, soft = request.get("timelimit") or (None, None)
-        hard = first_limit(hard, task.time_limit, around.hard_limit)
-        soft = first_limit(soft, task.soft_time_limit, around.soft_limit)
+        if hard or soft or task.time_limit or task.soft_time_limit or around.hard_limit or around.soft_limit:
+            hard = first_limit(hard, task.time_limit, around.hard_limit)
+            soft = first_limit(soft, task.soft_time_limit, around.soft_limit)
+        else:
+            hard = soft = None
     except (TypeError, ValueError) as exc:
         return Report(Event.INVALID, error=InvalidTaskError(f"invalid time limits {request['timelimit']!r}: {exc}"))
     if logs_receipt:
         _log_receipt(task, request, eta, around)
     around.count(task.name)
-    request.update(
-        args=args,
-        kwargs=kwargs,
-        hostname=around.hostname,
-        is_eager=False,
-        properties=properties,
-        reply_to=properties.get("reply_to"),
-        correlation_id=properties.get("correlation_id"),
-        delivery_info={
-            "exchange": "",
-            "routing_key": delivery.stream.queue,
-            "priority": properties.get("priority"),
-            "redelivered": bool(execution.history.get("redelivered")),
-        },
-        **embed or {},
-    )
+    if TRACK_HEADER in request:
+        around.settler.note_start(delivery)
+    # One by one: this runs for each message, and a call with as many arguments takes as long as all the rest of it.
+    request["args"] = args
+    request["kwargs"] = kwargs
+    request["hostname"] = around.hostname
+    request["is_eager"] = False
+    request["properties"] = properties
+    request["reply_to"] = properties.get("reply_to")
+    request["correlation_id"] = properties.get("correlation_id")
+    request["delivery_info"] = {
+        "exchange": "",
+        "routing_key": delivery.entry.stream.queue,
+        "priority": properties.get("priority"),
+        "redelivered": bool(execution.history.get("redelivered")),
+    }
+    if embed:
+        request.update(embed)
     running = OwnedTask(delivery, around, task_id, request.get("retries"))
     if hard or soft:
         around.progress.limit(soft=soft, hard=hard)
     token = current.set(running)
     try:
-        try:
-            retval, info, _, _ = task.__trace__(task_id, args, kwargs, request)
-        finally:
-            if os.getpid() != around.pid:
-                end_foreign_process()
-    except PASSING_BY:
-        raise
-    except BaseException as exc:  # noqa: BLE001
-        # What Celery's pool reports as a failure: a body that raised what is no Exception, a callback that raised
-        # Reject or is of an odd type, a result backend that gave up.
-        if isinstance(exc, Exception) and not isinstance(exc, Reject):
-            log_raised(logger.error, "Task %s[%s] failed outside of its body.", task.name, task_id)
-        retval, info = einfo_of(exc), trace.TraceInfo(states.FAILURE, exc)
-        _report_failure(execution, around, retval)
+        traced = around.trace(task.__trace__, task_id, args, kwargs, request, name=task.name, task_id=task_id)
+        if isinstance(traced, Escaped):
+            retval, info = traced.einfo, trace.TraceInfo(states.FAILURE, traced.exc)
+            _report_failure(execution, around, retval)
+        else:
+            retval, info, _, _ = traced
     finally:
         current.reset(token)
         if hard or soft:

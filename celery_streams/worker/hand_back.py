@@ -39,7 +39,7 @@ class Handback:
 
     def __init__(self, settler: Callable[[str], Settler], holders: Callable[[], Iterable[Restrictable]]) -> None:
         #: Entries put back so far.
-        self.released = 0
+        self.put_back = 0
         #: Makes a settler for a consumer.
         self._settler = settler
         self._holders = holders
@@ -48,13 +48,14 @@ class Handback:
         """Take back what waits behind long tasks; with ``everything``, whatever was not started. Returns how many.
 
         Raises:
-            BrokerError: Redis is away, or refused; what was restricted is released at the next call.
+            BrokerError: Redis is away, or refused; what was restricted is put back at the next call.
         """
         now = time.monotonic() if now is None else now
         count = 0
         for holder in self._holders():
             shot = holder.snapshot()
-            long = shot.running is not None and now - shot.started_at >= HOLD
+            since = shot.waiting_since if shot.running is None else shot.started_at
+            long = since is not None and now - since >= HOLD
             if not (shot.waiting or shot.finished) or not (long or everything):
                 continue
             shot = holder.restrict()
@@ -63,6 +64,6 @@ class Handback:
             count += settler.put_back(shot.waiting, insist=False)
             holder.returned(shot.batch)
         if count:
-            self.released += count
+            self.put_back += count
             logger.debug("Put back %d entries that waited behind long tasks.", count)
         return count

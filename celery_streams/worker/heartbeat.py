@@ -13,7 +13,9 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from ..broker import Entry, StreamBroker
+from ..broker import StreamBroker
+from ..entries import Entry
+from ..pages import STEP_WORDS
 from .slots import Snapshot
 
 __all__ = ("Heartbeat", "Holder")
@@ -22,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 #: Entries extended in one step, so that Redis is never held up.
-_STEP = 2_000
+_STEP = STEP_WORDS // 4
 
 
 class Holder(Protocol):

@@ -11,18 +11,19 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from celery.exceptions import InvalidTaskError, Reject
+from celery.exceptions import InvalidTaskError
 from celery.utils.collections import AttributeDict
+from celery.utils.time import maybe_make_aware
 from celery.worker import state as worker_state
+from celery.worker.consumer.consumer import Consumer
 
-from ..broker import Delivery
+from ..entries import Delivery
 from ..running_task import current
-from .execution import ETA_SLACK, PASSING_BY, Execution, OwnedTask, Surroundings
+from .execution import ETA_SLACK, Escaped, Execution, OwnedTask, Surroundings
 from .option_values import first_limit
-from .own_process import end_foreign_process
-from .task_errors import einfo_of, log_raised
 from .task_options import TaskOptions
 
 __all__ = ("InlineConsumer", "Run")
@@ -60,7 +61,7 @@ class Run:
 
 
 def _ignore(*args: Any) -> None:
-    """Nobody asked to be told."""
+    """Do nothing: nobody listens."""
 
 
 class _InlinePool:
@@ -99,29 +100,18 @@ class _InlinePool:
         token = current.set(run.task) if run is not None and run.kept else None
         if run is not None:
             run.started = True
-            if not around.in_parent:
-                around.count(run.name)
+            around.settler.note_start(run.delivery, early=not run.options.acks_late)
+            around.count_request(run.name)
         accept_callback(os.getpid(), time.monotonic())
+        name = "" if run is None else run.name
         try:
-            try:
-                traced = target(*args, **kwargs or {})
-            finally:
-                if os.getpid() != around.pid:
-                    end_foreign_process()
-        except PASSING_BY:
-            raise
-        except BaseException as exc:  # noqa: BLE001
-            # As in Celery's pools: what passed the tracer, a callback's Reject or what is no Exception, is a failure.
-            if isinstance(exc, Exception) and not isinstance(exc, Reject):
-                log_raised(logger.error, "A task failed outside of its body.")
-            einfo = einfo_of(exc)
+            traced = around.trace(partial(target, **kwargs or {}), *args, name=name, task_id=correlation_id)
             if run is not None:
-                run.traced = (1, einfo, 0.0)
-            around.tell(lambda: error_callback(einfo))
-        else:
-            if run is not None:
-                run.traced = traced
-            around.tell(lambda: callback(traced))
+                run.traced = (1, traced.einfo, 0.0) if isinstance(traced, Escaped) else traced
+            if isinstance(traced, Escaped):
+                around.tell(lambda: error_callback(traced.einfo))
+            else:
+                around.tell(lambda: callback(traced))
         finally:
             around.progress.limit(soft=None, hard=None)
             if token is not None:
@@ -141,10 +131,7 @@ class _Timer:
             return self._consumer.around.timer.call_at(eta, fun, args, *rest, **options)
         early_by = eta - time.monotonic()  # by the clock of kombu's timers
         # What that clock says is this host's time of day, which may be off: Redis' decides.
-        due = time.time() + early_by
-        if due > self._consumer.around.clock.now() + ETA_SLACK:
-            self._consumer.run.due = due
-        else:
+        if not self._consumer.comes_early(time.time() + early_by):
             fun(*args)
         return None
 
@@ -178,8 +165,11 @@ class _QoS:
     decrement_eventually = increment_eventually
 
 
-class InlineConsumer:
-    """What Celery's strategies need of a Consumer, in the process that runs the tasks."""
+class InlineConsumer(Consumer):  # type: ignore[misc]
+    """What Celery's strategies need of a Consumer, in the process that runs the tasks.
+
+    It is one for ``isinstance``, since receivers of signals tell their senders apart so; it consumes nothing.
+    """
 
     #: What runs now.
     run: Run
@@ -196,7 +186,7 @@ class InlineConsumer:
         self.disable_rate_limits = True
         self.task_buckets: Mapping[str, Any] = {}
         self.controller = AttributeDict(state=worker_state)
-        self.on_task_request = self._execute
+        self.on_task_request = self._take
 
     @property
     def event_dispatcher(self) -> Any:
@@ -210,6 +200,20 @@ class InlineConsumer:
             return run
         kept: Run | None = self.around.kept.of_task(task_id)
         return kept
+
+    def comes_early(self, due: float) -> bool:
+        """Return whether ``due``, seconds since the epoch, is still to come; then the message goes back until then."""
+        early = due > self.around.clock.now() + ETA_SLACK
+        if early:
+            self.run.due = due
+        return early
+
+    def _take(self, request: Any) -> None:
+        # kombu's timer knows no time before the start of the host: an eta that this host's clock takes for one, for it
+        # is ahead of Redis', is none to Celery's strategy.
+        eta = getattr(request, "eta", None)
+        if not (eta and self.comes_early(maybe_make_aware(eta, self.app.timezone).timestamp())):
+            self._execute(request)
 
     def _execute(self, request: Any) -> None:
         worker_state.task_reserved(request)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Any, Generic, Protocol, TypeVar
 
-from ..broker import Delivery, Entry
+from ..entries import Delivery, Entry
 from .settle import Settler
 
 __all__ = ("MOST_KEPT", "KeptMessages")

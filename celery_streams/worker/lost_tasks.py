@@ -1,4 +1,4 @@
-"""Lost tasks: settles messages whose process is gone, and tells whom Celery tells of a lost task.
+"""Lost tasks: settles messages whose process is gone, and reports the tasks as lost, as Celery does.
 
 The signals, errbacks and results of a task that will not run again are those of Celery's Request. In the parent's main
 thread, where Celery runs such code too; called for children that died, for what a claimer found over its limit, and for
@@ -15,17 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 from billiard.common import human_status
 from billiard.einfo import ExceptionInfo
-from billiard.exceptions import WorkerLostError
-from celery import states
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery import VERSION as CELERY
+from celery import signals, states
+from celery.worker import state as worker_state
 
 from .. import celery_private
 from ..app import Streams
-from ..broker import Delivery, Entry, StreamBroker
+from ..broker import StreamBroker
+from ..entries import Delivery, Entry
 from ..exceptions import BrokerUnavailable, MessageError
+from .burial import Death
 from .chords import claim_left
+from .counts import OTHER, Counts
 from .outcome import Action, Circumstances, Event, Outcome, decide
 from .requests import build_request
-from .settle import Death, Settler
+from .settle import Settler
 from .task_errors import unwrapped
 from .task_options import options_of
 
@@ -37,20 +42,29 @@ __all__ = ("LostTasks",)
 logger = logging.getLogger(__name__)
 
 #: Errbacks, signals, hooks and backends raise anything; the message must not stay pending for it.
-_UNTOLD = "Telling of the lost task %s[%s] failed; it is settled all the same."
+_UNTOLD = "Cannot report the lost task %s[%s]; its message is settled all the same."
 
 
 class LostTasks:
     """Settles what was lost with its process. ``eventer`` is asked for at each use: Celery makes a new one after a
     reconnect."""
 
-    def __init__(self, app: Celery, hostname: str, streams: Streams, *, eventer: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        app: Celery,
+        hostname: str,
+        streams: Streams,
+        *,
+        eventer: Callable[[], Any],
+        counts: Counts | None = None,
+    ) -> None:
         self.app = app
         self.hostname = hostname
         self.streams = streams
         #: Processes that died with a task running.
         self.crashes = 0
         self._eventer = eventer
+        self._counts = counts
         self._broker: StreamBroker | None = None
 
     @property
@@ -75,10 +89,11 @@ class LostTasks:
         self.crashes += 1
         self.settle_lost(delivery, consumer, claimed=True)
 
-    def settle_interrupted(self, delivery: Delivery, consumer: str) -> None:
-        """Put a message back whose task a cold shutdown ended."""
+    def settle_interrupted(self, delivery: Delivery, consumer: str, *, ran_for: float | None = None) -> None:
+        """Put a message back whose task a cold shutdown ended, after it had run for so many seconds."""
         outcome = decide(Event.INTERRUPTED, Circumstances())
-        self.settler(consumer).settle(delivery, outcome, history=_history(delivery))
+        if self.settler(consumer).settle(delivery, outcome, history=_history(delivery), event=Event.INTERRUPTED):
+            self.count_ended(delivery.entry, self.task_of(delivery), Event.INTERRUPTED, ran_for)
 
     def claim_left(self, delivery: Delivery) -> float:
         """Return for how long the dead process may have claimed the body of its chord; see :mod:`.chords`."""
@@ -106,6 +121,8 @@ class LostTasks:
         early: bool = False,
         exited: bool = False,
         claimed: bool = False,
+        ran_for: float | None = None,
+        untold: bool = False,
     ) -> None:
         """Settle a message whose process is gone.
 
@@ -114,11 +131,15 @@ class LostTasks:
             early: it was acknowledged before it ran.
             exited: the body raised SystemExit or KeyboardInterrupt.
             claimed: a claimer found it; whether the dead worker had started it, nobody knows.
+            ran_for: for how many seconds its body ran, as far as that is known.
+            untold: the events of its start may have been lost with the process.
 
         Raises:
             BrokerUnavailable: Redis is away; call again.
         """
         verdict: list[str] = []
+        #: What it is for a tracked task: a new message was stored, with a state of its own.
+        noted: Event | None = None
         settler = self.settler(consumer)
         history = _history(delivery)
         try:
@@ -138,7 +159,10 @@ class LostTasks:
             limit = self.streams.conf.delivery_limit
             event = Event.MALFORMED if delivery.message is None else Event.LOST
             outcome = decide(event, Circumstances(crashes=_crashes(history), delivery_limit=limit))
-            settler.settle(delivery, outcome, death=Death(exception=_status(exitcode)), history=history)
+            if settler.settle(
+                delivery, outcome, death=Death(exception=_status(exitcode)), history=history, event=event
+            ):
+                self.count_ended(delivery.entry, None, event, ran_for)
             return
         plan = options_of(request.task, self.streams)
         event = Event.TIMED_OUT if hard_limit is not None else Event.EXITED if exited else Event.LOST
@@ -157,9 +181,14 @@ class LostTasks:
             if meta:
                 logger.warning("Task %s[%s] succeeded before its process was lost.", request.name, request.id)
                 self._count_chord_part(request, meta)
-                outcome = decide(Event.SUCCEEDED, given)
+                event = Event.SUCCEEDED
+                outcome = decide(event, given)
             elif outcome.action is not Action.REQUEUE or getattr(request.task, "retry_on_worker_lost", False):
+                if untold:
+                    self.tell_start(request)
+                decided = outcome
                 outcome = self._announce_lost(request, einfo, outcome, verdict, early=early)
+                noted = event if outcome is decided else Event.RETRIED
             else:
                 logger.warning(
                     "Task %s[%s] lost its process (%s); it runs again (crash %d, limit %d).",
@@ -170,14 +199,58 @@ class LostTasks:
                     plan.given.delivery_limit,
                 )
         else:
+            if untold:
+                self.tell_start(request)
             try:
                 request.on_timeout(False, hard_limit)
+                if CELERY < (5, 7):
+                    _announce_timeout(request, hard_limit)
             except BrokerUnavailable:
                 raise
             except Exception:
                 logger.exception(_UNTOLD, request.name, request.id)
             death = Death(request.task.name, request.id, f"TimeLimitExceeded({hard_limit},)")
-        settler.settle(delivery, outcome, death=death, history=history, acked_early=early)
+        if settler.settle(delivery, outcome, death=death, history=history, acked_early=early, event=noted or event):
+            self.count_ended(delivery.entry, request.task.name, event, ran_for)
+
+    def tell_start(self, request: Any) -> None:
+        """Send the events with which a task begins, of one whose process could not: only they say what it is.
+
+        Their fields are those of Celery's strategy and Request.
+        """
+        context = celery_private.context_of(request)
+        request.send_event(
+            "task-received",
+            name=request.name,
+            args=request.argsrepr,
+            kwargs=request.kwargsrepr,
+            root_id=request.root_id,
+            parent_id=request.parent_id,
+            retries=context.retries or 0,
+            eta=request.eta and request.eta.isoformat(),
+            expires=request.expires and request.expires.isoformat(),
+        )
+        request.send_event("task-started")
+
+    def count_ended(self, entry: Entry, task: str | None, event: Event, ran_for: float | None) -> None:
+        """Count a delivery that nobody has to settle any more."""
+        if self._counts is not None:
+            known = task is not None and task in self.app.tasks
+            self._counts.ended(entry.stream.queue, str(task) if known else OTHER, event, ran_for)
+
+    def count_recovered(self, queue: str, count: int, *, of_child: bool = False) -> None:
+        """Count entries that were taken over."""
+        if self._counts is not None:
+            self._counts.recovered(queue, count, of_child=of_child)
+
+    @staticmethod
+    def task_of(delivery: Delivery) -> str | None:
+        """Return the name of its task, as far as the headers say it."""
+        try:
+            name = delivery.message.decode_headers().get("task") if delivery.message is not None else None
+        except MessageError:
+            return None
+        return name if isinstance(name, str) else None
 
     @staticmethod
     def _count_chord_part(request: Any, meta: Any) -> None:
@@ -215,6 +288,29 @@ class LostTasks:
         return outcome
 
 
+def _announce_timeout(request: Any, limit: float | None) -> None:
+    """Send the signal and the event of a hard limit that ``Request.on_timeout`` sends by itself since Celery 5.7.
+
+    Before, its pool sends them: it tells the Request of a failure, too.
+    """
+    if worker_state.should_terminate:
+        return
+    try:
+        raise TimeLimitExceeded(limit)
+    except TimeLimitExceeded as exc:
+        einfo = ExceptionInfo(sys.exc_info())
+        signals.task_failure.send(
+            sender=request.task,
+            task_id=request.id,
+            exception=exc,
+            args=request.args,
+            kwargs=request.kwargs,
+            traceback=exc.__traceback__,
+            einfo=einfo,
+        )
+        request.send_event("task-failed", exception=repr(exc), traceback=einfo.traceback)
+
+
 def _history(delivery: Delivery) -> dict[str, Any]:
     try:
         return delivery.message.decode_history() if delivery.message is not None else {}
@@ -227,7 +323,7 @@ def _crashes(history: dict[str, Any]) -> int:
 
 
 def _status(exitcode: int | None) -> str:
-    return "its worker is gone" if exitcode is None else str(human_status(exitcode))
+    return "its worker disappeared" if exitcode is None else str(human_status(exitcode))
 
 
 def _lost(exitcode: int | None) -> ExceptionInfo:

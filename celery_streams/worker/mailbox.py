@@ -44,7 +44,7 @@ class Mailbox:
             work(*args)
         except Exception:
             # A boundary of the event loop: a callback that raises would restart Celery's consumer.
-            logger.exception("%s failed; the worker goes on.", getattr(work, "__name__", work))
+            logger.exception("%s failed; the worker continues.", getattr(work, "__name__", work))
 
     def chore(self, work: Callable[[], object], name: str = "") -> None:
         """Do one of the chores; one that fails keeps none of the others waiting, and is logged once until it works."""
@@ -55,7 +55,7 @@ class Mailbox:
             # A boundary, as in guarded(); what fails now most likely fails twice a second.
             if name not in self._failing:
                 self._failing.add(name)
-                logger.exception("%s failed; the worker goes on and keeps trying.", name)
+                logger.exception("%s failed; the worker continues and keeps trying.", name)
         else:
             if name in self._failing:
                 self._failing.discard(name)

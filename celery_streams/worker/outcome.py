@@ -1,4 +1,4 @@
-"""outcome: decides what shall be done with a message after what happened to it. Pure; ``settle`` carries it out.
+"""outcome: decides what happens to a message, from what became of its task. Pure; ``settle`` carries it out.
 
 The table, for messages that are acknowledged late (the default on streams):
 
@@ -14,10 +14,12 @@ rejected         dead letter
 requeued         requeue behind what waits, marked redelivered: before it, a task that rejects and rejects would spin
 expired          ack
 revoked          ack, also when terminated while it ran
-unknown          requeue after 1 to 30 s until ``streams_unknown_task_ttl``, then dead letter
+unknown          hand over to a worker that knows the task, while one takes it; else requeue after 1 to 30 s until
+                 ``streams_unknown_task_ttl``, then dead letter
 malformed        dead letter; likewise ``nameless``, ``not_accepted`` (content type) and ``invalid``
 early            requeue until its eta: the message came before its time
-limited          requeue until its token of the rate limit, no delivery counted
+limited          hold: its task raised RateLimited; no delivery counted; dead letter when acknowledged before it ran
+held             leave: it was moved aside before it started
 timed_out        as failed; requeue with the crash counted when ``acks_on_timeout`` is off
 exited           dead letter: the task's body raised SystemExit or KeyboardInterrupt (Celery: WorkerLostError); as lost
                  when the task says ``reject_on_worker_lost = True``
@@ -37,7 +39,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from ..broker import MAX_BACKOFF_MS
+from ..recovery import MAX_BACKOFF_MS
 
 __all__ = ("Action", "Circumstances", "Event", "Outcome", "Reason", "decide")
 
@@ -70,15 +72,18 @@ class Event(Enum):
     INTERRUPTED = "interrupted"
     DISOWNED = "disowned"
     KEPT = "kept"
+    HELD = "held"
 
 
 class Action(Enum):
-    """What shall be done with a message."""
+    """What is done with a message."""
 
     ACK = "ack"
     RETRY = "retry"
     DEAD = "dead"
     REQUEUE = "requeue"
+    HAND_OVER = "hand over"
+    HOLD = "hold"
     LEAVE = "leave"
 
 
@@ -112,7 +117,9 @@ class Circumstances:
     #: How long the task has been unknown to workers.
     unknown_for: float = 0.0
     unknown_task_ttl: float = 600.0
-    #: How long until the eta of a message that came early, or until its token of a rate limit.
+    #: The worker that takes it because it knows the task; empty: none, or it was handed over before.
+    taker: str = ""
+    #: How long until the eta of a message that came early, or until its key may start again.
     early_by: float = 0.0
 
 
@@ -123,7 +130,7 @@ class Outcome:
     action: Action
     #: Only with DEAD.
     reason: Reason | None = None
-    #: Only with REQUEUE: seconds until it may be delivered again.
+    #: Only with REQUEUE and HOLD: seconds until it may be delivered again.
     delay: float = 0.0
     #: Only with REQUEUE: whether this delivery counts as a crash.
     crash: bool = False
@@ -131,8 +138,10 @@ class Outcome:
     redelivered: bool = True
     #: Only with REQUEUE: whether it goes behind what waits, as a new message would; else it runs before that.
     behind: bool = False
-    #: Only with REQUEUE: what it waits for; the kinds of waits that are short are in ``broker.LONGEST_WAIT_MS``.
+    #: Only with REQUEUE: what it waits for; the kinds of waits that are short are in ``recovery.LONGEST_WAIT_MS``.
     waits_for: str = field(default="back", compare=False)
+    #: Only with HAND_OVER: the worker that takes it.
+    taker: str = ""
 
 
 _ACK = Outcome(Action.ACK)
@@ -161,7 +170,7 @@ def crash_pauses_ms(delivery_limit: int) -> list[int]:
 
 
 def decide(event: Event, given: Circumstances) -> Outcome:
-    """Return what shall be done with the message."""
+    """Return what is done with the message."""
     outcome = _decide(event, given)
     if not given.acks_late and outcome.action is not Action.DEAD:
         return _LEAVE
@@ -175,13 +184,15 @@ def _decide(event: Event, given: Circumstances) -> Outcome:
         return Outcome(Action.DEAD, _ALWAYS_DEAD[event])
     if event is Event.RETRIED:
         return Outcome(Action.RETRY)
-    if event in (Event.DISOWNED, Event.KEPT):
+    if event in (Event.DISOWNED, Event.KEPT, Event.HELD):
         return _LEAVE
     if event in (Event.REQUEUED, Event.INTERRUPTED):
         return Outcome(Action.REQUEUE, behind=event is Event.REQUEUED)
-    if event in (Event.EARLY, Event.LIMITED):
-        waits_for = "limit" if event is Event.LIMITED else "back"
-        return Outcome(Action.REQUEUE, delay=given.early_by, redelivered=False, waits_for=waits_for)
+    if event is Event.EARLY:
+        return Outcome(Action.REQUEUE, delay=given.early_by, redelivered=False)
+    if event is Event.LIMITED:
+        # What was acknowledged before it ran cannot be held, and must not be lost.
+        return Outcome(Action.HOLD, delay=given.early_by) if given.acks_late else Outcome(Action.DEAD, Reason.FAILED)
     if event is Event.EXPECTED:
         return _ACK if given.acks_on_failure else Outcome(Action.DEAD, Reason.FAILED)
     if event is Event.FAILED:
@@ -209,6 +220,8 @@ def _crashed(given: Circumstances) -> Outcome:
 
 
 def _unknown(given: Circumstances) -> Outcome:
+    if given.taker:
+        return Outcome(Action.HAND_OVER, taker=given.taker)
     left = given.unknown_task_ttl - given.unknown_for
     if left <= 0:
         return Outcome(Action.DEAD, Reason.UNKNOWN)

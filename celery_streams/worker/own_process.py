@@ -25,7 +25,20 @@ __all__ = ("end_foreign_process", "guard_forks")
 #: Signals whose handlers are ours, or Celery's, and mean nothing in a process that a task forked.
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
+#: Those that wait while a process is being forked: the new one would lose them (Python forgets there what came before
+#: it was ready) instead of ending. Not the one of the soft time limit: its exception would be lost in our own hook.
+_WAITING = {getattr(signal, name) for name in _SIGNALS if name != "SIGUSR1" and hasattr(signal, name)}
+
 _guarded = threading.Event()
+
+
+class _Mask(threading.local):
+    """The signals that the forking thread had blocked before it forked."""
+
+    before: set[Any] | None = None
+
+
+_mask = _Mask()
 
 
 def guard_forks() -> None:
@@ -36,11 +49,22 @@ def guard_forks() -> None:
     """
     if not _guarded.is_set():
         _guarded.set()
-        os.register_at_fork(after_in_child=_disown)
+        os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals, after_in_child=_disown)
+
+
+def _hold_signals() -> None:
+    _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITING)
+
+
+def _let_signals() -> None:
+    if _mask.before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
+        _mask.before = None
 
 
 def _disown() -> None:
     _restore_signals()
+    _let_signals()
     running = current.get()
     if running is None:
         return
@@ -75,7 +99,7 @@ def _restore_signals() -> None:
 
 
 def end_foreign_process() -> NoReturn:
-    """End this process, which a task forked, where it leaves the code of the task; called in a ``finally``.
+    """End this process, which a task forked, when it leaves the task's code; called in a ``finally``.
 
     It ends as Python would end it: with the code of SystemExit, with 1 and a traceback for any other exception, else
     with 0; no ``finally`` further out and no ``atexit`` handler of its parent runs.

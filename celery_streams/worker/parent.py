@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery.worker import state as worker_state
 
 from ..app import Streams
-from ..broker import Delivery, StreamRef
-from ..exceptions import BrokerError
+from ..consumers import forget_consumer
+from ..entries import Delivery, StreamRef
+from ..exceptions import BrokerError, BrokerUnavailable, NotPermitted
+from .access import QueueAccess
 from .active_requests import ActiveRequests
 from .child import consumer_name
+from .counted import Counted
+from .counting import count_process
 from .crew import Crew
 from .dead_children import DeadChildren
 from .hand_back import Handback
@@ -29,12 +35,20 @@ from .task_options import least_delivery_limit
 if TYPE_CHECKING:
     from celery import Celery
 
+    from .metrics import WorkerMetrics
+
 __all__ = ("Parent",)
 
 logger = logging.getLogger(__name__)
 
 #: Seconds for which a worker that stops waits for Redis to take what its children left.
 _PATIENCE = 2.0
+
+#: Seconds for which the crash of a child counts as a recent one, and how many are counted.
+_CRASHES, _MOST_CRASHES = 600.0, 1_000
+
+#: Seconds that a worker which stops waits for each reply.
+_LEAVING = 1.0
 
 
 class Parent:
@@ -43,56 +57,153 @@ class Parent:
     def __init__(self, app: Celery, hostname: str, streams: Streams, crew: Crew, *, eventer: Callable[[], Any]) -> None:
         self.app = app
         self.hostname = hostname
+        #: A name that no other worker has; see ``presence``.
+        self.name = consumer_name(hostname, 0)
         self.streams = streams
         self.crew = crew
+        #: When children crashed of late (monotonic seconds).
+        self._crashed: deque[float] = deque(maxlen=_MOST_CRASHES)
         #: The queues that are being read.
         self.queues: list[str] = []
         self.mailbox = Mailbox()
-        self.lost = LostTasks(app, hostname, streams, eventer=eventer)
+        self.metrics: WorkerMetrics | None = streams.metrics
+        #: What is counted, if it is wanted for metrics or for the history.
+        self.all_counts: Counted | None = None
+        if self.metrics is not None:
+            self.all_counts = self.metrics.counted
+        elif streams.conf.count_tasks:
+            self.all_counts = Counted()
+        #: What is counted in this process.
+        self.counts = None if self.all_counts is None else self.all_counts.own
+        self.lost = LostTasks(app, hostname, streams, eventer=eventer, counts=self.counts)
         self.dead = DeadChildren(self.lost)
         self.requests = ActiveRequests(self.lost, crew, eventer=eventer)
         self.services: Services | None = None
+        if self.counts is not None:
+            count_process(self.counts, streams)
+        #: What the worker is told to read, the denied too.
+        self._told: list[str] = []
+        #: Shared by the services; see there.
+        self._broker = streams.new_broker()
+        self.access = QueueAccess(self._broker, lambda: self._told, self._on_access)
         self._known: set[StreamRef] = set()
+        #: Queues whose streams and groups were made; should they vanish, those who read make them again.
+        self._made: set[str] = set()
 
     def start(self) -> None:
         """Start heartbeat, claimer, limits and promotion."""
         crew = self.crew
         self.services = Services(
             self.streams,
-            consumer_name(self.hostname, 0),
+            self.name,
             node=self.hostname,
             readers=crew.readers,
             holders=crew.holders,
+            limited=crew.limited,
             handed_back=crew.handed_back,
             queues=lambda: self.queues,
             on_soft=crew.on_soft,
             on_hard=crew.on_hard,
             delivery_limit=least_delivery_limit(self.app, self.streams),
             on_exhausted=self._on_exhausted,
+            on_recovered=self.lost.count_recovered,
+            counted=self.all_counts,
+            crashes=self.crashes,
+            on_server=None if self.metrics is None else self.metrics.server_is,
+            on_limits=self._on_limits,
+            on_pauses=lambda: self.mailbox.post(self._announce_again),
+            broker=self._broker,
+            access=self.access,
+            on_away=lambda: self.mailbox.post(self._announce_again),
+            on_handed=self._on_handed,
+            on_front=lambda: self.mailbox.post(lambda: self.crew.forward("look")),
         )
         self.services.start()
         self.requests.attach()
+        if self.metrics is not None:
+            self.metrics.start(crew, lambda: self.queues)
+
+    def child_ended(self, reason: str) -> None:
+        """Note the end of a child, by one of :data:`metrics.CHILD_EXITS`."""
+        if self.metrics is not None:
+            self.metrics.child_ended(reason)
+        if reason == "crash":
+            self._crashed.append(time.monotonic())
+
+    def crashes(self) -> int:
+        """Return how many children crashed within the last ten minutes."""
+        since = time.monotonic() - _CRASHES
+        return sum(at >= since for at in list(self._crashed))
 
     def _on_exhausted(self, delivery: Delivery, holder: str) -> None:
         assert self.services is not None
         consumer = self.services.claimer.consumer
         self.mailbox.post(lambda: self.lost.settle_exhausted(delivery, consumer))
 
+    def _on_handed(self, queues: Sequence[str]) -> None:
+        assert self.services is not None
+        consumer = self.services.handed.consumer
+        self.mailbox.post(lambda: self.crew.forward("handed", consumer, list(queues)))
+
+    def _on_limits(self, limits: dict[str, dict[str, Any]]) -> None:
+        self.mailbox.post(lambda: self.crew.forward("limits", limits))
+
+    def limits_changed(self) -> None:
+        """Have limits that remote control changed count for what is held already."""
+        if self.services is not None:
+            self.services.held.refresh()
+
+    def _announce_again(self) -> None:
+        """Have readers look at their queues anew."""
+        if self._told:
+            self.consume(self._told)
+
+    def look_at_access(self) -> None:
+        """Find out which queues are denied: a reader was refused."""
+        if self.services is not None:
+            self.services.look_at_access()
+
+    def _on_access(self) -> None:
+        self.mailbox.post(self._announce_again)
+
+    def look_at_pauses(self) -> list[str]:
+        """Look at once which queues are paused; returns their names.
+
+        Raises:
+            BrokerError: Redis is away, or refused.
+        """
+        return self.services.pauses.run_once() if self.services is not None else []
+
     def consume(self, queues: Sequence[str]) -> None:
         """Have these queues read from now on; none stops reading and gives back what was not started."""
-        self.queues = list(queues)
+        self._told = list(queues)
+        new = [queue for queue in self._told if queue not in self._made]
+        if new:
+            self._make_groups(new)
+        self.queues = self.access.permitted(self._told)
         if self.services is not None:
             self.services.queues_changed()
-        if self.queues:
-            try:
-                self.lost.broker.ensure_groups(self.queues)
-            except BrokerError as exc:
-                logger.error("Cannot make the consumer groups of %s yet: %s", ", ".join(self.queues), exc)
+            self.lost.broker.client.close()  # it is hardly ever needed
         streams = self.lost.broker.streams(self.queues)
         self._known.update(streams)
         self.crew.announce(streams)
         if not streams and self.services is not None:
             self.mailbox.guarded(self.crew.give_back)
+
+    def _make_groups(self, queues: Sequence[str]) -> None:
+        try:
+            self.lost.broker.ensure_groups(queues)
+            self._made.update(queues)
+        except NotPermitted:
+            try:
+                self.access.look_at(queues)
+                allowed = [queue for queue in queues if queue not in self.access.denied]
+                self.lost.broker.ensure_groups(allowed)
+                self._made.update(allowed)
+            except BrokerError as exc:
+                logger.error("Cannot make the consumer groups of %s yet: %s", ", ".join(queues), exc)
+        except BrokerError as exc:
+            logger.error("Cannot make the consumer groups of %s yet: %s", ", ".join(queues), exc)
 
     def give_back(self) -> None:
         """Put back at once what children fetched and did not start."""
@@ -111,6 +222,13 @@ class Parent:
 
     # -- stop
 
+    def close(self) -> None:
+        """Wait no longer than a moment for each reply from now on: the worker is told to stop.
+
+        Nothing here is worth more. Entries that cannot be settled stay pending, and others claim them.
+        """
+        self.lost.broker.client.hasten(_LEAVING)
+
     def stop(self, *, end_crew: Callable[[], None]) -> None:
         """Stop, in the one order that loses nothing: promotion, what was not started, the crew, the services.
 
@@ -127,17 +245,39 @@ class Parent:
         while self.dead.run_once() and time.monotonic() < deadline:
             # What is left needs Redis, which is away or refuses: it is asked again, this often.
             time.sleep(0.05)
-        services.stop()
+        services.stop(patience=_LEAVING)
         self.requests.detach()
         self._leave(services)
+        if self.metrics is not None:
+            self.metrics.close()
+        if self.all_counts is not None:
+            self.all_counts.close()
 
     def _leave(self, services: Services) -> None:
-        """Take this process' own consumers out of the groups."""
-        queues = sorted({ref.queue for ref in self._known})
-        streams = sorted(self._known, key=lambda ref: ref.step)
+        """Say that the worker stopped, and take this process' own consumers out of the groups."""
+        known = {ref for ref in self._known if ref.queue not in self.access.denied}
+        queues = sorted({ref.queue for ref in known})
+        streams = sorted(known, key=lambda ref: ref.step)
         own = self.crew.consumer_names()
+        steps: list[Callable[[], object]] = [services.presence.depart, services.tallying.write]
         if not any(holder.snapshot().running is not None for holder in self.crew.holders()):
-            for name in own:
-                self.mailbox.guarded(self.lost.settler(name).put_all_back, streams)
-        for name in (*own, services.claimer.consumer):
-            self.mailbox.guarded(services.broker.forget_consumer, queues, name)
+            steps += [partial(self.lost.settler(name).put_all_back, streams) for name in own]
+        receiving = services.handed.consumer
+        if services.handed.was_used:
+            steps.append(partial(self.lost.settler(receiving).put_all_back, streams))
+        steps += [
+            partial(forget_consumer, services.broker, queues, name)
+            for name in (*own, services.claimer.consumer, receiving)
+        ]
+        for step in steps:
+            try:
+                step()
+            except BrokerUnavailable as exc:
+                # Each further one would cost a time-out, and supervisors kill what takes too long.
+                logger.warning(
+                    "Cannot tell Redis that this worker stops: %s. Others notice when its heartbeat ends.",
+                    exc,
+                )
+                return
+            except BrokerError as exc:
+                logger.error("Redis refused a command with which this worker cleans up: %s", exc)

@@ -31,6 +31,7 @@ from .. import __version__, celery_private
 from ..app import Streams, streams_of
 from ..conf import misspelt_settings, settings_in_force
 from ..exceptions import BrokerError, NotPermitted
+from ..limits import without_task
 from ..probes import CLOCK_WARNING, clock_skew, denied_to_readers
 from ..redis_url import safe_url
 from .broker_bounds import bound_connections
@@ -49,27 +50,27 @@ _STOCK_AUTOSCALER = "celery.worker.autoscale:Autoscaler"
 
 #: Celery settings that mean nothing where children read streams themselves, and why; MIGRATION.md names the same.
 NO_EFFECT: dict[str, str] = {
-    "broker_heartbeat": "a setting of AMQP",
-    "broker_heartbeat_checkrate": "a setting of AMQP",
-    "broker_login_method": "a setting of AMQP",
-    "broker_native_delayed_delivery_queue_type": "a setting of RabbitMQ",
-    "task_create_missing_queue_type": "a setting of RabbitMQ",
-    "task_default_delivery_mode": "Redis has no such thing",
-    "task_default_queue_type": "a setting of RabbitMQ",
-    "task_queue_max_priority": "a setting of RabbitMQ",
-    "worker_cancel_long_running_tasks_on_connection_loss": "a lost connection gives no entry to anybody else",
-    "worker_detect_quorum_queues": "a setting of RabbitMQ",
-    "worker_direct": "a list queue of its own; start a stock worker for it",
+    "broker_heartbeat": "AMQP only",
+    "broker_heartbeat_checkrate": "AMQP only",
+    "broker_login_method": "AMQP only",
+    "broker_native_delayed_delivery_queue_type": "RabbitMQ only",
+    "task_create_missing_queue_type": "RabbitMQ only",
+    "task_default_delivery_mode": "Redis has no delivery modes",
+    "task_default_queue_type": "RabbitMQ only",
+    "task_queue_max_priority": "RabbitMQ only",
+    "worker_cancel_long_running_tasks_on_connection_loss": "a worker that loses its connection keeps its entries",
+    "worker_detect_quorum_queues": "RabbitMQ only",
+    "worker_direct": "a list queue for each worker; start a stock worker for it",
     "worker_enable_prefetch_count_reduction": "there is no prefetch count",
     "worker_eta_task_limit": "delayed messages wait in Redis, not in the worker",
-    "worker_lost_wait": "what a dead child finished is known at once",
-    "worker_pool_putlocks": "the parent hands no task to its children",
+    "worker_lost_wait": "the parent knows at once what a dead child had finished",
+    "worker_pool_putlocks": "the parent hands no tasks to its children",
     "worker_proc_alive_timeout": "a child that does not start is replaced, with growing pauses",
 }
 
 
 #: Why a prefetch multiplier other than 1 means nothing.
-_MULTIPLIER = "children fetch what they start soon; only 1, one at a time, has a meaning"
+_MULTIPLIER = "children fetch only what they start soon; 1, one at a time, is the only value with an effect"
 
 #: Why the one optimization profile that is not the default means nothing.
 _FAIR = "each child takes its own next message, which is what fair means"
@@ -90,7 +91,7 @@ class StreamsWork(WorkController):  # type: ignore[misc]
     autoscaler_cls: Any
 
     def on_before_init(self, **kwargs: Any) -> None:
-        """Check what Celery makes a number of without a word of its own.
+        """Check what Celery turns into a number without an error message of its own.
 
         Raises:
             ImproperlyConfigured: it is none.
@@ -127,7 +128,7 @@ class StreamsWork(WorkController):  # type: ignore[misc]
             self.autoscaler_cls = AUTOSCALER
 
     def _select_streams(self) -> None:
-        """Select again what Celery selected, which was a worker's of lists until now.
+        """Replace the selection of queues that Celery made for a worker of lists.
 
         Raises:
             ConfigurationError: the URL is not one of a Redis; the thread of an embedded worker would tell nobody.
@@ -139,8 +140,8 @@ class StreamsWork(WorkController):  # type: ignore[misc]
         elsewhere = [name for name in selected if not streams.on_streams(name)]
         if elsewhere:
             raise ImproperlyConfigured(
-                f"A worker reads streams or lists, and of its queues {', '.join(selected)} these are on lists "
-                f"(streams_queues): {', '.join(elsewhere)}. Name its queues (queues=[...]), or choose all of them"
+                f"A worker reads either streams or lists, and of its queues {', '.join(selected)} these are on lists "
+                f"(streams_queues): {', '.join(elsewhere)}. Name its queues (queues=[...]), or put all on streams"
             )
         self.setup_queues(selected if celery_private.consumes_from_chosen(queues) else None)
 
@@ -170,13 +171,13 @@ class StreamsWork(WorkController):  # type: ignore[misc]
         super().setup_queues(include, exclude)
         if self.app.conf.worker_direct:
             self.app.amqp.queues.deselect(worker_direct(self.hostname).name)
-        self._leave_denied()
+        self._refuse_denied()
 
-    def _leave_denied(self) -> None:
-        """Leave out the queues that Redis forbids, so that the others are read.
+    def _refuse_denied(self) -> None:
+        """Refuse to start when Redis forbids all queues; of some ``worker.access`` leaves out those.
 
         Raises:
-            NotPermitted: that is all of them.
+            NotPermitted: it forbids all of them.
         """
         names = list(self.app.amqp.queues.consume_from)
         broker = streams_of(self.app).new_broker()
@@ -188,14 +189,12 @@ class StreamsWork(WorkController):  # type: ignore[misc]
         finally:
             broker.client.close()
         for name, found in denied.items():
-            commands = ", ".join(one.command for one in found)
-            said = f"Queue {name} cannot be read, for this user lacks {commands}. {found[0].text.rstrip('.')}."
             if len(denied) == len(names):
                 raise NotPermitted(
-                    f"{said} MIGRATION.md lists the permissions a worker needs; celery-streams doctor checks them"
+                    f"Queue {name} cannot be read: the Redis user lacks {', '.join(one.command for one in found)}. "
+                    f"{found[0].text}. MIGRATION.md lists the permissions a worker needs; celery-streams doctor checks "
+                    "them"
                 )
-            logger.error("%s The worker reads its other queues.", said)
-            self.app.amqp.queues.deselect(name)
 
     def _patterns(self, names: Iterable[str]) -> list[str]:
         """Return those of ``names`` that are patterns: a queue that has such a name is meant itself."""
@@ -220,7 +219,7 @@ class StreamsWork(WorkController):  # type: ignore[misc]
         return chosen
 
     def on_consumer_ready(self, consumer: Any) -> None:
-        """Say that the worker is ready, and what is odd about what it was told to do."""
+        """Say that the worker is ready, and warn about odd settings."""
         super().on_consumer_ready(consumer)
         streams = streams_of(self.app)
         _say_clock_skew(streams)
@@ -232,6 +231,8 @@ class StreamsWork(WorkController):  # type: ignore[misc]
                     name,
                 )
         for sentence in misspelt_settings(self.app.conf).values():
+            logger.warning("%s", sentence)
+        for sentence in without_task(streams.conf.limits, self.app.tasks):
             logger.warning("%s", sentence)
         if not streams.enabled():
             logger.warning(
@@ -324,11 +325,14 @@ def _source(streams: Streams, name: str) -> str:
 
 def _say_clock_skew(streams: Streams) -> None:
     """Say that this host has another time than Redis."""
+    client = streams.new_broker().client
     try:
-        skew = clock_skew(streams.broker.client)
+        skew = clock_skew(client)
     except BrokerError as exc:
         logger.debug("Cannot compare the clocks: %s", exc)
         return
+    finally:
+        client.close()
     if abs(skew.ahead) - skew.uncertainty >= CLOCK_WARNING:
         logger.warning(
             "The clock of this host is %.1f s %s Redis'. Redis' decides when tasks are due and when they expire; eta "

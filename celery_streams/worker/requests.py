@@ -15,7 +15,7 @@ from kombu.message import Message as KombuMessage
 from kombu.serialization import prepare_accept_content
 from kombu.utils.imports import symbol_by_name
 
-from ..broker import Delivery
+from ..entries import Delivery
 
 if TYPE_CHECKING:
     from celery import Celery

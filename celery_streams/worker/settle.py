@@ -6,7 +6,9 @@ Its duties:
    other action is carried out at once, in one atomic script.
 2. Insist: while Redis is away the entry stays pending for us and the call is repeated with growing pauses, because a
    task that ran must not run again.
-3. Notice that an entry was no longer ours, count it, and say so (log, signal): then nothing was done to it.
+3. Set aside what Redis refuses for one queue alone (``set_aside``), so that it holds up nothing else.
+4. Have the states of tracked tasks noted, in the same steps.
+5. Notice that an entry was no longer ours, count it, and say so (log, signal): then nothing was done to it.
 
 Called by the child's loop, by the pools that run in one process, and by the parent for children that died.
 """
@@ -14,62 +16,85 @@ Called by the child's loop, by the pools that run in one process, and by the par
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
-from kombu.utils.json import JSONEncoder
-
-from ..broker import Delivery, Entry, StreamBroker, StreamRef
+from .. import notes
+from ..broker import StreamBroker
 from ..conf import StreamsConf
+from ..entries import Delivery, Entry, StreamRef, delivery
 from ..exceptions import (
     BrokerError,
-    BrokerFull,
     BrokerUnavailable,
     GroupMissing,
-    KeyOfOtherType,
-    LoginRefused,
-    NotPermitted,
+    KeyNotPermitted,
 )
-from ..hints import command
+from ..handovers import hand_over, receiver
+from ..lanes import Admission, Lane, admit, give_back, keeping_place, vacating
+from ..limits import Limits
+from ..locks import is_unique, publish_anyway, start, unlocking
 from ..message import Message
+from ..pages import STEP_WORDS
 from ..running_task import HeldRetry
-from ..signals import entry_lost, message_dead_lettered
-from .outcome import Action, Outcome
+from ..signals import entry_lost
+from ..transfers import are_apart, store_retry
+from .burial import Death, announce, record_of
+from .insistence import PAUSES, Aside, Insistence
+from .noting import note_of
+from .outcome import Action, Event, Outcome
+from .set_aside import OF_ONE_QUEUE, SetAside, each_queue, of_queues
+from .tracking import Tracking, noting
 
-__all__ = ("Death", "Settler")
+__all__ = ("Collected", "Settler")
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Seconds: least and greatest pause between two attempts while Redis is away.
-_PAUSES = (0.05, 2.0)
-
-#: Refusals that last until a person mends something. The task ran: if its process ended over them it would run again,
-#: and be refused again.
-_LASTING = (LoginRefused, NotPermitted, KeyOfOtherType)
-
-_encode = JSONEncoder(separators=(",", ":")).encode
+#: Acknowledgements in one command, which notes states with them.
+_AT_ONCE = STEP_WORDS // notes.WORDS
 
 
-@dataclass(frozen=True, slots=True)
-class Death:
-    """What a dead letter says besides the message and the reason."""
+class Collected:
+    """Acknowledgements that wait to be sent together; many threads may collect, one at a time may send."""
 
-    task: str | None = None
-    task_id: str | None = None
-    exception: str | None = None
-    traceback: str | None = None
+    __slots__ = ("entries", "forbidden", "notes", "since")
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        #: Those that Redis forbids for their queue; the settler says when they are tried again.
+        self.forbidden: list[Entry] = []
+        #: What is noted of tracked tasks when they are sent.
+        self.notes: dict[Entry, notes.Note] = {}
+        #: When the oldest of them was collected (monotonic seconds).
+        self.since = 0.0
+
+    def add(self, entry: Entry) -> None:
+        """Collect one more."""
+        if not self.entries:
+            self.since = time.monotonic()
+        self.entries.append(entry)
+
+    def sent(self, count: int, *, but: Sequence[Entry] = ()) -> None:
+        """Forget the oldest so many, but not those that are still to be sent."""
+        if self.notes:
+            kept = {*self.forbidden, *but}
+            for entry in self.entries[:count]:
+                if entry not in kept:
+                    self.notes.pop(entry, None)
+        self.entries[:count] = but
+        if self.entries:
+            self.since = time.monotonic()
 
 
 class Settler:
     """Settles the entries of one consumer.
 
     ``insist`` off lets BrokerUnavailable pass (the parent comes back later), and collects nothing; ``give_up`` is asked
-    before each new attempt, and says yes when the process is told to end at once.
+    before each new attempt, and says yes when the process must end at once. Several settlers may collect into one
+    :class:`Collected`; only one of them sends.
     """
 
     def __init__(
@@ -82,25 +107,35 @@ class Settler:
         insist: bool = True,
         give_up: Callable[[], bool] = lambda: False,
         sleep: Callable[[float], None] = time.sleep,
+        collected: Collected | None = None,
+        aside: SetAside | None = None,
+        worker: str = "",
     ) -> None:
         self.broker = broker
         self.consumer = consumer
-        #: An outcome could not be stored before this process had to end.
-        self.gave_up = False
         #: Entries that were not ours any more when they were settled.
         self.lost = 0
         #: Seconds after which an entry that was read and not started may belong to another worker.
         self.trust = conf.visibility_timeout / 2
         self._conf = conf
         self._hostname = hostname
+        #: By whose heartbeat a place lives when its entry is gone; see ``presence``.
+        self._worker = worker or consumer
         self._insists = insist
         self._give_up = give_up
         self._sleep = sleep
         #: Called whenever every collected acknowledgement is known to have reached Redis.
         self.on_confirmed: Callable[[], None] = lambda: None
-        self._acks: list[Entry] = []
-        self._sent: list[Entry] = []
-        self._first_ack = 0.0
+        self._collected = Collected() if collected is None else collected
+        #: Entries with places in limits, which go with them, and what is known of these limits.
+        self._placed: dict[Entry, dict[str, Any]] = {}
+        #: None: whatever is refused is insisted on.
+        self.aside = aside
+        self._tracking = Tracking(broker, consumer)
+        self._insistence = Insistence(consumer, insists=insist, give_up=give_up, sleep=sleep, aside=aside)
+        self._forbidden_due = 0.0
+        self._told_forbidden = ""
+        self._sent: Sequence[Sequence[Entry]] = ()
 
     def another(self) -> Settler:
         """Return a settler of the same consumer that collects acknowledgements of its own."""
@@ -112,51 +147,155 @@ class Settler:
             insist=self._insists,
             give_up=self._give_up,
             sleep=self._sleep,
+            aside=self.aside,
+            worker=self._worker,
         )
 
-    # -- acknowledgements, collected
+    @property
+    def gave_up(self) -> bool:
+        """An outcome could not be stored before this process had to end."""
+        return self._insistence.gave_up
 
-    def _collect(self, entry: Entry) -> None:
-        if not self._acks:
-            self._first_ack = time.monotonic()
-        self._acks.append(entry)
+    @property
+    def set_aside(self) -> tuple[Entry, ...]:
+        """Entries whose outcome Redis refused; they wait in this process."""
+        forbidden = tuple(self._collected.forbidden)
+        return forbidden if self.aside is None else (*forbidden, *self.aside.entries)
+
+    # -- acknowledgements, collected
 
     @property
     def waiting(self) -> int:
         """Acknowledgements that were not sent yet."""
-        return len(self._acks)
+        return len(self._collected.entries)
 
     def overdue(self, *, now: float, after: float) -> bool:
         """Return whether the oldest collected acknowledgement has waited for ``after`` seconds."""
-        return bool(self._acks) and now - self._first_ack >= after
+        return bool(self._collected.entries) and now - self._collected.since >= after
 
-    def command(self) -> tuple[Any, ...] | None:
-        """Return the command that sends the collected acknowledgements along with a read; None when there are none.
+    def commands(self) -> list[tuple[Any, ...]]:
+        """Return the commands that send the collected acknowledgements along with a read; none when there are none.
 
-        Its reply goes to :meth:`take_reply`; until then they stay collected.
+        It is one, but on a Redis Cluster, where it is one for each slot. The replies go to :meth:`take_replies`; until
+        then they stay collected.
         """
-        self._sent = list(self._acks)
-        return StreamBroker.ack_command(self.consumer, self._sent) if self._sent else None
+        if self._collected.forbidden and time.monotonic() >= self._forbidden_due:
+            self._collected.entries += self._collected.forbidden
+            self._collected.forbidden.clear()
+        self._sent = self.broker.entries_by_slot(list(self._collected.entries[:_AT_ONCE]))
+        return [self._ack_command(part) for part in self._sent]
 
-    def take_reply(self, reply: Any, *, assisted: bool) -> None:
-        """Take the reply to :meth:`command`; without a group nothing was ours any more.
+    def _ack_command(self, entries: Sequence[Entry]) -> tuple[Any, ...]:
+        command = StreamBroker.ack_command(self.consumer, entries)
+        known = self._collected.notes
+        if not known:
+            return command
+        # The script counts the entries stream by stream.
+        by_key: dict[str, list[Entry]] = {}
+        for entry in entries:
+            by_key.setdefault(entry.stream.key, []).append(entry)
+        in_order = [entry for those in by_key.values() for entry in those]
+        noted = [known[entry].when(str(position)) for position, entry in enumerate(in_order) if entry in known]
+        script, names, args = command
+        return notes.behind(script, names, args, noted)
+
+    def _ack(self, entries: Sequence[Entry]) -> list[Entry]:
+        lost: list[Entry] = []
+        for part in self.broker.entries_by_slot(entries):
+            lost += StreamBroker.parse_ack(part, self.broker.client.run(*self._ack_command(part)))
+        return lost
+
+    def take_replies(self, replies: Sequence[Any], *, assisted: bool, put_off: bool = False) -> None:
+        """Take the replies to :meth:`commands`; without a group nothing was ours any more.
+
+        Args:
+            put_off: what cannot be sent for now is sent a while later, and holds up nothing.
 
         Raises:
-            BrokerError: it is an error; the acknowledgements stay collected.
+            BrokerError: one is an error; the acknowledgements of that part stay collected.
         """
-        if isinstance(reply, GroupMissing):
-            self._confirm(self._sent, self._sent, assisted=assisted)
-            return
-        if isinstance(reply, BrokerError):
-            raise reply
-        self._confirm(self._sent, StreamBroker.parse_ack(self._sent, reply), assisted=assisted)
+        sent = [entry for part in self._sent for entry in part]
+        lost: list[Entry] = []
+        left: list[Entry] = []
+        error: BrokerError | None = None
+        for part, reply in zip(self._sent, replies, strict=True):
+            if isinstance(reply, GroupMissing):
+                lost += part
+            elif isinstance(reply, KeyNotPermitted) and len(self._sent) == 1:
+                self._acknowledge_apart(part, assisted=assisted)
+                return
+            elif isinstance(reply, BrokerError):
+                left += part
+                if put_off and isinstance(reply, (BrokerUnavailable, KeyNotPermitted)):
+                    logger.debug("%d entries are acknowledged later: %s", len(part), reply)
+                else:
+                    error = error or reply
+            else:
+                lost += StreamBroker.parse_ack(part, reply)
+        if error is not None and len(left) == len(sent):
+            raise error
+        if left and error is None:
+            # Those of one node of a cluster: the others' go on.
+            self._collected.forbidden += left
+            self._forbidden_due = time.monotonic() + PAUSES[1]
+            left = []
+        self._confirm(sent, lost, assisted=assisted, but=left)
+        if error is not None:
+            raise error
 
-    def _confirm(self, sent: Sequence[Entry], lost: Sequence[Entry], *, assisted: bool) -> None:
+    def _acknowledge_apart(self, sent: Sequence[Entry], *, assisted: bool) -> None:
+        """Acknowledge queue by queue, so that one that is forbidden keeps neither the others nor what is to run next.
+
+        Raises:
+            BrokerError: Redis is away, or refused something else, and this settler does not insist.
+        """
+        queues: dict[str, list[Entry]] = {}
+        for entry in sent:
+            queues.setdefault(entry.stream.queue, []).append(entry)
+        lost: list[Entry] = []
+        forbidden: list[Entry] = []
+        said = ""
+
+        def acknowledge(entries: list[Entry]) -> list[Entry]:
+            nonlocal said
+            try:
+                return self._ack(entries)
+            except KeyNotPermitted as exc:
+                if self.aside is not None and self.aside.has_room():
+                    self.aside.add(
+                        "acknowledge", entries, exc, partial(acknowledge_later, entries, self._ack_command(entries))
+                    )
+                    return []
+                said = str(exc).rstrip(".")
+                forbidden.extend(entries)
+                return []
+
+        def acknowledge_later(entries: list[Entry], command: tuple[Any, ...]) -> None:
+            for entry in StreamBroker.parse_ack(entries, self.broker.client.run(*command)):
+                self._report_lost(entry)
+
+        for entries in queues.values():
+            lost += self.insist(partial(acknowledge, entries), "acknowledge", "what ran here")[0] or ()
+            if self.gave_up:
+                return
+        if said and said != self._told_forbidden:
+            logger.error(
+                "Cannot acknowledge %d entries of queues %s: %s. It is tried every few seconds until Redis permits it.",
+                len(forbidden),
+                ", ".join(sorted({entry.stream.queue for entry in forbidden})),
+                said,
+            )
+        self._told_forbidden = said
+        self._collected.forbidden += forbidden
+        self._forbidden_due = time.monotonic() + PAUSES[1]
+        self._confirm(sent, lost, assisted=assisted)
+
+    def _confirm(
+        self, sent: Sequence[Entry], lost: Sequence[Entry], *, assisted: bool, but: Sequence[Entry] = ()
+    ) -> None:
         # ``assisted`` says that the parent may have settled some in our place: then that is why.
-        del self._acks[: len(sent)]
-        if self._acks:
-            self._first_ack = time.monotonic()
-        else:
+        self._collected.sent(len(sent), but=but)
+        if not self._collected.entries and not self._collected.forbidden:
             self.on_confirmed()
         if lost and not assisted:
             for entry in lost:
@@ -164,22 +303,50 @@ class Settler:
 
     def flush(self, *, assisted: bool = False) -> None:
         """Send the collected acknowledgements; insists while Redis is away."""
-        sent = list(self._acks)
-        if not sent:
-            return
-        lost, repeated = self.insist(lambda: self.broker.ack(self.consumer, sent), "acknowledge")
+        for _ in range(0, len(self._collected.entries), _AT_ONCE):
+            self._flush_some(assisted=assisted)
+            if self.gave_up:
+                return
+
+    def _flush_some(self, *, assisted: bool) -> None:
+        sent = list(self._collected.entries[:_AT_ONCE])
+        forbidden = False
+
+        def acknowledge() -> list[Entry]:
+            nonlocal forbidden
+            try:
+                return self._ack(sent)
+            except KeyNotPermitted:
+                forbidden = True
+                return []
+
+        lost, repeated = self.insist(acknowledge, "acknowledge", "what ran here")
         if self.gave_up:
+            return
+        if forbidden:
+            self._acknowledge_apart(sent, assisted=assisted or repeated)
             return
         self._confirm(sent, lost or (), assisted=assisted or repeated)
 
-    def acknowledge(self, entries: Sequence[Entry]) -> None:
+    def acknowledge(self, entries: Sequence[Entry], *, event: Event = Event.SUCCEEDED) -> None:
         """Acknowledge what ran in a process that cannot do so itself any more; what is not its own is left alone.
+
+        Tracked tasks whose outcome is another than that they succeeded were settled when they ended.
 
         Raises:
             BrokerError: Redis is away, or refused.
         """
-        if entries:
-            self.broker.ack(self.consumer, entries)
+        if not entries:
+            return
+        commands = [("XRANGE", entry.stream.key, entry.id, entry.id) for entry in entries]
+        for entry, found in zip(entries, self.broker.client.pipeline(commands), strict=True):
+            if found and not isinstance(found, BrokerError):
+                one = delivery(entry.stream, *found[0])
+                mark = notes.mark_of(one.message)
+                made = mark and note_of(self.broker.prefix, mark, one, Outcome(Action.ACK), event, now_ms=0)
+                if made:
+                    self._collected.notes[entry] = made
+        self._ack(entries)
 
     # -- what was not started
 
@@ -191,10 +358,27 @@ class Settler:
         """
         if not entries:
             return 0
-        if not insist:
-            return self.broker.release(self.consumer, entries)
-        count, _ = self.insist(lambda: self.broker.release(self.consumer, entries), "put back")
-        return count or 0
+        queues = of_queues(entries)
+        if not (insist and self._insists):
+            return each_queue(lambda part: self.broker.put_back(self.consumer, part), queues)
+        refused: list[BrokerError] = []
+
+        def put_all_back() -> int:
+            try:
+                return self.broker.put_back(self.consumer, entries)
+            except OF_ONE_QUEUE as exc:
+                refused.append(exc)
+                return 0
+
+        if len(queues) > 1:
+            found = self.insist(put_all_back, "put back", "what was not started")[0] or 0
+            if not refused:
+                return found
+        count = 0
+        for part in queues.values():
+            put_back = partial(self.broker.put_back, self.consumer, part)
+            count += self.insist(put_back, "put back", "what was not started", aside=(part, put_back))[0] or 0
+        return count
 
     def put_strays_back(self, streams: Sequence[StreamRef], held: Callable[[], Collection[Entry]]) -> int:
         """Put back what is pending for this consumer and in nobody's hands, without insisting; returns how many.
@@ -215,19 +399,80 @@ class Settler:
         Raises:
             BrokerError: Redis is away, or refused.
         """
-        return self.broker.release_all(streams, self.consumer)
+        queues: dict[str, list[StreamRef]] = {}
+        for ref in streams:
+            queues.setdefault(ref.queue, []).append(ref)
+        return each_queue(lambda part: self.broker.put_back_all(part, self.consumer), queues)
 
     # -- at once
 
     def ack_now(self, delivery: Delivery) -> bool:
         """Acknowledge before the task runs; returns whether it may run: False when another worker has it."""
-        lost, repeated = self.insist(lambda: self.broker.ack(self.consumer, [delivery.entry]), "acknowledge")
+        message, broker = delivery.message, self.broker
+        if message is not None and is_unique(message):
+            broker = unlocking(broker, delivery.entry, message)
+        if delivery.entry in self._placed:
+            broker = keeping_place(broker, delivery.entry, self._worker)
+        lost, repeated = self.insist(
+            lambda: broker.ack(self.consumer, [delivery.entry]),
+            "acknowledge",
+            delivery,
+            aside=self._unstarted(delivery.entry),
+        )
         if lost is None:
             return False
         if lost and not repeated:
             self._report_lost(delivery.entry)
             return False
         return True  # lost after a repetition: the first attempt had reached Redis
+
+    def starts(self, delivery: Delivery) -> bool:
+        """Free the lock of a task that is unique until it starts; returns whether the entry is still ours."""
+        entry = delivery.entry
+        begin = partial(start, self.broker, self.consumer, delivery)
+        found, _ = self.insist(begin, "start", delivery, aside=self._unstarted(entry))
+        if self.is_aside(entry):
+            return False
+        told = None if found else self._placed.pop(entry, None)
+        if told is not None:
+            # It was replaced after it was read: whoever took its place waits for the places that it has just taken.
+            self.insist(lambda: give_back(self.broker, entry, told), "give back the places of", entry)
+        return bool(found)
+
+    def _unstarted(self, entry: Entry) -> Aside:
+        """Return what to do with an entry that must not start, once Redis permits it."""
+        return [entry], partial(self.broker.put_back, self.consumer, [entry])
+
+    # -- tracked tasks
+
+    def note_start(self, started: Delivery, *, early: bool = False) -> None:
+        """Note that a task starts, if it is tracked. One round trip; what Redis does not take is not noted."""
+        self._tracking.start(started, early=early)
+
+    # -- limits
+
+    def admit(self, asking: Delivery, lane: Lane, task: str, limits: Limits, *, ahead: bool) -> Admission | None:
+        """Ask whether an entry may start; one that may not is moved aside. None: Redis was away for too long.
+
+        What settles an entry that has places gives them back, in the same step.
+        """
+        entry = asking.entry
+        noted = self._tracking.of_admission(asking, lane)
+        found, _ = self.insist(
+            lambda: admit(self.broker, self.consumer, entry, lane, ahead=ahead, noted=noted),
+            "ask for a place of",
+            entry,
+            aside=self._unstarted(entry),
+        )
+        if noted and found is not None and found.admitted:
+            self._tracking.admitted(entry)
+        if found is not None and found.placed:
+            self._placed[entry] = {task: limits.told()}
+        return found
+
+    def vacate_with(self, entry: Entry, task: str, limits: Limits) -> None:
+        """Have what settles ``entry`` give back the places that it may have."""
+        self._placed[entry] = {task: limits.told()}
 
     def settle(
         self,
@@ -238,37 +483,79 @@ class Settler:
         held: HeldRetry | None = None,
         history: dict[str, Any] | None = None,
         acked_early: bool = False,
+        lane: Lane | None = None,
+        event: Event | None = None,
     ) -> bool:
         """Carry out ``outcome`` for ``delivery``; returns whether the entry was still ours (or needed nothing).
 
         Args:
-            death: what a dead letter shall say.
+            death: what a dead letter says.
             held: the message of ``self.retry()``, stored in the same step.
             history: what the message's history says so far.
             acked_early: the entry is gone; a dead letter is written from the delivery itself.
+            lane: where it waits, with HOLD.
+            event: what happened, for the state of a task that may be tracked; None: it is not.
         """
         action = outcome.action
+        told = self._placed.pop(delivery.entry, None)
+        broker = self.broker if told is None else vacating(self.broker, [delivery.entry], told)
+        noted = None
+        if event is not None:
+            noted = self._tracking.of_outcome(delivery, outcome, event, lane, history or {})
         if action is Action.ACK or (action is Action.RETRY and held is None):
-            if self._insists:
-                self._collect(delivery.entry)
+            message = delivery.message
+            # At once where it is unique: whoever sees the result may publish the next one.
+            if message is not None and is_unique(message):
+                broker = unlocking(broker, delivery.entry, message)
+            # What is collected, and acknowledged by the parent when this process dies first, has succeeded.
+            elif self._insists and told is None and (noted is None or event is Event.SUCCEEDED):
+                if noted is not None:
+                    self._collected.notes[delivery.entry] = noted
+                self._collected.add(delivery.entry)
                 return True
-            return self._settled("acknowledge", delivery, lambda: not self.broker.ack(self.consumer, [delivery.entry]))
+            if noted is not None:
+                broker = noting(broker, noted.when("0"))
+            return self._settled("acknowledge", delivery, lambda: not broker.ack(self.consumer, [delivery.entry]))
         if action is Action.LEAVE:
+            if told is not None and acked_early:
+                entry = delivery.entry
+                self.insist(lambda: give_back(self.broker, entry, told), "give back the places of", entry)
+            if noted is not None and acked_early:
+                command = notes.stands_alone([noted])
+                self.insist(lambda: self.broker.client.run(*command), "note the outcome of", delivery)
             return True
+        if action is Action.HAND_OVER:
+            to = receiver(outcome.taker)
+            return self._settled(
+                "hand over", delivery, lambda: hand_over(self.broker, self.consumer, to, [delivery.entry])
+            )
+        if action is Action.HOLD:
+            assert lane is not None
+            penalty_ms = int(outcome.delay * 1000)
+            return self._settled(
+                "hold",
+                delivery,
+                lambda: (
+                    not admit(
+                        self.broker,
+                        self.consumer,
+                        delivery.entry,
+                        lane,
+                        ahead=True,
+                        penalty_ms=penalty_ms,
+                        noted=[noted] if noted is not None else (),
+                    ).lost
+                ),
+            )
+        if noted is not None:
+            broker = noting(broker, noted)
         past = dict(history or {})
         if action is Action.RETRY:
             assert held is not None
             return self._settled(
                 "retry",
                 delivery,
-                lambda: self.broker.retry(
-                    self.consumer,
-                    delivery.entry,
-                    held.message,
-                    queue=held.queue,
-                    due_ms=held.due_ms,
-                    member=held.member,
-                ),
+                lambda: self._retry(broker, delivery.entry, held, first=str(past.get("first") or "")),
             )
         if action is Action.REQUEUE:
             past.setdefault("first", delivery.entry_id.decode())
@@ -280,7 +567,7 @@ class Settler:
             return self._settled(
                 "requeue",
                 delivery,
-                lambda: self.broker.requeue(
+                lambda: broker.requeue(
                     self.consumer,
                     delivery.entry,
                     history=past,
@@ -289,41 +576,44 @@ class Settler:
                     kind=outcome.waits_for,
                 ),
             )
-        return self._bury(delivery, outcome, death or Death(), past, acked_early=acked_early)
+        return self._bury(broker, delivery, outcome, death or Death(), past, acked_early=acked_early)
+
+    def _retry(self, broker: StreamBroker, entry: Entry, held: HeldRetry, *, first: str) -> bool:
+        """Store a retry and acknowledge its entry, in one step where that can be; returns whether it was still ours."""
+        where: dict[str, Any] = {"queue": held.queue, "due_ms": held.due_ms, "member": held.member}
+        if held.queue == entry.stream.queue or not are_apart(broker, held.queue, entry.stream.queue):
+            return broker.retry(self.consumer, entry, held.message, **where)
+        stored = store_retry(broker, self.consumer, entry, held.message, first=first, **where)
+        return stored and not broker.ack(self.consumer, [entry])
 
     def publish(self, held: HeldRetry) -> None:
         """Store the message of a ``self.retry()`` whose task did something else afterwards."""
 
         def store() -> None:
-            if held.due_ms:
+            if is_unique(held.message):
+                publish_anyway(self.broker, held.queue, held.message, due_ms=held.due_ms, member=held.member)
+            elif held.due_ms:
                 self.broker.delay(held.queue, held.message, due_ms=held.due_ms, member=held.member)
             else:
                 self.broker.publish(held.queue, held.message)
 
-        self.insist(store, "publish")
+        self.insist(store, "publish", "a retry")
 
     def _bury(
-        self, delivery: Delivery, outcome: Outcome, death: Death, past: dict[str, Any], *, acked_early: bool
+        self,
+        broker: StreamBroker,
+        delivery: Delivery,
+        outcome: Outcome,
+        death: Death,
+        past: dict[str, Any],
+        *,
+        acked_early: bool,
     ) -> bool:
-        reason = outcome.reason.value if outcome.reason else "unknown"
-        record = _encode(
-            {
-                "reason": reason,
-                "task": death.task,
-                "task_id": death.task_id,
-                "exception": death.exception,
-                "traceback": death.traceback,
-                "worker": self._hostname,
-                "crashes": int(past.get("crashes") or 0) + (1 if reason == "crashed" else 0),
-                "entry_id": past.get("first") or delivery.entry_id.decode(),
-                "queue": delivery.stream.queue,
-            }
-        ).encode()
+        record = record_of(delivery, outcome, death, past, hostname=self._hostname)
         kept: Message | None = delivery.message if acked_early else None
-        buried = self._now(
-            "dead-letter",
-            delivery,
-            lambda: self.broker.reject(
+
+        def bury() -> bytes | None:
+            buried = broker.reject(
                 self.consumer,
                 delivery.entry,
                 death=record,
@@ -331,71 +621,38 @@ class Settler:
                 ttl=self._conf.dead_letter_ttl,
                 max_memory=self._conf.dead_letter_max_memory,
                 message=kept,
-            ),
-        )
-        if buried:
-            shown = buried.decode() if isinstance(buried, bytes) else ""
-            # Whatever led here was logged as an error already: as another one, error trackers would count it twice.
-            logger.warning(
-                "Task %s[%s] of queue %s is a dead letter (%s): %s",
-                death.task or "?",
-                death.task_id or "?",
-                delivery.stream.queue,
-                reason,
-                command("dead", "show", delivery.stream.queue, shown),
-                extra={"data": {"id": death.task_id, "name": death.task, "queue": delivery.stream.queue}},
             )
-            message_dead_lettered.send(
-                sender=self, queue=delivery.stream.queue, entry_id=shown, reason=reason, task_id=death.task_id
-            )
-        return bool(buried)
+            if buried:
+                announce(self, delivery, outcome, death, buried.decode())
+            return buried
+
+        # One that was acknowledged before it ran is pending no longer: nobody would recover it.
+        return bool(self._now("dead-letter", delivery, bury, may_wait=not acked_early))
 
     # -- insisting
 
     def _settled(self, verb: str, delivery: Delivery, action: Callable[[], Any]) -> bool:
         return bool(self._now(verb, delivery, action))
 
-    def _now(self, verb: str, delivery: Delivery, action: Callable[[], Any]) -> Any:
-        result, repeated = self.insist(action, verb)
+    def _now(self, verb: str, delivery: Delivery, action: Callable[[], Any], *, may_wait: bool = True) -> Any:
+        def later() -> None:
+            if not action():
+                self._report_lost(delivery.entry)
+
+        result, repeated = self.insist(action, verb, delivery, aside=([delivery.entry], later) if may_wait else None)
         if not result and not repeated:
             self._report_lost(delivery.entry)
         return result
 
-    def insist(self, action: Callable[[], T], verb: str) -> tuple[T | None, bool]:
-        """Carry out ``action`` however long Redis is away, or refuses; ``verb`` is for the log.
+    def is_aside(self, entry: Entry) -> bool:
+        """Return whether the outcome of ``entry`` waits for Redis to permit it."""
+        return self.aside is not None and entry in self.aside.entries
 
-        Returns the result, and whether an earlier attempt may have been carried out too.
-        """
-        pause, repeated = _PAUSES[0], False
-        told = ""
-        while True:
-            try:
-                return action(), repeated
-            except (BrokerUnavailable, BrokerFull, *_LASTING) as exc:
-                if not self._insists:
-                    raise
-                if self._give_up():
-                    self.gave_up = True
-                    logger.warning(
-                        "Cannot %s: %s. The worker stops; the entry stays pending, and another worker takes it over.",
-                        verb,
-                        exc,
-                    )
-                    return None, True
-                if not isinstance(exc, _LASTING):
-                    logger.warning("Cannot %s: %s. Trying again in %.1fs.", verb, exc, pause)
-                elif str(exc) != told:
-                    told = str(exc)
-                    logger.error(
-                        "Cannot %s: %s. %s runs nothing else until this is fixed.",
-                        verb,
-                        told.rstrip("."),
-                        self.consumer,
-                    )
-                self._sleep(pause * random.uniform(0.5, 1.0))
-                pause, repeated = min(pause * 2, _PAUSES[1]), True
-            except GroupMissing:
-                return None, repeated
+    def insist(
+        self, action: Callable[[], T], verb: str, what: object, *, aside: Aside | None = None
+    ) -> tuple[T | None, bool]:
+        """Carry out ``action`` however long Redis is unreachable, or refuses: see :class:`Insistence`."""
+        return self._insistence.insist(action, verb, what, aside=aside)
 
     def _report_lost(self, entry: Entry) -> None:
         self.lost += 1

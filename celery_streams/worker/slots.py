@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..broker import Entry, StreamRef
+from ..entries import Entry, StreamRef
 from ..message import Message, pack, unpack
 
 __all__ = ("COUNTED", "MAX_BATCH", "Slot", "SlotTable", "Snapshot")
@@ -53,6 +53,8 @@ _STARTED, _FINISHED, _FLAGS, _SETTLED = 4, 5, 6, 7
 _SINCE, _SOFT, _HARD = 4, 5, 6
 # Double: when a read last succeeded.
 _READ = 8
+# 64 bits, each written by one thread: task events that were kept so far, and how many of them were sent.
+_EVENTS_KEPT, _EVENTS_SENT = 9, 10
 # The parent's half. 64 bits, index below and batch above: from where on entries are restricted; which entry was lost
 # (its index + 1); which entry's task was terminated, likewise. 32 bits: the batch of which what was restricted is back
 # in its streams; whether to end at once.
@@ -104,6 +106,8 @@ class Snapshot:
     retried: bool = False
     #: What strategies of tasks keep, to run it later.
     kept: tuple[Entry, ...] = ()
+    #: Since when the oldest of ``waiting`` waits, where nothing runs before it; None: for what runs.
+    waiting_since: float | None = None
 
 
 class Slot:
@@ -235,6 +239,16 @@ class Slot:
         """Say that a read has succeeded."""
         self._doubles[_READ] = time.monotonic()
 
+    def events_kept(self, count: int) -> None:
+        """Say how many task events were kept so far to be sent; 0 begins anew."""
+        if not count:
+            self._longs[_EVENTS_SENT] = 0
+        self._longs[_EVENTS_KEPT] = count
+
+    def events_sent(self, count: int) -> None:
+        """Say how many of them were sent."""
+        self._longs[_EVENTS_SENT] = count
+
     def lost(self) -> bool:
         """Return whether the parent found that the running entry is no longer ours."""
         return self._longs[_LOST] == self._batch << 32 | self._words[_STARTED]
@@ -349,6 +363,10 @@ class Slot:
             done=longs[_DONE],
             retried=bool(flags & RETRIED) and running is not None,
         )
+
+    def has_unsent_events(self) -> bool:
+        """Return whether the child kept task events that it did not send, also after its death."""
+        return bool(self._longs[_EVENTS_KEPT] > self._longs[_EVENTS_SENT])
 
     def read_at(self) -> float:
         """Return when a read last succeeded, as ``time.monotonic`` has it; 0.0 for never."""

@@ -21,15 +21,16 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from .. import celery_private, presence
+from ..chance import chance
 from ..exceptions import BrokerError, MessageError
 from ..presence import WorkerPresence
 from ..running_task import current
+from .burial import Death
 from .chords import dispatch_awaited
 from .execution import Execution, OwnedTask, Report, Surroundings
 from .inline_request import InlineConsumer, Run
 from .outcome import Event
 from .requests import received_message
-from .settle import Death
 from .task_errors import event_of, shown
 
 __all__ = ("SlowPath",)
@@ -93,7 +94,7 @@ class SlowPath:
         except TaskRevokedError:
             logger.debug("Task %s[%s] was revoked before it started.", name, task_id)
         except _Disowned:
-            logger.warning("Task %s[%s] does not run here: its message is not ours any more.", name, task_id)
+            logger.warning("Task %s[%s] does not run here: this worker no longer holds its message.", name, task_id)
             return Report(Event.DISOWNED, options=options)
         except InvalidTaskError as exc:
             return Report(Event.INVALID, error=exc, options=options)
@@ -188,21 +189,24 @@ class SlowPath:
         run.early = run.task.early = True  # settled: at most a dead letter can follow
         self._around.kept.release(run)
 
-    def _is_known_elsewhere(self, queue: str, name: str) -> bool:
-        """Return whether a living worker that reads the queue knows the task; asked every two seconds at most."""
+    def _knowing(self, queue: str, name: str) -> list[WorkerPresence]:
+        """Return the living workers that read the queue and know the task; asked every two seconds at most."""
         if time.monotonic() >= self._workers_due:
             try:
                 self._workers = presence.workers(self._around.settler.broker)
             except BrokerError as exc:
-                logger.debug("Cannot ask who knows task %s: %s", name, exc)
+                logger.debug("Cannot ask other workers whether they know task %s: %s", name, exc)
             self._workers_due = time.monotonic() + 2.0
-        return any(one.is_alive and queue in one.queues and one.knows(name) for one in self._workers)
+        return [one for one in self._workers if one.is_alive and queue in one.queues and one.knows(name)]
 
     def _unknown(self, execution: Execution, message: Any, name: str, task_id: str) -> Report:
         now_ms = int(self._around.clock.now() * 1000)
         since = int(execution.history.setdefault("unknown", now_ms))
         unknown_for = (now_ms - since) / 1000
-        if self._is_known_elsewhere(execution.delivery.stream.queue, name):
+        knowing = self._knowing(execution.delivery.stream.queue, name)
+        # What was handed over already shows that its taker knew less than it said.
+        takers = [] if execution.delivery.handed else [one.worker for one in knowing if one.takes]
+        if knowing:
             # Soon again, until it comes to whoever knows it; it is not given up while there is such a worker.
             unknown_for = min(unknown_for, self._around.streams.conf.unknown_task_ttl - 1.0, 1.0)
         exc = NotRegistered(name)
@@ -219,6 +223,7 @@ class SlowPath:
             Event.UNKNOWN,
             Death(name, task_id, repr(exc)),
             unknown_for=unknown_for,
+            taker=chance.choice(takers) if takers else "",
             announce=announce,
         )
 

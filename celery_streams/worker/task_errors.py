@@ -1,7 +1,7 @@
 """Task errors: what an exception that a task raised means, and how it is let go; it settles nothing.
 
-Tasks raise anything: classes whose ``repr`` fails, whose attributes cannot be set (a frozen dataclass), that are no
-``Exception``. Nothing here runs code of theirs that could raise in our place.
+Tasks raise anything: classes whose ``repr`` fails, whose attributes cannot be set (a frozen dataclass), or that are not
+an ``Exception``. Nothing here runs their code without a guard.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.exceptions import Ignore, Reject, Retry
 from kombu.utils.encoding import safe_repr
 
+from ..limits import RateLimited
 from .outcome import Event
 
 __all__ = ("einfo_of", "event_of", "let_go", "log_raised", "shown", "unwrapped")
@@ -75,6 +76,8 @@ def event_of(exc: BaseException, task: Any) -> tuple[Event, BaseException]:
     exc = unwrapped(exc)
     if isinstance(exc, Retry):
         return Event.RETRIED, exc
+    if isinstance(exc, RateLimited):
+        return Event.LIMITED, exc
     if isinstance(exc, Reject):
         return (Event.REQUEUED if exc.requeue else Event.REJECTED), exc
     if isinstance(exc, Ignore):

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
-
-from celery.utils.time import rate
 
 from .. import celery_private
 from ..app import Streams
 from ..async_tasks import as_function, is_function_of_async
-from .outcome import Circumstances
+from ..limits import Limits, limits_of
+from .outcome import Circumstances, Event, Outcome, decide
 
 if TYPE_CHECKING:
     from celery import Celery
     from celery.app.task import Task
 
-__all__ = ("TaskOptions", "least_delivery_limit", "make_callable", "options_of")
+__all__ = ("TaskOptions", "is_async", "least_delivery_limit", "limits_in_force", "make_callable", "options_of")
 
 _STOCK_REQUEST = "celery.worker.request:Request"
 _STOCK_STRATEGY = "celery.worker.strategy:default"
@@ -34,16 +33,35 @@ class TaskOptions:
     custom_strategy: bool
     #: What ``outcome.decide`` has to know of the task.
     given: Circumstances
-    #: Milliseconds between two starts by its rate limit; 0.0 is no limit.
-    interval_ms: float = 0.0
+    #: How often, and how many at once.
+    limits: Limits = field(default_factory=Limits)
+    #: What is decided about a message whose task succeeded: most do.
+    succeeded: Outcome = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.succeeded = decide(Event.SUCCEEDED, self.given)
 
 
-def options_of(task: Any, streams: Streams, *, rate_limits: bool = True) -> TaskOptions:
-    """Read the options of a task; ``rate_limits`` off ignores its rate limit (``worker_disable_rate_limits``)."""
+def limits_in_force(task: Any, streams: Streams) -> Limits:
+    """Return the limits of a task, without its rate where ``worker_disable_rate_limits`` says so.
+
+    Raises:
+        ConfigurationError: an option means nothing.
+    """
+    name = task.name
+    limits = limits_of(task, streams.conf.limits.get(name, {}), streams.limits_in_redis.get(name))
+    return replace(limits, rate=0.0) if streams.app.conf.worker_disable_rate_limits else limits
+
+
+def options_of(task: Any, streams: Streams) -> TaskOptions:
+    """Read the options of a task.
+
+    Raises:
+        ConfigurationError: a limit means nothing.
+    """
     conf = streams.conf
     own = getattr(task, "streams_acks_late", None)
     acks_late = bool(conf.acks_late if own is None else own) or bool(task.acks_late)
-    per_second = rate(getattr(task, "rate_limit", None)) if rate_limits else 0.0
     plain = acks_late and task.Request == _STOCK_REQUEST and task.Strategy == _STOCK_STRATEGY
     limit = getattr(task, "streams_delivery_limit", None)
     keep = getattr(task, "streams_dead_letter_failures", None)
@@ -59,7 +77,7 @@ def options_of(task: Any, streams: Streams, *, rate_limits: bool = True) -> Task
             dead_letter_failures=conf.dead_letter_failures if keep is None else bool(keep),
             delivery_limit=int(limit or conf.delivery_limit),
         ),
-        interval_ms=1000.0 / per_second if per_second else 0.0,
+        limits=limits_in_force(task, streams),
     )
 
 
@@ -86,6 +104,16 @@ def make_callable(task: Any) -> None:
         task.run = made
     else:
         celery_private.set_autoretried_function(task, made)
+
+
+def is_async(task: Any) -> bool:
+    """Return whether the task is an ``async def`` one, before :func:`make_callable` and after it."""
+    wrapped = celery_private.autoretried_function(task)
+    fun = task.run if wrapped is None else wrapped
+    cell = celery_private.pydantic_cell(fun)
+    if cell is not None:
+        fun = cell.cell_contents
+    return is_function_of_async(fun) or as_function(fun) is not fun
 
 
 def _flag(task: Any, name: str) -> bool:

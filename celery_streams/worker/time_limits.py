@@ -1,6 +1,6 @@
 """Time limits: what the parent does about tasks that run for longer than they may, from what the slots say.
 
-A soft limit is told to the pool once, which sends SIGUSR1 to the child; a hard limit once, which has the child killed.
+The pool is told once of a soft limit, and sends SIGUSR1 to the child; once of a hard limit, and kills the child.
 Called by the services thread of the parent about ten times a second; it costs no Redis command.
 """
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from ..broker import Entry
+from ..entries import Entry
 from .heartbeat import Holder
 from .slots import Snapshot
 
@@ -18,7 +18,12 @@ __all__ = ("TimeLimits", "without_effect")
 
 
 def without_effect(
-    tasks: Iterable[Any], *, soft: float | None, hard: float | None, enforced: Collection[str]
+    tasks: Iterable[Any],
+    *,
+    soft: float | None,
+    hard: float | None,
+    enforced: Collection[str],
+    reaches: Callable[[Any], bool] = lambda task: True,
 ) -> list[str]:
     """Name the time limits of the worker and of its tasks that a pool does not enforce, for a warning at its start.
 
@@ -26,12 +31,18 @@ def without_effect(
         soft: the limits of the worker, in seconds.
         hard: the same.
         enforced: options of a task that the pool heeds.
+        reaches: asked whether it heeds them for a task.
     """
-    kinds = [kind for kind in ("soft_time_limit", "time_limit") if kind not in enforced]
+    kinds = ("soft_time_limit", "time_limit")
     given = {"soft_time_limit": soft, "time_limit": hard}
-    found = [f"task_{kind}" for kind in kinds if given[kind]]
+    found = [f"task_{kind}" for kind in kinds if given[kind] and kind not in enforced]
     for task in sorted(tasks, key=lambda task: str(task.name)):
-        found += [f"{kind} of {task.name}" for kind in kinds if getattr(task, kind, None)]
+        reached = reaches(task)
+        found += [
+            f"{kind} of {task.name}"
+            for kind in kinds
+            if getattr(task, kind, None) and not (reached and kind in enforced)
+        ]
     return found
 
 
@@ -43,7 +54,7 @@ class TimeLimits:
         holders: Callable[[], Iterable[Holder]],
         *,
         on_soft: Callable[[Holder, Snapshot], None],
-        on_hard: Callable[[Holder, Snapshot], None],
+        on_hard: Callable[[list[tuple[Holder, Snapshot]]], None],
     ) -> None:
         self._holders = holders
         self._on_soft = on_soft
@@ -56,6 +67,7 @@ class TimeLimits:
         now = time.monotonic() if now is None else now
         nearest: float | None = None
         limited: set[tuple[str, int]] = set()
+        exceeded: list[tuple[Holder, Snapshot]] = []
         for holder in self._holders():
             shot = holder.snapshot()
             key = (holder.consumer, shot.pid)
@@ -68,7 +80,7 @@ class TimeLimits:
             if shot.hard and took >= shot.hard:
                 if not (same and hard_told):
                     self._told[key] = (shot.running, True)
-                    self._on_hard(holder, shot)
+                    exceeded.append((holder, shot))
                 continue
             if shot.soft and took >= shot.soft:
                 if not same:
@@ -79,6 +91,9 @@ class TimeLimits:
                 left = min(limit - took for limit in (shot.soft, shot.hard) if limit)
             if left is not None:
                 nearest = left if nearest is None else min(nearest, left)
+        if exceeded:
+            # Together, for ending one may take a moment, in which the thread looks after nothing else.
+            self._on_hard(exceeded)
         # Those of children that are gone, too, which no holder stands for any more.
         self._told = {key: told for key, told in self._told.items() if key in limited}
         return nearest

@@ -13,6 +13,7 @@ from celery import Celery
 import celery_streams
 from celery_streams import inspect as streams_inspect
 from celery_streams.broker import StreamBroker
+from celery_streams.dead_letters import DeadLetter, dead_letters
 from celery_streams.embedded import EmbeddedRedis
 from tests.proj.ledger import Ledger
 from tests.proj.settings import celery_settings
@@ -21,9 +22,14 @@ from tests.support.processes import PROGRAMS, ROOT, Program, Worker, project_env
 
 
 class Project:
-    """The sample project on one Redis: broker in database 0, results in 1, ledger in 3."""
+    """The sample project on one Redis: broker in database 0, results in 1, ledger in 3.
 
-    def __init__(self, server: EmbeddedRedis, directory: Path) -> None:
+    Args:
+        settings: of Celery, for all its workers and publishers.
+    """
+
+    def __init__(self, server: EmbeddedRedis, directory: Path, **settings: Any) -> None:
+        self._settings = settings
         self.urls = {"broker": server.database_url(0), "results": server.database_url(1)}
         self.ledger = Ledger(server.database_url(3))
         self._directory = directory
@@ -33,7 +39,7 @@ class Project:
 
     def environment(self, **options: Any) -> dict[str, str]:
         """Return the environment of a process of this project; see ``project_environment``."""
-        return project_environment(**{**self.urls, "ledger": self.ledger.url, **options})
+        return project_environment(**{**self.urls, "ledger": self.ledger.url, **self._settings, **options})
 
     def worker(
         self,
@@ -43,7 +49,6 @@ class Project:
         queues: str = "celery",
         concurrency: int | None = 2,
         pool: str = "prefork",
-        alone: bool = True,
         options: Sequence[str] = (),
         wait: bool = True,
         **environment: Any,
@@ -59,7 +64,6 @@ class Project:
             environment=self.environment(**environment),
             concurrency=concurrency,
             pool=pool,
-            alone=alone,
             options=options,
         )
         self._workers.append(worker)
@@ -82,7 +86,7 @@ class Project:
     def app(self, *, enabled: Any = True, include: Sequence[str] = (), **settings: Any) -> Celery:
         """Return an installed app that publishes from this process; ``include`` are more modules with tasks."""
         app = Celery("publisher", set_as_current=False)
-        app.conf.update(celery_settings(**self.urls, queue="celery", **settings))
+        app.conf.update(celery_settings(**self.urls, queue="celery", **{**self._settings, **settings}))
         app.conf.include = ["tests.proj.tasks", "tests.proj.actions", *include]
         app.loader.import_default_modules()
         celery_streams.install(app, enabled=enabled)
@@ -99,9 +103,9 @@ class Project:
         """Return what Redis says of a queue."""
         return streams_inspect.queue_status(self.broker, queue)
 
-    def dead_letters(self, queue: str = "celery") -> list[streams_inspect.DeadLetter]:
+    def dead_letters(self, queue: str = "celery") -> list[DeadLetter]:
         """Return the dead letters of a queue."""
-        return list(streams_inspect.dead_letters(self.broker, queue))
+        return list(dead_letters(self.broker, queue))
 
     def starts(self, task_id: str, times: int = 1, *, timeout: float = 15.0) -> list[dict[str, Any]]:
         """Wait until a task was started so many times, and return its executions."""
@@ -129,9 +133,16 @@ class Project:
 
 
 @pytest.fixture
-def project(redis_server: EmbeddedRedis, redis_url: str, tmp_path: Path) -> Iterator[Project]:
-    """The sample project on an empty Redis."""
-    made = Project(redis_server, tmp_path)
+def project(
+    redis_server: EmbeddedRedis, redis_url: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Project]:
+    """The sample project on an empty Redis; with ``--on-cluster`` its streams are on an empty Redis Cluster."""
+    settings: dict[str, Any] = {}
+    if request.config.getoption("--on-cluster"):
+        nodes = request.getfixturevalue("three_masters")
+        nodes.flush()
+        settings["streams_url"] = nodes.url
+    made = Project(redis_server, tmp_path, **settings)
     yield made
     made.close()
 

@@ -68,6 +68,7 @@ def test_server_that_is_away_is_named(project, free_port):
     assert f"127.0.0.1:{free_port}" in line
 
 
+@pytest.mark.one_server
 def test_wrong_password_is_told_and_not_shown(project, server_with_password):
     environment = project.environment(
         broker=f"redis://:verysecret@127.0.0.1:{server_with_password.port}/0",
@@ -81,6 +82,7 @@ def test_wrong_password_is_told_and_not_shown(project, server_with_password):
     assert "verysecret" not in done.stdout + done.stderr
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize(
     "url", ["amqp://guest@localhost//", "ftp://localhost/0", "redis://localhost:notaport/0", "redis://localhost/notadb"]
 )

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from celery_streams import inspect, keys
+from celery_streams import keys, revocations
+from celery_streams.dead_letters import obstacles, replay
 from celery_streams.exceptions import CannotRun
 from tests.support.eventually import eventually
 
@@ -117,7 +118,7 @@ def test_replayed_dead_letter_runs_again_with_its_id(project, act, worker):
     result = act.delay("error", "first")
     (letter,) = letters(project, 1)
 
-    assert inspect.replay(project.broker, letter)
+    assert replay(project.broker, letter)
 
     assert len(project.starts(result.id, times=2)) == 2
 
@@ -153,18 +154,18 @@ def test_replayed_dead_letter_runs_although_it_had_expired_or_was_revoked(projec
     revoked = act.apply_async(["error"])
     letters = eventually(lambda: found if len(found := project.dead_letters()) == 2 else None)
     app.control.revoke(revoked.id)
-    eventually(lambda: project.broker.revoked())
+    eventually(lambda: revocations.revoked(project.broker))
 
     by_id = {letter.task_id: letter for letter in letters}
     with pytest.raises(CannotRun, match="was revoked"):
-        inspect.replay(project.broker, by_id[revoked.id])
-    eventually(lambda: inspect.obstacles(project.broker, [by_id[expired.id]])[0])
+        replay(project.broker, by_id[revoked.id])
+    eventually(lambda: obstacles(project.broker, [by_id[expired.id]])[0])
     with pytest.raises(CannotRun, match="it expired"):
-        inspect.replay(project.broker, by_id[expired.id])
+        replay(project.broker, by_id[expired.id])
     assert len(project.dead_letters()) == 2
 
-    inspect.replay(project.broker, by_id[expired.id], ignore_expires=True)
-    inspect.replay(project.broker, by_id[revoked.id], ignore_revoked=True)
+    replay(project.broker, by_id[expired.id], ignore_expires=True)
+    replay(project.broker, by_id[revoked.id], ignore_revoked=True)
 
     project.starts(expired.id, 2)
     eventually(lambda: len(project.ledger.runs()) == 4)

@@ -9,6 +9,7 @@ from collections import Counter
 
 import pytest
 
+from tests.support.control import asked
 from tests.support.eventually import eventually
 from tests.support.processes import alive
 
@@ -54,6 +55,29 @@ def test_second_execution_after_a_kill_comes_within_a_second(project, act, worke
     assert second["at"] - first["at"] < 1.0
 
 
+@pytest.mark.faults  # it measures time, which a busy machine spoils
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="without pidfds the chores notice it within half a second")
+def test_death_of_a_child_is_noticed_at_once_while_a_process_that_its_task_forked_lives_on(project, act, worker):
+    worker(concurrency=2)
+
+    def both_run():
+        pair = [act.delay("sleep", seconds=0.1) for _ in range(2)]
+        return len({project.starts(one.id)[0]["pid"] for one in pair}) == 2
+
+    late = []
+    for _ in range(6):
+        eventually(both_run, timeout=30, message="both children run tasks")
+        result = act.delay("fork_outlives", "done")
+        assert result.get(timeout=20) == "done"
+        (forked,) = project.ledger.read("forked", result.id)
+        os.kill(forked["child"], signal.SIGKILL)
+        first, second = project.ledger.runs(result.id)
+        late.append(second["at"] - first["at"])
+
+    # Of the chores, which look twice a second, one in five would be so fast.
+    assert sorted(late)[2] < 0.1
+
+
 @pytest.mark.slow
 def test_tasks_of_a_killed_worker_run_on_another(project, act, worker):
     settings = {"streams_visibility_timeout": 3}
@@ -97,7 +121,7 @@ def test_task_of_a_worker_killed_with_all_its_processes_runs_again_within_fiftee
 
 def test_children_of_a_killed_worker_end_too(project, act, worker):
     victim = worker(concurrency=2)
-    pids = act.app.control.inspect([victim.hostname], timeout=5, limit=1).stats()[victim.hostname]["pool"]["processes"]
+    pids = asked(act.app, "stats", victim.hostname)[victim.hostname]["pool"]["processes"]
 
     victim.signal(signal.SIGKILL)
     victim.wait()
@@ -163,3 +187,20 @@ def test_segfault_of_a_child_is_survived_as_a_kill_is(project, act, worker):
     os.kill(first["pid"], signal.SIGSEGV)
 
     assert result.get(timeout=10) == "done"
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo", "asyncio", "gevent"])
+@pytest.mark.parametrize("task", ["act", "act_early"])
+def test_retry_that_was_asked_for_runs_once_though_a_worker_without_children_is_killed(
+    project, app, worker, pool, task
+):
+    first = worker(name="first", pool=pool, concurrency=1, streams_visibility_timeout=2)
+    result = app.tasks[f"tests.proj.actions.{task}"].delay("retry_then", "done", then="kill")
+    assert first.wait() == -signal.SIGKILL
+
+    worker(name="second", pool=pool, concurrency=1, streams_visibility_timeout=2)
+
+    assert result.get(timeout=20) == "done"
+    eventually(lambda: project.status().length == 0)
+    assert [run["retries"] for run in project.ledger.runs(result.id)] == [0, 1]
+    assert project.dead_letters() == []

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import signal
 import statistics
 import time
 from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from celery_streams import presence
+from tests.support.eventually import eventually
 
 
 def test_delayed_messages_start_in_order_never_early_and_within_a_tenth_of_a_second(project, act, worker):
@@ -59,3 +67,25 @@ def test_earlier_message_overtakes_a_later_one_that_is_already_waited_for(projec
     assert sooner.get(timeout=5) == "sooner"
     assert project.ledger.runs(later.id) == []
     assert project.status().delayed == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_message_is_on_time_when_the_worker_that_watches_is_frozen_or_killed(project, act, worker, number):
+    for index in range(3):
+        worker(concurrency=1, name=f"w{index}")
+    turns = project.broker.queue_keys("celery").turns
+    eventually(lambda: len(json.loads(project.broker.client.call("GET", turns) or "[]")) == 2, timeout=15)
+    leader = json.loads(project.broker.client.call("GET", turns))[0][0]
+    (pid,) = [one.pid for one in presence.workers(project.broker) if one.worker == leader]
+    eta = datetime.now(timezone.utc) + timedelta(seconds=1)
+
+    result = act.apply_async(("ok", "kept"), eta=eta)
+    os.kill(pid, number)
+    try:
+        assert result.get(timeout=10) == "kept"
+    finally:
+        if number == signal.SIGSTOP:
+            os.kill(pid, signal.SIGCONT)
+
+    (run,) = project.ledger.runs(result.id)
+    assert 0.0 <= run["at"] - eta.timestamp() < 0.9

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.control import asked
 from tests.support.eventually import eventually
 from tests.support.processes import Program
 
@@ -79,9 +80,15 @@ def flower(project, app, tmp_path) -> Iterator[Flower]:
         program.kill()
 
 
+def inspected(flower, hostname):
+    """Return what the worker said of itself; Flower asks all commands at once, and keeps what came in time."""
+    found = flower.get("workers", refresh=1, workername=hostname).get(hostname, {})
+    return found if {"stats", "active", "active_queues", "registered", "conf"} <= found.keys() else None
+
+
 def test_flower_sees_a_streams_worker_and_its_tasks_and_its_buttons_work(project, act, worker, flower):
     one = worker(concurrency=1)
-    workers = eventually(lambda: flower.get("workers", refresh=1, workername=one.hostname).get(one.hostname))
+    workers = eventually(lambda: inspected(flower, one.hostname), timeout=20, message="all commands are answered")
     known = eventually(lambda: (flower.get("workers", status=1) or {}).get(one.hostname), message="it is online")
 
     # It has asked for task events: those of any task tell that the children have heard of it.
@@ -96,6 +103,7 @@ def test_flower_sees_a_streams_worker_and_its_tasks_and_its_buttons_work(project
     first = eventually(seen, timeout=20, interval=0.1, message="Flower gets task events")
     succeeded = flower.task(first.id, "SUCCESS")
     failed = flower.task(act.delay("error", "boom").id, "FAILURE")
+    exited = flower.task(act.delay("exit").id, "FAILURE")
     running = act.apply_async(("sleep",), {"seconds": 60})
     started = flower.task(running.id, "STARTED")
 
@@ -111,6 +119,8 @@ def test_flower_sees_a_streams_worker_and_its_tasks_and_its_buttons_work(project
     assert 0 <= succeeded["runtime"] < 5
     assert succeeded["received"] <= succeeded["started"] <= succeeded["succeeded"]
     assert failed["exception"] == "ActionError('boom')"
+    # Its process ended before it had told anybody.
+    assert (exited["name"], exited["args"]) == (ACT, "('exit',)")
     assert started["worker"] == one.hostname
 
     flower.post(f"task/revoke/{running.id}", terminate="true")
@@ -124,8 +134,7 @@ def test_flower_sees_a_streams_worker_and_its_tasks_and_its_buttons_work(project
     assert added["message"] == "add consumer added"
     assert limited["message"] == "new rate limit set successfully"
     assert flower.task(published["task-id"], "SUCCESS")["result"] == "'from Flower'"
-    inspect = act.app.control.inspect([one.hostname], timeout=5, limit=1)
-    eventually(lambda: len(inspect.stats()[one.hostname]["pool"]["processes"]) == 3)
+    eventually(lambda: len(asked(act.app, "stats", one.hostname)[one.hostname]["pool"]["processes"]) == 3)
 
     flower.post(f"worker/shutdown/{one.hostname}")
 

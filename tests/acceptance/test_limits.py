@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
+from tests.support.control import asked
 from tests.support.eventually import eventually
+from tests.support.versions import needs_celery
 
 
 def processes(act):
     """Return the process ids of the children, as ``inspect stats`` tells them."""
     # A worker that is busy with its start answers later than the broadcast waits.
-    (stats,) = eventually(act.app.control.inspect(timeout=5, limit=1).stats, timeout=20).values()
+    (stats,) = asked(act.app, "stats").values()
     return set(stats["pool"]["processes"])
 
 
@@ -121,9 +123,9 @@ def test_task_over_its_hard_limit_runs_again_only_if_it_is_not_acknowledged(
         ("prefork", None),
         ("threads", "task_time_limit, soft_time_limit of TASK, time_limit of TASK"),
         ("solo", "task_time_limit, soft_time_limit of TASK, time_limit of TASK"),
-        ("asyncio", "task_time_limit, soft_time_limit of TASK, time_limit of TASK"),
-        ("gevent", "soft_time_limit of TASK"),
-        ("eventlet", "soft_time_limit of TASK"),
+        ("asyncio", "soft_time_limit of TASK, time_limit of TASK"),
+        ("gevent", None),
+        ("eventlet", None),
     ],
 )
 def test_worker_says_which_time_limits_its_pool_does_not_enforce(worker, pool, named):
@@ -132,6 +134,27 @@ def test_worker_says_which_time_limits_its_pool_does_not_enforce(worker, pool, n
     said = [line.partition("does not enforce: ")[2] for line in running.log.splitlines() if "not enforce" in line]
 
     assert said == ([named.replace("TASK", "tests.proj.actions.act_soft_limited")] if named else [])
+
+
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+@pytest.mark.parametrize("watched", [False, True], ids=["fast", "slow"])
+def test_green_pools_raise_the_soft_limit_in_the_task_that_is_over_it(project, act, worker, pool, watched):
+    app = project.app(include=["tests.proj.waiting"])
+    worker(pool=pool, concurrency=5, watched=watched, options=("-I", "tests.proj.waiting"))
+
+    cleans_up = act.apply_async(("soft_limit",), {"seconds": 60}, soft_time_limit=0.3)
+    waits_and_cleans_up = app.tasks["tests.proj.waiting.wait_and_clean_up"].apply_async(soft_time_limit=0.3)
+    fails = act.apply_async(("sleep",), {"seconds": 60}, soft_time_limit=0.3)
+    waits = app.tasks["tests.proj.waiting.wait_for"].apply_async((1,), {"seconds": 60}, soft_time_limit=0.3)
+    beside = act.apply_async(("sleep", "beside"), {"seconds": 1.0}, soft_time_limit=20)
+
+    assert cleans_up.get(timeout=15) == "cleaned up"
+    assert waits_and_cleans_up.get(timeout=15) == "cleaned up"
+    assert repr(fails.get(timeout=10, propagate=False)) == "SoftTimeLimitExceeded()"
+    assert repr(waits.get(timeout=10, propagate=False)) == "SoftTimeLimitExceeded()"
+    assert beside.get(timeout=10) == "beside"
+    assert eventually(lambda: {letter.task_id for letter in project.dead_letters()}) == {fails.id, waits.id}
+    assert [act.delay("ok", n).get(timeout=10) for n in range(4)] == list(range(4))
 
 
 @pytest.mark.parametrize("pool", ["gevent", "eventlet"])
@@ -215,7 +238,7 @@ def test_pool_is_grown_shrunk_and_restarted_by_remote_control(project, act, work
     control.pool_shrink(1, destination=[running.hostname], reply=True, timeout=5, limit=1)
     assert [result.get(timeout=10) for result in together] == [0, 1, 2]
     # A result is there a moment before its task is settled, and only idle children are stopped.
-    eventually(lambda: control.inspect([running.hostname]).active() == {running.hostname: []})
+    eventually(lambda: asked(act.app, "active", running.hostname) == {running.hostname: []})
     control.pool_shrink(2, destination=[running.hostname], reply=True, timeout=5, limit=1)
     eventually(lambda: len(processes(act)) == 1)
     control.pool_restart(destination=[running.hostname], reply=True, timeout=5, limit=1)
@@ -245,6 +268,7 @@ def test_lost_task_runs_again_unless_it_says_no(project, act, worker, rejects, s
         eventually(lambda: [letter.reason for letter in project.dead_letters()] == ["crashed"])
 
 
+@needs_celery((5, 7), "before, there is no task_retry_on_worker_lost")
 def test_lost_task_is_retried_as_celery_does_when_it_is_told_to(project, act, worker):
     annotations = {act.name: {"default_retry_delay": 0.2}}
     worker(concurrency=1, task_retry_on_worker_lost=True, task_annotations=annotations)

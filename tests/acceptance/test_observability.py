@@ -115,9 +115,8 @@ class Sentry:
 
     def take(self, body: bytes) -> None:
         """Note the items of an envelope: lines of headers, each with a payload of the length that it says."""
-        time.sleep(
-            self.pace
-        )  # what a server far away takes, so that envelopes are still on their way when a worker ends
+        # What a server far away takes, so that envelopes are still on their way when a worker ends.
+        time.sleep(self.pace)
         _, _, rest = body.partition(b"\n")
         while rest.strip():
             line, _, rest = rest.partition(b"\n")

@@ -6,6 +6,7 @@ import pytest
 
 from celery_streams import inspect
 from celery_streams.message import Message, pack
+from tests.support.control import asked
 from tests.support.eventually import eventually
 from tests.support.redis_state import make_idle
 
@@ -85,7 +86,7 @@ def test_odd_delayed_messages_hide_no_others_from_inspect_scheduled(project, act
         broker.client.call("HSET", names.delayed_messages, b"\xff%d" % number, value)
         broker.client.call("ZADD", names.delayed, "inf" if number == 0 else 2**50, b"\xff%d" % number)
 
-    answers = act.app.control.inspect([running.hostname], timeout=5).scheduled()
+    answers = asked(act.app, "scheduled", running.hostname)
 
     shown = [entry["request"]["id"] for entry in answers[running.hostname]]
     assert delayed.id in shown

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from celery import chain, chord, group
 
+from tests.proj.actions import ODD
 from tests.support.eventually import eventually
+from tests.support.versions import CELERY
 
 POOLS = ["prefork", "threads", "solo", "asyncio", "gevent", "eventlet"]
 
@@ -40,7 +42,8 @@ def test_every_pool_runs_the_same_tasks_to_the_same_end(project, waiting, worker
     async_retried = waiting("wait_and_retry").delay("at last", until=2)
     async_failed = waiting("wait_and_fail").delay("for good")
     nested = waiting("add_by_calling").delay(1, 2)
-    workflow = chain(chord(group(add.s(n, n) for n in range(3)), total.s()), add.s(1)).delay()
+    # The app is given for Celery 5.5: there, a chain that begins with a chord is of the current app.
+    workflow = chain(chord(group(add.s(n, n) for n in range(3)), total.s()), add.s(1), app=act.app).delay()
 
     assert [result.get(timeout=15) for result in plain] == list(range(30))
     assert retried.get(timeout=15) == "at last"
@@ -147,16 +150,39 @@ def test_body_that_raises_what_is_no_exception_fails_once_in_every_pool(project,
         "with expires": lambda kind: act.apply_async(("raise", "odd"), {"kind": kind}, expires=60),
         "async def": lambda kind: waiting("wait_and_raise").delay(kind),
     }.items()}  # fmt: skip
-    errors = {key: result.get(timeout=20, propagate=False) for key, result in results.items()}
+    # Before 5.7, Celery cannot store an error that is no Exception, here and there: only the message is settled.
+    stored = {key: result for key, result in results.items() if CELERY >= (5, 7) or key[0] == "cause"}
+    errors = {key: result.get(timeout=20, propagate=False) for key, result in stored.items()}
+    for result in results.values():
+        project.starts(result.id)
     after = act.delay("ok", "after").get(timeout=10)
 
-    assert {result.state for result in results.values()} == {"FAILURE"}
+    assert {result.state for result in stored.values()} == {"FAILURE"}
     assert {key: type(error).__name__ for key, error in errors.items() if key[0] != "cause"} == {
-        key: kinds[key[0]] for key in results if key[0] != "cause"
+        key: kinds[key[0]] for key in stored if key[0] != "cause"
     }
     assert after == "after"
     assert set(project.counted().values()) == {1}
     assert eventually(lambda: project.status().length == 0)
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["fast", "slow"])
+@pytest.mark.parametrize("pool", ["threads", "solo", "asyncio", "gevent"])
+def test_exceptions_of_odd_classes_fail_once_and_are_retried_in_every_pool(project, act, worker, pool, watched):
+    # The first three are no Exception, and tested above. Of one of the others ``self.retry()`` asks for the truth, and
+    # fails; that one is retried because of the other Celery cannot store.
+    kinds = sorted(ODD.keys() - {"cancelled", "generator", "own", "args", "bool"})
+    running = worker(pool=pool, concurrency=1, watched=watched)
+
+    failed = [act.delay("raise", "odd", kind=kind) for kind in kinds]
+    retried = [act.delay("retry_odd", kind, kind=kind) for kind in kinds]
+
+    assert [result.get(timeout=30) for result in retried] == kinds
+    eventually(lambda: {one.task_id for one in project.dead_letters()} == {result.id for result in failed})
+    assert [result.state for result in failed] == ["FAILURE"] * len(kinds)
+    assert {one.reason for one in project.dead_letters()} == {"failed"}
+    assert project.counted() == {**{result.id: 1 for result in failed}, **{result.id: 2 for result in retried}}
+    assert running.running
 
 
 @pytest.mark.parametrize("pool", POOLS)

@@ -7,10 +7,10 @@ import signal
 from collections import Counter
 
 import pytest
-from celery.app.defaults import DEFAULTS
 from celery.bin.worker import worker as celery_worker
 
 from tests.support.eventually import eventually
+from tests.support.versions import needs_celery
 
 
 @pytest.mark.parametrize(("pool", "children"), [("prefork", 2), ("threads", 8)])
@@ -62,7 +62,7 @@ def test_child_fetches_several_small_messages_at_once_whatever_the_multiplier(pr
     running = worker(concurrency=1, options=("-I", "tests.proj.counting", *options), **settings)
 
     assert max(result.get(timeout=20) for result in results) > 1
-    assert ".> no effect:   worker_prefetch_multiplier (children fetch what they start soon" in running.log
+    assert ".> no effect:   worker_prefetch_multiplier (children fetch only what they start soon" in running.log
 
 
 def starts_of(project, results):
@@ -114,7 +114,7 @@ def test_rate_limit_counts_for_each_worker_or_for_all(project, act, worker, scop
             "prefork",
             ("--pool-start-method", "spawn"),
             id="spawn",
-            marks=pytest.mark.skipif("worker_pool_start_method" not in DEFAULTS, reason="an option of Celery 5.7"),
+            marks=needs_celery((5, 7), "before, there is no --pool-start-method"),
         ),
         ("threads", ()),
         ("solo", ()),
@@ -140,7 +140,7 @@ def test_rate_limit_that_is_changed_by_remote_control_holds_for_children_and_the
 
     # The bounds leave room for one start too early: a child hears of the change a moment after the parent has answered.
     assert spread("2/s", 5) > 1.3
-    assert spread("100/s", 60) < 3.0
+    assert spread("100/s", 60) < 10.0  # 29.5 s by the old one; a busy machine does not start a hundred a second
     assert spread("3/s", 6) > 1.1
     if pool == "prefork":
         first = project.ledger.runs()[-1]["pid"]

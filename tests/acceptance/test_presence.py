@@ -38,6 +38,25 @@ def test_killed_worker_is_said_within_the_visibility_timeout_with_no_worker_left
     assert "critical" in [one.level for one in diagnose(streams, ["mails"], ask_workers=False).findings]
 
 
+def test_children_that_crash_again_and_again_are_said_for_the_queues_of_their_worker(project, act, worker):
+    worker(concurrency=1, queues="celery,mails", streams_visibility_timeout=3)
+    worker(name="other", queues="letters")
+    killed = [act.delay("kill") for _ in range(3)]
+    for result in killed:
+        result.get(timeout=30)
+    streams = streams_of(act.app)
+
+    def said():
+        found = collect(streams, ["celery", "mails", "letters"]).alerts
+        return [alert for alert in found if alert.name == "restart_loop"]
+
+    alerts = eventually(said)
+    assert {(alert.level, alert.queue, alert.value) for alert in alerts} == {
+        ("warning", "celery", 3),
+        ("warning", "mails", 3),
+    }
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_worker_that_is_stopped_says_farewell(project, app, worker, pool):
     one = worker(pool=pool)
@@ -53,8 +72,8 @@ def test_idle_worker_goes_on_living_and_reading(project, app, worker):
     worker(queues="celery:1,mails:2", concurrency=3, streams_visibility_timeout=1)
 
     def settled():
-        [found] = presence.workers(project.broker)
-        return found.is_alive and not found.unread_queues() and len(found.consumers) == 3
+        said = presence.workers(project.broker)
+        return len(said) == 1 and said[0].is_alive and not said[0].unread_queues() and len(said[0].consumers) == 3
 
     eventually(settled)
     living = []
@@ -131,7 +150,7 @@ def test_probe_follows_the_worker(project, app, worker):
 
         return look
 
-    eventually(is_so(0, "reads celery; its heart beat"))
+    eventually(is_so(0, "reads celery; last heartbeat"))
     one.signal(signal.SIGSTOP)
     eventually(is_so(1, "is dead"), timeout=20)
     one.signal(signal.SIGCONT)
@@ -147,4 +166,4 @@ def test_banner_says_which_celery_streams_it_is_and_where_settings_come_from(pro
     assert ".> switch:      on (environment variable CELERY_STREAMS_ENABLED)" in one.log
     assert ".> queues:      celery, jobs (" in one.log
     # Said once the worker is ready.
-    eventually(lambda: "stream_url is no setting, nobody reads it; did you mean 'streams_url'?" in one.log)
+    eventually(lambda: "stream_url is not a setting and has no effect; did you mean 'streams_url'?" in one.log)

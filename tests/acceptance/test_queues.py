@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.control import asked
 from tests.support.eventually import eventually
 
 
@@ -39,7 +40,7 @@ def test_queues_are_added_and_cancelled_while_the_worker_runs(project, act, work
 
 
 def queues_of(act):
-    (queues,) = act.app.control.inspect(timeout=5, limit=1).active_queues().values()
+    (queues,) = asked(act.app, "active_queues").values()
     return [queue["name"] for queue in queues]
 
 
@@ -62,7 +63,8 @@ def test_queue_that_is_added_to_a_worker_with_counts_is_read(project, act, worke
     running = worker(queues=queues, concurrency=None)
     control = {"destination": [running.hostname], "reply": True, "timeout": 5, "limit": 1}
 
-    act.app.control.add_consumer("added", **control)
+    # What is broadcast between "ready" and the subscription is heard by nobody.
+    eventually(lambda: act.app.control.add_consumer("added", **control), timeout=20)
     results = [act.apply_async(("sleep", n), {"seconds": 0.3}, queue="added") for n in range(4)]
 
     assert [result.get(timeout=10) for result in results] == [0, 1, 2, 3]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import uuid
+from base64 import b64decode
 
 import pytest
+from redis import Redis
 
 from tests.support.celery_commands import run_celery
+from tests.support.control import asked
 from tests.support.eventually import eventually
 from tests.support.processes import Program
 
@@ -97,14 +101,20 @@ def test_every_control_command_of_celerys_command_line_is_obeyed(project, act, w
     assert f"{name} [rate_limit=100/s]" in answers[-1]
     eventually(lambda: running.state == "REVOKED")
     assert act.apply_async(("ok", "there"), queue="added").get(timeout=10) == "there"
-    inspect = act.app.control.inspect([one.hostname], timeout=5, limit=1)
-    eventually(lambda: len(inspect.stats()[one.hostname]["pool"]["processes"]) == 2)
+    eventually(lambda: len(asked(act.app, "stats", one.hostname)[one.hostname]["pool"]["processes"]) == 2)
 
     (said,) = run_celery(project.environment(enabled=True), ("control", "shutdown", "-d", one.hostname, "-t", "0.2"))
 
     assert one.wait() == 0
     assert "Got shutdown from remote" in one.log
     assert "Traceback" not in said.output
+
+
+def test_command_that_is_sent_to_a_worker_as_soon_as_it_is_ready_is_heard(project, act, worker):
+    one = worker(concurrency=1, imports=["tests.proj.greeting"])
+
+    assert act.apply_async(("ok", "there"), queue="greeted").get(timeout=10) == "there"
+    assert one.running
 
 
 def test_autoscale_of_celerys_command_line_changes_the_bounds(project, app, worker):
@@ -122,8 +132,7 @@ def test_autoscale_of_celerys_command_line_changes_the_bounds(project, app, work
     autoscaler = stats.answer(one.hostname)["autoscaler"]
     assert (autoscaler["max"], autoscaler["min"]) == (4, 3)
     assert "error" in grown.answer(one.hostname)
-    inspect = app.control.inspect([one.hostname], timeout=5, limit=1)
-    eventually(lambda: len(inspect.stats()[one.hostname]["pool"]["processes"]) == 3)
+    eventually(lambda: len(asked(app, "stats", one.hostname)[one.hostname]["pool"]["processes"]) == 3)
 
 
 def test_pool_restart_replaces_the_children_and_loses_nothing(project, act, worker):
@@ -234,20 +243,33 @@ def test_revocation_that_is_meant_for_one_worker_is_not_obeyed_by_another(projec
     project.starts(result.id)
 
 
+def test_worker_that_nobody_can_hear_asks_nobody_when_it_starts(act, worker, redis_url):
+    with Redis.from_url(redis_url) as client, client.pubsub() as heard:
+        # A listener that the worker does not take for another one: kombu's subscribe to patterns.
+        heard.subscribe("/0.celery.pidbox")
+        assert heard.get_message(timeout=5)["type"] == "subscribe"
+
+        alone = worker(concurrency=1)
+        act.app.control.ping([alone.hostname], timeout=5, limit=1)
+
+        assert "mingle: all alone" in alone.log
+        envelope = json.loads(heard.get_message(timeout=5)["data"])
+        assert json.loads(b64decode(envelope["body"]))["method"] == "ping"
+
+
 @pytest.mark.parametrize("first", ["streams", "lists"])
 def test_workers_with_mingle_and_gossip_know_of_each_other(act, worker, first):
-    one = worker(first, name="one", concurrency=1, alone=False, options=("-l", "DEBUG"))
+    one = worker(first, name="one", concurrency=1, options=("-l", "DEBUG"))
     revoked = uuid.uuid4().hex
     act.app.control.revoke(revoked, reply=True, timeout=5, limit=1)
 
-    two = worker("streams", name="two", queues="other", concurrency=1, alone=False, options=("-l", "DEBUG"))
+    two = worker("streams", name="two", queues="other", concurrency=1, options=("-l", "DEBUG"))
 
     assert "mingle: all alone" in one.log
     assert "mingle: sync with 1 nodes" in two.log
     assert "mingle: sync complete" in two.log
     # A worker that has just found the other one answers later than the broadcast waits.
-    asked = act.app.control.inspect([two.hostname], timeout=5, limit=1)
-    assert revoked in eventually(asked.revoked, timeout=20)[two.hostname]
+    assert revoked in asked(act.app, "revoked", two.hostname)[two.hostname]
     for log, other in ((one, two), (two, one)):
         eventually(lambda log=log, other=other: f"{other.hostname} joined the party" in log.log, timeout=20)
     assert act.apply_async(("ok", 1), queue="other").get(timeout=10) == 1

@@ -134,7 +134,7 @@ def test_stock_worker_that_is_started_on_a_stream_queue_says_that_nothing_new_co
     lines = [line for line in stock.log.splitlines() if "is on Redis Streams" in line]
     assert [line.partition("WARNING/MainProcess] ")[2] for line in lines] == enabled * [
         f"Queue send_message, mark_as_read is on Redis Streams (pid {stock.pid}): this worker reads Celery's list, "
-        "which gets no new message. Start its worker with: celery-streams worker -Q send_message,mark_as_read"
+        "which gets no new messages. Start its worker with: celery-streams worker -Q send_message,mark_as_read"
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -46,25 +47,37 @@ def not_started(project):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT], ids=["warm", "cold"])
 def test_entries_that_were_not_started_run_elsewhere_within_two_seconds(project, act, worker, number):
     paced = act.app.tasks["tests.proj.actions.act_paced"]
+    tiny = act.app.tasks["tests.proj.actions.add"]
     staying = worker(name="staying", queues="elsewhere", concurrency=2)
-    results = [paced.delay() for _ in range(20)]
+    leaving = worker(name="leaving", concurrency=1)
+    # One that takes 40 ms is too short for the others to go back for it.
     project.ledger.pace(0.04)
-    leaving = worker(name="leaving", concurrency=1, wait=False)
-    eventually(project.counted, timeout=30)
+    results = [paced.delay()]
+    child = project.starts(results[0].id)[0]["pid"]
 
-    def slowed_down_with_many_in_hand():
-        # It fetches tiny tasks by the dozen; one that takes 40 ms is too short for the others to go back for it.
-        results.extend(paced.delay() for _ in range(200))
-        project.ledger.pace(0.0)
-        eventually(lambda: project.status().length < 120)
-        project.ledger.pace(0.04)
-        found = not_started(project)
-        return found if len(found) > 3 else None
+    def stopped_with_many_in_hand():
+        # After tiny tasks it fetches several at once, on a slow machine, too: those behind the tiny ones take longer.
+        for _ in range(100):
+            tiny.apply_async((1, 1), ignore_result=True)
+        results.extend(fresh := [paced.delay() for _ in range(20)])
+        ids = {result.id for result in fresh}
+        eventually(lambda: ids & set(project.counted()), timeout=30)
+        # Stopped until the worker has its signal, and slow then: it must not run them before it is told.
+        os.kill(child, signal.SIGSTOP)
+        found = ids & not_started(project)
+        if len(found) > 1:  # the first may have been started, and not have said so
+            project.ledger.pace(0.3)
+            return found
+        os.kill(child, signal.SIGCONT)
+        return None
 
-    fetched = eventually(slowed_down_with_many_in_hand, timeout=30)
+    fetched = eventually(stopped_with_many_in_hand, timeout=60)
 
-    at = time.time()
     leaving.signal(number)
+    eventually(lambda: "shutdown (MainProcess)" in leaving.log)
+    with contextlib.suppress(ProcessLookupError):  # a cold shutdown has killed it
+        os.kill(child, signal.SIGCONT)
+    at = time.time()
     eventually(lambda: not fetched & not_started(project))
     project.ledger.pace(0.0)
     act.app.control.add_consumer("celery", destination=[staying.hostname])
@@ -252,7 +265,7 @@ def test_hangup_starts_the_worker_again_and_usr1_shows_what_its_threads_do(proje
     assert result.get(timeout=5) == "finished"
     assert act.delay("ok", 1).get(timeout=10) == 1
     assert project.counted()[result.id] == 1
-    assert project.status().consumers == 1
+    eventually(lambda: project.status().consumers == 1)  # it runs tasks before its first beat
     running.signal(signal.SIGTERM)
     assert running.wait() == 0
 

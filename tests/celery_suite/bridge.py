@@ -167,7 +167,7 @@ def _resend(payload: dict[str, Any]) -> None:
     from celery.worker.request import Request
     from kombu.message import Message
 
-    time.sleep(_PAUSE)
+    time.sleep(_PAUSE)  # see above
     app = current_app._get_current_object()
     message = Message(
         body=base64.b64decode(payload["body"]),

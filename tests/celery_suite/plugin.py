@@ -161,7 +161,7 @@ class RevokedStamps(dict[str, Any]):
             stats = current_app.control.inspect(timeout=2, limit=1).stats() or {}
             if any(set(processes).isdisjoint(one["pool"]["processes"]) for one in stats.values()):
                 return
-            time.sleep(0.05)
+            time.sleep(0.05)  # between two questions
         assert not processes, f"children that were told to stop still run: {processes}"
 
 

@@ -26,7 +26,7 @@ from celery import Celery
 from celery._state import _set_current_app, get_current_app
 
 import celery_streams
-from celery_streams import inspect as streams_inspect
+from celery_streams.dead_letters import DeadLetter, dead_letters
 from celery_streams.embedded import EmbeddedRedis
 from tests.proj.ledger import Ledger
 from tests.proj.settings import SETTINGS as SETTINGS_VARIABLE
@@ -119,10 +119,10 @@ class Side:
         assert reply, f"no answer to {command}"
         return reply[0][self.worker.hostname]
 
-    def dead_letters(self, task_id: str) -> list[streams_inspect.DeadLetter]:
+    def dead_letters(self, task_id: str) -> list[DeadLetter]:
         """Return the dead letters of one task id (streams only)."""
         broker = celery_streams.streams_of(self.app).broker
-        return [letter for letter in streams_inspect.dead_letters(broker, self.queue) if letter.task_id == task_id]
+        return [letter for letter in dead_letters(broker, self.queue) if letter.task_id == task_id]
 
 
 @pytest.fixture(scope="session")

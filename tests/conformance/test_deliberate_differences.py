@@ -7,7 +7,8 @@ from celery.exceptions import TimeLimitExceeded
 from kombu.serialization import register, unregister
 
 import celery_streams
-from celery_streams.inspect import delayed_messages, purge, queue_status
+from celery_streams.delayed_messages import delayed_messages
+from celery_streams.inspect import purge, queue_status
 from tests.proj.actions import ActionError, ExpectedError
 from tests.support.eventually import eventually
 

@@ -146,6 +146,59 @@ def test_events_of_a_task_that_exceeds_its_hard_limit(watched, events):
     assert list(dict.fromkeys(one["type"] for one in found)) == ["task-received", "task-started", "task-failed"]
 
 
+def test_event_that_a_task_sends_itself_comes_after_what_tells_which_task_it_is(watched, events):
+    results = [watched.act.delay("send_event", number) for number in range(20)]
+
+    for number, result in enumerate(results):
+        found = of(events, result, "task-succeeded")
+        types = [one["type"] for one in found]
+        # Of stock Celery's two processes either may be the first to tell that a task started, or to send its own event.
+        assert types.index("task-received") < types.index("task-own") < types.index("task-succeeded")
+        assert found[types.index("task-own")]["value"] == number
+        if watched.on_streams:
+            assert types == ["task-received", "task-started", "task-own", "task-succeeded"]
+
+
+@pytest.mark.parametrize("action", ["exit", "os_exit"])
+def test_failed_task_is_known_by_its_name_whatever_became_of_its_process(watched, events, action):
+    task = watched.task("act") if action == "exit" else watched.task("act_not_again")
+    options = {"times": 99} if action == "os_exit" else {}
+    result = task.delay(action, "a value", **options)
+
+    found = of(events, result, "task-failed")
+
+    assert found[0]["type"] == "task-received"
+    assert found[0]["name"] == task.name
+    assert "a value" in found[0]["args"]
+    assert found[0]["retries"] == 0
+    if watched.on_streams:
+        assert [one["type"] for one in found] == ["task-received", "task-started", "task-failed"]
+
+
+def test_task_that_is_terminated_as_it_starts_is_known_by_its_name(watched, events):
+    result = watched.act.delay("sleep", seconds=30)
+    watched.ran(result.id)
+    watched.control("revoke", result.id, terminate=True)
+
+    types = [one["type"] for one in of(events, result, "task-revoked")]
+    assert types.index("task-received") < types.index("task-revoked")
+
+
+def test_task_that_is_terminated_as_it_starts_is_announced_once_however_long_its_process_takes_to_end(watched, events):
+    result = watched.act.delay("linger", after=1.0)
+    watched.ran(result.id)
+    watched.control("revoke", result.id, terminate=True)
+    of(events, result, "task-revoked")
+    # As many as there are processes: one of them is the successor of the one that ended.
+    others = [watched.act.delay("sleep", seconds=0.5) for _ in range(2)]
+    for one in others:
+        of(events, one, "task-succeeded")
+
+    types = [one["type"] for one in events if one.get("uuid") == result.id]
+    assert sorted(types) == ["task-received", "task-revoked", "task-started"]
+    assert types.index("task-received") < types.index("task-revoked")
+
+
 def test_worker_announces_itself_with_its_load(watched, events):
     heartbeat = beat_of(events)
 

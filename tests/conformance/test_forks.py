@@ -15,9 +15,21 @@ def test_process_that_a_task_terminates_ends(side):
     assert side.value(side.act.delay("terminate_process")) in (-signal.SIGTERM, signal.SIGTERM, 0)
 
 
+def test_process_that_a_task_terminates_at_once_ends(streams):
+    """In stock it sleeps on: the signal is lost while the process begins."""
+    assert streams.value(streams.act.delay("terminate_process", after=0)) == -signal.SIGTERM
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
 def test_process_that_a_task_forks_ends_at_a_signal(streams, signum):
     assert streams.value(streams.act.delay("fork_terminated", signum=int(signum))) == signum
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_process_that_a_task_forks_ends_at_a_signal_that_comes_at_once(streams, signum):
+    results = [streams.act.delay("fork_terminated", signum=int(signum), after=0) for _ in range(10)]
+
+    assert [streams.value(one) for one in results] == [signum] * 10
 
 
 @pytest.mark.parametrize(

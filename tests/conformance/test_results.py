@@ -7,6 +7,7 @@ from celery.exceptions import TimeoutError as ResultTimeout
 
 from tests.proj.actions import ActionError, ExpectedError
 from tests.support.eventually import eventually
+from tests.support.versions import needs_celery
 
 
 def test_state_goes_from_pending_to_success(side, new_id):
@@ -47,6 +48,7 @@ def test_ignored_result_is_not_stored(side):
     assert side.app.backend.get_task_meta(result.id)["status"] == "PENDING"
 
 
+@needs_celery((5, 6), "before, a call cannot ask for the result of a task that ignores its results")
 def test_ignore_result_can_be_asked_for_at_each_call(side):
     ignored = side.act.apply_async(("ok", 1), ignore_result=True)
     stored = side.task("act_ignored").apply_async(("ok", 2), ignore_result=False)
@@ -138,6 +140,7 @@ def test_ignore_leaves_the_state_alone(side):
     assert result.state == "PENDING"
 
 
+@needs_celery((5, 7), "before, a rejected task has no state")
 def test_rejected_task_is_a_failure_and_does_not_run_again(side):
     result = side.act.delay("reject", "not today")
 

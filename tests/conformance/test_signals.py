@@ -6,6 +6,7 @@ import pytest
 from celery.exceptions import WorkerLostError
 
 from tests.support.eventually import eventually
+from tests.support.versions import needs_celery
 
 
 def seen(side, task_id, last):
@@ -70,6 +71,7 @@ def test_signals_of_an_ignored_task(side):
     assert seen(side, result.id, "task_postrun") == ["task_prerun", "task_postrun"]
 
 
+@needs_celery((5, 7), "before, a rejected task has not failed")
 def test_signals_of_a_rejected_task(side):
     result = side.act.delay("reject", "no")
 
@@ -156,6 +158,7 @@ def test_methods_of_the_task_class_are_called_in_order(side, action, options, ho
     assert side.ledger.hooks(result.id) == hooks
 
 
+@needs_celery((5, 7), "before, a task class is not told of a hard limit")
 def test_methods_of_the_task_class_are_called_for_a_task_that_exceeds_its_hard_limit(side):
     result = side.act.apply_async(("sleep",), {"seconds": 30}, time_limit=1)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+import uuid
 from datetime import datetime, timedelta, timezone
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded, WorkerLostError
 
 from tests.support.eventually import eventually
+from tests.support.versions import CELERY
 
 #: Seconds by which a delayed task may be late on a loaded machine; the promise on an idle one is 0.1.
 LATE = 2.0
@@ -52,13 +54,21 @@ def test_eta_in_the_past_runs_at_once(side):
     assert side.value(result) == "late"
 
 
-def test_delayed_tasks_run_in_the_order_of_their_time(side):
-    results = {delay: side.act.apply_async(("ok", delay), countdown=delay) for delay in (0.9, 0.3, 0.6)}
+def test_delayed_tasks_run_in_the_order_of_their_time(side, another_worker):
+    # One child: two may start two tasks that became due together, on a machine that is late, in any order.
+    name = uuid.uuid4().hex
+    another_worker(side, name)
+    # By one look at the clock, and late enough for the slowest publisher: what is due already goes in any order.
+    now = datetime.now(timezone.utc)
+    results = {
+        delay: side.act.apply_async(("ok", delay), eta=now + timedelta(seconds=delay), queue=f"{side.queue}-{name}")
+        for delay in (2.0, 1.4, 1.7)
+    }
 
     for result in results.values():
         side.value(result)
 
-    times = [started(side, results[delay]) for delay in (0.3, 0.6, 0.9)]
+    times = [started(side, results[delay]) for delay in sorted(results)]
     assert times == sorted(times)
 
 
@@ -202,6 +212,8 @@ def test_task_whose_process_is_killed_after_an_early_acknowledgement_is_lost(sid
 
 
 def test_task_that_exits_after_an_early_acknowledgement_is_lost(side):
+    if CELERY < (5, 7) and not side.on_streams:
+        pytest.skip("before 5.7, a stock worker tells nobody of such a task")
     result = side.task("act_early").delay("exit")
 
     assert isinstance(side.error(result), WorkerLostError)

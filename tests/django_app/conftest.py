@@ -56,6 +56,6 @@ def site(chatsite: Celery, redis_url: str) -> Iterator[Celery]:
     yield chatsite
     streams_of(chatsite).reload()
     _state._tls.current_app = before
-    for name in ("chat_message", "auth_user", "django_session"):
+    for name in ("chat_message", "django_admin_log", "auth_user_user_permissions", "auth_user", "django_session"):
         with connections["default"].cursor() as cursor:
             cursor.execute(f"DELETE FROM {name}")

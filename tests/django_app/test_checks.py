@@ -156,7 +156,9 @@ def test_misspelt_queue_and_variable_are_warnings_with_the_nearest_name(
         found = {one.id: one.msg for one in findings()}
 
     assert found == {
-        "celery_streams.W003": ("CELERY_STREAM_URL is no setting, nobody reads it; did you mean 'CELERY_STREAMS_URL'?"),
+        "celery_streams.W003": (
+            "CELERY_STREAM_URL is not a setting and has no effect; did you mean 'CELERY_STREAMS_URL'?"
+        ),
         "celery_streams.W004": (
             "streams_queues names 'send_mesage', which no queue, route or task has; did you mean 'send_message'?"
         ),

@@ -11,6 +11,7 @@ import pytest
 from celery_streams.embedded import EmbeddedRedis
 from tests.support.django_site import PROJECT, answer, environment, manage
 from tests.support.processes import PROGRAMS, Program
+from tests.support.versions import needs_celery
 
 TASKS = 60
 
@@ -54,6 +55,7 @@ def test_connection_is_closed_around_each_task(look: Any) -> None:
     assert [one["open"] for one in found] == [False] * TASKS
 
 
+@needs_celery((5, 7), "before, Celery does not find CELERY_DB_REUSE_MAX in Django's settings")
 def test_connection_that_is_reused_is_kept_from_task_to_task_and_is_none_of_the_parents(look: Any) -> None:
     found = look(CHAT_DB_REUSE_MAX="1000")
 

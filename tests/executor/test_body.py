@@ -9,6 +9,7 @@ import pytest
 from celery.exceptions import Ignore, Reject
 
 from tests.support.bench import NOTHING, QUEUE, ActionError, Bench, Expected, but
+from tests.support.versions import CELERY
 
 
 def test_task_that_succeeds_is_acknowledged_and_its_result_stored(both: Bench) -> None:
@@ -95,7 +96,7 @@ def test_task_that_ignores_itself_is_acknowledged(both: Bench) -> None:
     assert (both.left(), result.state) == (NOTHING, "PENDING")
 
 
-def test_rejected_task_is_a_dead_letter_and_a_failure(both: Bench) -> None:
+def test_rejected_task_is_a_dead_letter_and_as_failed_as_in_celery(both: Bench) -> None:
     @both.task()
     def reject() -> None:
         raise Reject("no", requeue=False)
@@ -105,7 +106,8 @@ def test_rejected_task_is_a_dead_letter_and_a_failure(both: Bench) -> None:
     both.run()
 
     assert both.left() == but(dead=["rejected"])
-    assert result.state == "FAILURE"
+    # Before 5.7, Celery leaves such a task without a state for ever.
+    assert result.state == ("FAILURE" if CELERY >= (5, 7) else "PENDING")
 
 
 def test_task_that_asks_to_be_requeued_waits_again_and_is_marked(both: Bench) -> None:

@@ -10,7 +10,8 @@ from celery import Task
 
 import celery_streams
 from celery_streams import keys, streams_of
-from celery_streams.broker import Entry, StreamBroker
+from celery_streams.broker import StreamBroker
+from celery_streams.entries import Entry
 from celery_streams.exceptions import BrokerUnavailable
 from celery_streams.worker.settle import Settler
 from tests.support.bench import ME, NOTHING, STREAM, ActionError, Bench, but

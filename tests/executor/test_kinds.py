@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
-from celery import Celery, Task, chord, signals
-from celery.backends.redis import RedisBackend
+from celery import Celery, Task, chord, current_task, signals
 from celery.exceptions import Reject
 from celery.worker import state as worker_state
 from celery.worker.request import Request
 
 from celery_streams.broker import StreamBroker
 from tests.support.bench import ME, NOTHING, QUEUE, Bench, but
+from tests.support.versions import needs_celery
 
 
 def test_message_of_protocol_1_runs(bench: Bench) -> None:
@@ -113,7 +114,22 @@ def test_second_delivery_is_marked_as_redelivered(both: Bench) -> None:
     assert both.ran == [False, True]
 
 
-@pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")  # by Celery's backend
+def test_task_keeps_its_request_when_the_tasks_are_read_again_while_it_runs(both: Bench) -> None:
+    @both.task(bind=True)
+    def note(self: Task) -> None:
+        both.executor.prepare()
+        thread = threading.Thread(target=lambda: both.ran.append((self.request.id, bool(current_task))))
+        thread.start()
+        thread.join()
+        both.ran.append((self.request.id, current_task.name))
+
+    result = note.delay()
+
+    both.run()
+
+    assert both.ran == [(None, False), (result.id, "note")]
+
+
 def test_task_that_succeeded_before_is_not_run_again_where_that_is_asked_for(
     app: Callable[..., Celery], broker: StreamBroker
 ) -> None:
@@ -129,15 +145,14 @@ def test_task_that_succeeded_before_is_not_run_again_where_that_is_asked_for(
     bench.executor.execute(delivery)
     worker_state.successful_requests.clear()
     bench.broker.requeue(ME, delivery.entry, history={"redelivered": 1})
-    del bench.settler._acks[:]
+    del bench.settler._collected.entries[:]
 
     bench.run()
 
     assert (bench.ran, bench.left(), result.state) == (["ran"], NOTHING, "SUCCESS")
 
 
-@pytest.mark.skipif(not hasattr(RedisBackend, "_chord_claim_extend_script"), reason="this Celery claims no chords")
-@pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")  # by Celery's backend
+@needs_celery((5, 7), "before, nobody claims the dispatch of a chord's body")
 def test_part_of_a_chord_that_ran_before_waits_while_its_body_is_claimed(
     make_both: Callable[..., Bench], redis_url: str
 ) -> None:

@@ -73,6 +73,12 @@ def _nap(task: Any, seconds: float) -> None:
     time.sleep(seconds)
 
 
+def _deaf(task: Any, seconds: float) -> None:
+    """Nap, and let no SIGTERM through."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    time.sleep(seconds)
+
+
 def _nap_first(task: Any, seconds: float) -> None:
     """Nap the first time it runs only."""
     if ledger().first(task.request.id):
@@ -98,7 +104,8 @@ def _flaky(task: Any, until: int, seconds: float = 0.0, countdown: float = 0.0) 
         raise task.retry(countdown=countdown, max_retries=None)
 
 
-def _fail(task: Any) -> None:
+def _fail(task: Any, seconds: float = 0.0) -> None:
+    time.sleep(seconds)
     record(task, "end")
     raise Planned(task.request.id)
 

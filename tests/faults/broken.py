@@ -20,8 +20,8 @@ from celery_streams.worker.settle import Settler
 #: The environment variable that names the build.
 BROKEN = "FAULTS_BROKEN"
 
-#: The first thing that settling scripts do: leave when the entry is not pending for the consumer.
-_OWNERSHIP = re.compile(r"^if not owned\(.*\) then return (?:0|false) end$", re.MULTILINE)
+#: What settling scripts do first, themselves or in ``taken``: leave when the entry is not pending for the consumer.
+_OWNERSHIP = re.compile(r"^ *if not owned\(.*\) then return (?:0|false|nil) end$", re.MULTILINE)
 
 
 def forget_ownership() -> None:

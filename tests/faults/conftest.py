@@ -19,6 +19,7 @@ import celery_streams
 from celery_streams import inspect
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
+from celery_streams.dead_letters import DeadLetter, dead_letters
 from celery_streams.embedded import EmbeddedRedis
 from tests.faults.ledger import Ledger
 from tests.faults.verdict import Run
@@ -109,7 +110,7 @@ class Stage:
 
     def send(self, action: str, *, task: str = "quiet", **options: Any) -> str:
         """Publish one task; options of ``apply_async`` are those that it knows, all others go to the action."""
-        known = ("countdown", "eta", "priority", "retry", "task_id", "queue", "expires", "retry_policy")
+        known = ("countdown", "eta", "priority", "retry", "task_id", "queue", "expires", "retry_policy", "time_limit")
         publish = {name: options.pop(name) for name in known if name in options}
         publish.setdefault("retry", False)
         publish.setdefault("task_id", uuid.uuid4().hex)
@@ -144,8 +145,8 @@ class Stage:
         status = self.status()
         return not (status.waiting or status.pending or status.delayed)
 
-    def letters(self) -> list[inspect.DeadLetter]:
-        return list(inspect.dead_letters(self.broker, QUEUE))
+    def letters(self) -> list[DeadLetter]:
+        return list(dead_letters(self.broker, QUEUE))
 
     def runs(self, task_id: str | None = None) -> list[Run]:
         return self.ledger.runs(task_id)

@@ -180,7 +180,7 @@ class _Command:
                 except redis.RedisError:
                     if time.monotonic() > deadline:
                         raise
-                    time.sleep(0.05)
+                    time.sleep(0.05)  # until it takes the command again, or the deadline
 
 
 class F10KillRedis(Fault):

@@ -24,6 +24,7 @@ import celery_streams
 from celery_streams import inspect
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
+from celery_streams.dead_letters import dead_letters
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.exceptions import BrokerError
 from celery_streams.monitoring.prometheus import exposition
@@ -251,7 +252,7 @@ def _load(
         if producer.poll() is not None or time.monotonic() - began > 30.0:
             raise RuntimeError("Nothing ran before the faults began, see the logs")
         scene.fleet.supervise()
-        time.sleep(0.02)
+        time.sleep(0.02)  # between two looks
     scheduler = faults.Scheduler(plan.kinds, chance=scene.chance, pause=plan.pause)
     deadline = began + plan.seconds + 20.0
     while producer.poll() is None and time.monotonic() < deadline:
@@ -260,7 +261,7 @@ def _load(
         struck = scheduler.run_once(scene)
         if struck is not None:
             say(f"{time.monotonic() - began:7.1f} s  {struck.kind}")
-        time.sleep(0.02)
+        time.sleep(0.02)  # between two looks
     if producer.poll() is None:
         producer.send_signal(signal.SIGTERM)
         producer.wait(10)
@@ -287,7 +288,7 @@ def drain(plan: Plan, scene: faults.Scene, ledger: Ledger) -> None:
                 return
         else:
             quiet_since = None
-        time.sleep(0.1)
+        time.sleep(0.1)  # between two looks
 
 
 def remaining(side: str, server: EmbeddedRedis) -> int:
@@ -311,7 +312,7 @@ def final_state(side: str, server: EmbeddedRedis, queue: str = QUEUE) -> FinalSt
     with contextlib.closing(RedisClient(server.url)) as client:
         broker = StreamBroker(client)
         names = broker.queue_keys(queue)
-        letters = tuple((letter.task_id, letter.reason) for letter in inspect.dead_letters(broker, queue))
+        letters = tuple((letter.task_id, letter.reason) for letter in dead_letters(broker, queue))
     with contextlib.closing(redis.Redis.from_url(server.url, socket_timeout=5)) as raw:
         streams = (*names.streams, *names.fronts)
         pending = sum(_pending(raw, stream) for stream in streams)

@@ -19,6 +19,11 @@ point                the process dies
 ``counted``          F28: after a result was stored, before it is counted for its chord (child)
 ``claimed``          F28: after the dispatch of a chord's body was claimed, before the body is published (child)
 ``exhausted``        F7: after a message over the limit was claimed, before it is dead-lettered (parent)
+``admit``            before a message of a limited task asks whether it may start (child)
+``admitted``         after it got its places, before its task starts (child)
+``kept_place``       after it was acknowledged early, with its places kept, before its task starts (child)
+``given_back``       after such a task has ended, before its places are given back (child)
+``released``         after held messages were released, before the process knows (parent)
 ===================  ==============================================================================================
 """
 
@@ -33,8 +38,9 @@ from celery.app.amqp import AMQP
 from celery.backends.redis import RedisBackend
 
 from celery_streams.broker import StreamBroker
+from celery_streams.worker import claimer, held_messages, settle
 from celery_streams.worker.reader import Reader
-from celery_streams.worker.settle import Settler
+from celery_streams.worker.settle import Collected, Settler
 from celery_streams.worker.slots import Slot
 
 POINT = "FAULTS_POINT"
@@ -50,7 +56,7 @@ def die_once() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _before(owner: type, name: str, *, when: Callable[..., bool] = lambda *_: True) -> None:
+def _before(owner: Any, name: str, *, when: Callable[..., bool] = lambda *_: True) -> None:
     original = getattr(owner, name)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -61,7 +67,7 @@ def _before(owner: type, name: str, *, when: Callable[..., bool] = lambda *_: Tr
     setattr(owner, name, wrapped)
 
 
-def _after(owner: type, name: str, *, when: Callable[[Any], bool] = lambda result: True) -> None:
+def _after(owner: Any, name: str, *, when: Callable[[Any], bool] = lambda result: True) -> None:
     original = getattr(owner, name)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -76,17 +82,22 @@ def _after(owner: type, name: str, *, when: Callable[[Any], bool] = lambda resul
 POINTS: dict[str, Callable[[], None]] = {
     "read": lambda: _after(Reader, "next", when=bool),
     "begin": lambda: _before(Slot, "begin"),
-    "body": lambda: _before(Settler, "_collect"),
-    "ack": lambda: _after(Settler, "_collect"),
+    "body": lambda: _before(Collected, "add"),
+    "ack": lambda: _after(Collected, "add"),
     "acked": lambda: _before(Settler, "_confirm"),
     "retry": lambda: _before(StreamBroker, "retry"),
     "retried": lambda: _after(StreamBroker, "retry"),
     "promote": lambda: _before(StreamBroker, "promote"),
     "promoted": lambda: _after(StreamBroker, "promote", when=lambda result: result.moved > 0),
-    "recovered": lambda: _after(StreamBroker, "recover", when=lambda result: result.moved > 0),
+    "recovered": lambda: _after(claimer, "recover", when=lambda result: result.moved > 0),
     "counted": lambda: _before(RedisBackend, "on_chord_part_return"),
     "claimed": lambda: _before(AMQP, "_retry_publish"),
-    "exhausted": lambda: _after(StreamBroker, "recover", when=lambda result: bool(result.exhausted)),
+    "exhausted": lambda: _after(claimer, "recover", when=lambda result: bool(result.exhausted)),
+    "admit": lambda: _before(Settler, "admit"),
+    "admitted": lambda: _after(Settler, "admit", when=lambda result: result.placed),
+    "kept_place": lambda: _after(Settler, "ack_now"),
+    "given_back": lambda: _before(settle, "give_back"),
+    "released": lambda: _after(held_messages, "release", when=lambda result: result.count > 0),
 }
 
 if os.environ.get(POINT):

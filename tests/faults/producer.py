@@ -89,7 +89,7 @@ def publish(order: Order) -> None:
         quiet.apply_async((order.action,), order.options, **options)
     except (OperationalError, RedisError, OSError) as exc:
         ledger().append("uncertain", id=task_id, error=repr(exc), at=time.time())
-        time.sleep(0.02)
+        time.sleep(0.02)  # no busy loop while Redis refuses
     else:
         ledger().append(
             "submitted",
@@ -122,7 +122,7 @@ def main() -> None:
     ):
         ahead = began + count / given.rate - time.monotonic()
         if ahead > 0:
-            time.sleep(ahead)
+            time.sleep(ahead)  # the rate that was asked for
         if stopped or time.monotonic() - began > given.seconds:
             break
         publish(order)

@@ -35,6 +35,8 @@ class Proxy:
         self.drop_replies = False
         #: New connections become black holes too.
         self.swallow_new = False
+        #: New connections are closed at once, as by a host whose server is gone.
+        self.refuse_new = False
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setblocking(False)
         self.port = self._listener.getsockname()[1]
@@ -99,6 +101,9 @@ class Proxy:
 
     def _accept(self) -> None:
         client, _ = self._listener.accept()
+        if self.refuse_new:
+            client.close()
+            return
         try:
             server = socket.create_connection(("127.0.0.1", self.target), timeout=2)
         except OSError:

@@ -26,6 +26,7 @@ from rich.table import Table
 from celery_streams import inspect
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
+from celery_streams.dead_letters import dead_letters
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.exceptions import BrokerError
 from tests.faults import faults, load
@@ -140,11 +141,11 @@ def run(plan: load.Plan, *, every: float, say: Callable[[str], None]) -> tuple[S
             fleet.supervise()
             if len(samples.rows) % 60 == 0:
                 say(f"{time.monotonic() - began:7.0f} s  {samples.rows[-1]}")
-            time.sleep(1.0)
+            time.sleep(1.0)  # a sample a second
         load.drain(plan, scene, ledger)
         hangs = fleet.stop(timeout=20.0)
         accounted: set[str | None] = {one.id for one in ledger.runs() if one.end is not None}
-        accounted |= {letter.task_id for letter in inspect.dead_letters(StreamBroker(client), load.QUEUE)}
+        accounted |= {letter.task_id for letter in dead_letters(StreamBroker(client), load.QUEUE)}
         submitted = ledger.submissions()
         lost = [one.id for one in submitted if one.id not in accounted]
         counts = {

@@ -134,7 +134,7 @@ def test_f18_a_task_that_only_a_newer_worker_knows_waits_for_it_and_is_not_marke
     (stage.directory / "newer_module.py").write_text(_NEWER)
     old = stage.worker("old", concurrency=1)
     sent = stage.app.send_task("newer.task", retry=False).id
-    stage.wait(lambda: "put back for newer workers" in old.log)
+    stage.wait(lambda: "put back for a newer worker" in old.log)
     old.stop()
 
     path = {"PYTHONPATH": f"{stage.directory}:{old.environment['PYTHONPATH']}"}
@@ -266,7 +266,7 @@ def test_f20_a_backlog_of_tiny_tasks_is_fetched_in_bounded_batches(stage: Stage)
     most = 0
     while not stage.empty():
         most = max(most, stage.status().pending)
-        time.sleep(0.02)
+        time.sleep(0.02)  # a sample now and then, until the queue is empty
         assert worker.running
 
     assert len(stage.runs()) == count + 1

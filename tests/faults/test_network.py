@@ -15,6 +15,10 @@ from celery_streams.worker.reader import BLOCK_MS, GRACE
 from tests.faults.conftest import Stage
 from tests.faults.proxy import Proxy
 
+#: Seconds from SIGTERM to the end of a worker that hears nothing: less than the ten that Docker waits, doubled for a
+#: busy machine.
+ENDS_WITHIN = 2 * 9.0
+
 
 @pytest.fixture
 def proxy(stage: Stage) -> Iterator[Proxy]:
@@ -72,7 +76,7 @@ def test_f13_a_worker_that_hears_nothing_ends_when_it_is_told_to(stage: Stage, p
 
     worker.signal(signal.SIGTERM)
 
-    worker.wait(BLOCK_MS / 1000 + GRACE + 10.0)
+    worker.wait(ENDS_WITHIN)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +86,8 @@ def test_f13_a_worker_that_hears_nothing_ends_when_it_is_told_to(stage: Stage, p
         pytest.param("prefork", ("-E",), marks=pytest.mark.faults),
         pytest.param("threads", ("-E",), marks=pytest.mark.faults),
         pytest.param("solo", (), marks=pytest.mark.faults),
+        pytest.param("gevent", (), marks=pytest.mark.faults),
+        pytest.param("eventlet", (), marks=pytest.mark.faults),
     ],
 )
 def test_f13_a_worker_whose_peer_was_silent_for_a_while_goes_on_answers_and_ends(
@@ -107,9 +113,17 @@ def test_f13_a_worker_whose_peer_was_silent_for_a_while_goes_on_answers_and_ends
     assert not stage.ended(left)
 
 
-@pytest.mark.faults
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
-def test_f13_a_worker_whose_peer_stays_silent_ends_when_it_is_told_to(stage: Stage, proxy: Proxy, pool: str) -> None:
+@pytest.mark.parametrize(
+    "pool",
+    [
+        "prefork",
+        pytest.param("threads", marks=pytest.mark.faults),
+        pytest.param("solo", marks=pytest.mark.faults),
+        pytest.param("gevent", marks=pytest.mark.faults),
+        pytest.param("eventlet", marks=pytest.mark.faults),
+    ],
+)
+def test_f13_a_worker_whose_peer_stays_silent_ends_within_seconds(stage: Stage, proxy: Proxy, pool: str) -> None:
     worker = stage.worker(url=proxy.url, concurrency=2, pool=pool, options=("-E",))
     first = stage.send("ok")
     stage.drained(first)
@@ -119,7 +133,7 @@ def test_f13_a_worker_whose_peer_stays_silent_ends_when_it_is_told_to(stage: Sta
 
     worker.signal(signal.SIGTERM)
 
-    worker.wait(BLOCK_MS / 1000 + GRACE + 40.0)  # one time-out for each thing that is tried in vain
+    worker.wait(ENDS_WITHIN)
 
 
 @pytest.mark.parametrize("countdown", [None, 0.3])

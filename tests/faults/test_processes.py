@@ -267,7 +267,7 @@ def test_f22_two_workers_with_the_same_name_are_noticed_and_acknowledge_only_the
 
     stage.drained(*sent)
     assert [finding.what for finding in noticed.findings if finding.check == "node names"] == [
-        f"2 workers that are alive have the node name {twin.hostname}"
+        f"2 live workers have the node name {twin.hostname}"
     ]
     runs = stage.runs()
     assert len(runs) == 60
@@ -301,3 +301,17 @@ def test_f24_a_task_longer_than_the_visibility_timeout_runs_once_and_nobody_wait
     stage.drained(long)
     assert len(stage.runs(long)) == 1
     assert len(stage.runs()) == 201
+
+
+@pytest.mark.faults
+def test_f24_forty_children_that_block_sigterm_at_one_hard_limit_hold_up_no_heartbeat(stage: Stage) -> None:
+    stage.worker("first", concurrency=41)
+    long = stage.send("nap", seconds=VISIBILITY_TIMEOUT * 8)
+    deaf = [stage.send("deaf", seconds=60, time_limit=VISIBILITY_TIMEOUT * 3) for _ in range(40)]
+    stage.wait(lambda: all(stage.started(one) for one in (long, *deaf)), timeout=30, message="all run")
+    stage.worker("second", concurrency=2)
+
+    stage.wait(lambda: len(stage.letters()) == 40, timeout=40, message="all are over their limit")
+
+    stage.drained(long, timeout=40)
+    assert len(stage.runs()) == 41, "none ran twice"

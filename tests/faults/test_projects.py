@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import redis
 from celery import chain, chord, group
-from celery.backends.redis import RedisBackend
 
 from tests.faults.conftest import QUEUE, Stage
 from tests.faults.workers import signal_process
 from tests.support.processes import ROOT
+from tests.support.versions import needs_celery
 
 # -- F28 ---------------------------------------------------------------------------------------------------------------
 
@@ -53,7 +53,7 @@ def test_f28_chains_groups_and_chords_end_right_while_children_and_redis_are_kil
         chains.append((links.apply_async(), number * 8))
 
     for turn in range(4):
-        time.sleep(chance.uniform(0.1, 0.3))
+        time.sleep(chance.uniform(0.1, 0.3))  # the instant is what varies
         children = worker.children()
         if children:
             signal_process(chance.choice(children), signal.SIGKILL)
@@ -82,7 +82,7 @@ def test_f28_a_chord_whose_part_was_stored_and_not_counted_when_its_child_died_i
     assert len(stage.runs()) == 4, "what succeeded did not run again"
 
 
-@pytest.mark.skipif(not hasattr(RedisBackend, "_chord_claim_extend_script"), reason="this Celery claims no chords")
+@needs_celery((5, 7), "before, nobody claims the dispatch of a chord's body")
 @pytest.mark.parametrize("ignores", [False, True], ids=["with results", "without results"])
 def test_f28_a_chord_whose_body_was_claimed_and_not_published_when_its_child_died_is_not_stuck(
     canvas: Stage, *, ignores: bool
@@ -113,7 +113,7 @@ while True:
     quiet.apply_async(("ok",), task_id=task_id, retry=False)
     ledger().append("submitted", id=task_id, action="ok", at=time.time())
     count += 1
-    time.sleep(0.004)
+    time.sleep(0.004)  # the load
 """
 
 
@@ -235,7 +235,7 @@ def tick():
     global ticks
     while True:
         ticks += 1
-        gevent.sleep(0.001)
+        gevent.sleep(0.001)  # a tick
 
 
 def publish(prefix):
@@ -243,7 +243,7 @@ def publish(prefix):
         # Of very different lengths: what two greenlets wrote into one another would not be read as messages.
         text = f"{prefix}-{number} " * (number % 7 * 2_000 + 1)
         quiet.apply_async(("note",), {"text": text}, task_id=f"{prefix}-{number}", retry=False)
-        gevent.sleep(0)
+        gevent.sleep(0)  # the other greenlets have their turn
 
 
 publish("warm")
@@ -290,15 +290,15 @@ def test_f31_tasks_publish_from_inside_their_children(stage: Stage) -> None:
 
 _REPLAY = """
 import os, signal, sys
-from celery_streams import inspect
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
+from celery_streams.dead_letters import dead_letters, replay
 
 broker = StreamBroker(RedisClient(sys.argv[1]))
-for count, letter in enumerate(list(inspect.dead_letters(broker, sys.argv[2]))):
+for count, letter in enumerate(list(dead_letters(broker, sys.argv[2]))):
     if count == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
-    inspect.replay(broker, letter)
+    replay(broker, letter)
 """
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from celery_streams import BrokerError, BrokerFull, keys
+from celery_streams import BrokerError, BrokerFull, BrokerUnavailable, keys
 from tests.faults.conftest import QUEUE, VISIBILITY_TIMEOUT, Stage
+from tests.support.full import disk_full
 from tests.support.sentinel import NAME, watched
 
 #: Seconds within which workers go on once Redis does.
@@ -45,7 +46,7 @@ def test_f10_what_was_published_before_redis_died_runs_and_workers_go_on_by_them
         time.sleep(1.5)  # what this mode promises: the last second may be lost
 
     stage.server.kill()
-    time.sleep(1.0)
+    time.sleep(1.0)  # the outage
     stage.server.start()
     back = time.time()
     after = stage.wait(lambda: _sent(stage, 1))
@@ -129,7 +130,7 @@ def test_f11_a_stream_of_another_type_is_said_loudly_and_survived(stage: Stage) 
 
     stage.wait(lambda: "WRONGTYPE" in worker.log, message="the log names the reason")
     before = len(worker.log.splitlines())
-    time.sleep(1.5)
+    time.sleep(1.5)  # how much is logged in such a time is what is tested
     lines = len(worker.log.splitlines()) - before
     stage.client.call("DEL", name)
     sent = stage.send("ok")
@@ -168,17 +169,8 @@ def _master_down(stage: Stage) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _misconf(stage: Stage) -> Iterator[None]:
-    """A snapshot that cannot be written: the directory is gone."""
-    directory = Path(stage.client.call("CONFIG", "GET", "dir")[1].decode())
-    stage.client.call("CONFIG", "SET", "save", "1 1")
-    shutil.rmtree(directory)
-    with contextlib.suppress(BrokerError):
-        stage.client.call("BGSAVE")
-    stage.wait(lambda: b"rdb_last_bgsave_status:err" in stage.client.call("INFO", "persistence"))
-    yield
-    stage.client.call("CONFIG", "SET", "stop-writes-on-bgsave-error", "no")
+def _misconf(stage: Stage) -> contextlib.AbstractContextManager[None]:
+    return disk_full(stage.client)
 
 
 @contextlib.contextmanager
@@ -206,7 +198,7 @@ def _paused(stage: Stage) -> Iterator[None]:
 def _clients_killed(stage: Stage) -> Iterator[None]:
     for _ in range(5):
         stage.client.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        time.sleep(0.1)
+        time.sleep(0.1)  # clients connect again meanwhile
     yield
 
 
@@ -246,7 +238,7 @@ def test_f12_a_redis_that_refuses_for_a_while_is_outlasted_and_nothing_runs_twic
     worked.wait(lambda: worked.started(before))
 
     with trouble(worked):
-        time.sleep(1.0)
+        time.sleep(1.0)  # the trouble
     back = time.time()
     after = worked.wait(lambda: _sent(worked, 1), timeout=5)
 
@@ -290,9 +282,9 @@ def test_f15_a_full_redis_refuses_publishers_and_lets_workers_drain_retry_and_bu
     stage.client.call("CONFIG", "SET", "maxmemory-policy", "noeviction")
     stage.client.call("CONFIG", "SET", "maxmemory", 1)
 
-    with pytest.raises(BrokerFull):
+    with pytest.raises(BrokerFull, match=r"Cannot publish to queue 'stage': .* is full: .*raise maxmemory"):
         stage.send("ok")
-    with pytest.raises(BrokerFull):
+    with pytest.raises(BrokerFull, match=r"Cannot publish to queue 'stage': .* is full: .*raise maxmemory"):
         stage.send("ok", countdown=5)
 
     stage.wait(lambda: stage.ended(*plain), timeout=20, message="the worker drains")
@@ -306,3 +298,36 @@ def test_f15_a_full_redis_refuses_publishers_and_lets_workers_drain_retry_and_bu
     again = stage.send("ok")
     stage.drained(again)
     assert len(stage.runs()) == len(plain) + 2 * len([*flaky, *later]) + len(bad) + 1
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        "prefork",
+        pytest.param("threads", marks=pytest.mark.faults),
+        pytest.param("asyncio", marks=pytest.mark.faults),
+    ],
+)
+def test_f15_a_full_disk_is_outlasted_however_long_and_nothing_is_lost_or_runs_twice(stage: Stage, pool: str) -> None:
+    first = stage.worker("first", concurrency=4, pool=pool)
+    nap, bad = stage.send("nap", seconds=1.5), stage.send("fail", seconds=1.5)
+    again = stage.send("flaky", until=1, seconds=1.5)
+    later = stage.send("flaky", until=1, seconds=1.5, countdown=0.5)
+    stage.wait(lambda: all(stage.started(one) for one in (nap, bad, again, later)))
+    delayed = stage.send("ok", countdown=1.0)
+    second = stage.worker("second", concurrency=1, pool=pool)
+
+    with disk_full(stage.client):
+        third = stage.worker("third", concurrency=1, pool=pool, ready=False)
+        for options in ({}, {"countdown": 5}, {"retry": True}):
+            with pytest.raises(BrokerUnavailable, match=r"Cannot publish to queue 'stage': .*make room on its disk"):
+                stage.send("ok", **options)
+        stage.wait(lambda: "make room on its disk" in first.log, message="the worker says why it waits")
+        time.sleep(VISIBILITY_TIMEOUT * 1.5)  # longer than a worker that lives may say nothing
+    after = stage.send("ok")
+
+    third.wait_ready()
+    stage.drained(nap, again, later, delayed, after)
+    assert [letter.task_id for letter in stage.letters()] == [bad]
+    assert Counter(run.id for run in stage.runs()) == {nap: 1, bad: 1, again: 2, later: 2, delayed: 1, after: 1}
+    assert all(worker.running for worker in (first, second, third))

@@ -140,3 +140,47 @@ def test_worker_without_access_to_one_of_two_queues_reads_the_other(
         celery_streams.streams_of(app).reload()
         app.close()
         ledger.close()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_queue_that_is_forbidden_while_the_worker_runs_comes_back_and_holds_up_no_other(
+    client: RedisClient, user: Callable[..., str], redis_url: str, tmp_path: Path, pool: str
+) -> None:
+    prefix = "celery-streams:"
+    own = [f"~{prefix}{{open}}*", *(f"~{prefix}{name}" for name in ("queues", "workers", "revoked*")), "+@all"]
+    url = user(f"~{prefix}{{closed}}*", *own)
+    ledger = Ledger(redis_url.rpartition("/")[0] + "/3")
+    environment = project_environment(
+        broker=redis_url, results=redis_url, ledger=ledger.url, enabled=True, streams_url=url
+    )
+    words = [sys.executable, "-m", "celery_streams", "-A", "tests.proj", "worker", "-Q", "closed,open", "-c", "2"]
+    worker = Program([*words, "-P", pool, "-l", "INFO"], log=tmp_path / "w.log", environment=environment)
+    app = Celery("publisher", set_as_current=False)
+    app.conf.update(celery_settings(broker=redis_url, results=redis_url, queue="open"))
+    app.conf.include = ["tests.proj.actions"]
+    app.loader.import_default_modules()
+    celery_streams.install(app, enabled=True)
+    act = app.tasks["tests.proj.actions.act"]
+    worker.start()
+
+    try:
+        before = [act.apply_async(("ok", name), queue=name) for name in ("open", "closed")]
+        assert [result.get(timeout=30) for result in before] == ["open", "closed"]
+
+        client.call("ACL", "SETUSER", "streams", "resetkeys", *own)
+        eventually(lambda: worker.log.count("Queue closed cannot be read") == 1, timeout=15)
+        # Not before: a read that waited already when the permission was taken away is answered all the same.
+        lost = act.apply_async(("ok", 3), queue="closed")
+        delayed = act.apply_async(("ok", 1), queue="open", countdown=0.5)
+        assert [act.apply_async(("ok", n), queue="open").get(timeout=20) for n in range(5)] == list(range(5))
+        assert delayed.get(timeout=20) == 1
+        assert lost.state == "PENDING"
+
+        client.call("ACL", "SETUSER", "streams", f"~{prefix}{{closed}}*")
+        assert lost.get(timeout=20) == 3
+        assert worker.log.count("Queue closed cannot be read") == 1
+    finally:
+        worker.stop()
+        celery_streams.streams_of(app).reload()
+        app.close()
+        ledger.close()

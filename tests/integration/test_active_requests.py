@@ -12,7 +12,8 @@ from celery import Celery
 from celery.worker import state as worker_state
 
 from celery_streams import streams_of
-from celery_streams.broker import Entry, StreamBroker
+from celery_streams.broker import StreamBroker
+from celery_streams.entries import Entry
 from celery_streams.message import Message
 from celery_streams.worker.active_requests import ActiveRequests
 from celery_streams.worker.lost_tasks import LostTasks

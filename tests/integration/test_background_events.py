@@ -121,7 +121,7 @@ def test_events_cost_nothing_while_the_broker_is_away_and_the_newest_arrive_when
     back(proxy)
     eventually(lambda: numbers(seen)[-1:] == [3 * MOST_KEPT - 1], timeout=30, message="the newest event arrives")
     assert len(numbers(seen)) <= MOST_KEPT + 1_000
-    eventually(lambda: "Events are sent again" in caplog.text)
+    eventually(lambda: "Events are being sent again" in caplog.text)
     assert caplog.text.count("Events cannot be sent") == 1
 
 
@@ -206,6 +206,54 @@ def test_successor_sends_what_is_left(make: Make, seen: list[dict[str, Any]], pr
     second.send("task-started", number=10)
 
     eventually(lambda: numbers(seen) == list(range(11)))
+
+
+def test_event_of_another_dispatcher_of_the_app_comes_after_what_is_kept(
+    make: Make, seen: list[dict[str, Any]]
+) -> None:
+    events = make()
+    events.goes_first()
+    for number in range(0, 20, 2):
+        events.send("task-started", number=number)
+        with events.app.events.default_dispatcher(hostname="me@here") as other:
+            other.send("task-own", number=number + 1)
+
+    eventually(lambda: numbers(seen) == list(range(20)), message="all events arrive, in order")
+
+
+@pytest.mark.parametrize("how", ["gone", "silent"])
+def test_nobody_waits_long_for_kept_events_while_the_broker_is_away(make: Make, proxy: Proxy, how: str) -> None:
+    events = make()
+    if how == "gone":
+        proxy.refuse_new = True
+        proxy.reset()
+    else:
+        proxy.swallow_new = True
+        proxy.black_hole()
+    events.send("task-started", number=1)
+
+    began = time.monotonic()
+    for _ in range(20):
+        events.catch_up(timeout=0.5)
+
+    # A second at most until the broker is known to be away, in two tries; then nothing.
+    assert time.monotonic() - began < 5
+
+
+def test_what_was_kept_and_what_was_sent_of_it_is_told(make: Make, seen: list[dict[str, Any]], proxy: Proxy) -> None:
+    told: dict[str, int] = {}
+    events = make(on_kept=lambda count: told.update(kept=count), on_sent=lambda count: told.update(sent=count))
+    for number in range(300):
+        events.send("task-started", number=number)
+    eventually(lambda: told == {"kept": 300, "sent": 300})
+
+    proxy.refuse_new = True
+    proxy.reset()
+    for number in range(MOST_KEPT + 10):
+        events.send("task-started", number=number)
+
+    # Those that were dropped are nobody's to send any more.
+    assert told["kept"] - told["sent"] <= MOST_KEPT + 200
 
 
 def test_process_that_a_task_forks_may_send_without_being_hindered(make: Make) -> None:

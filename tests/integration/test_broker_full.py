@@ -8,13 +8,18 @@ import pytest
 from kombu.exceptions import OperationalError
 
 from celery_streams import scripts
-from celery_streams.broker import Delivery, StreamBroker
+from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
+from celery_streams.consumers import forget_consumer
 from celery_streams.database_transfer import DEPART
 from celery_streams.embedded import EmbeddedRedis
+from celery_streams.entries import Delivery
 from celery_streams.exceptions import BrokerFull, QueueFull
+from celery_streams.lanes import Lane, admit, release, vacating
 from celery_streams.migration import RECALL, Migration
+from celery_streams.recovery import recover
 from celery_streams.worker.outcome import crash_pauses_ms
+from tests.support.eventually import eventually
 from tests.support.redis_state import delivered, make_idle, message, number_of, redis_state
 
 STREAM = "celery-streams:{q}"
@@ -67,7 +72,7 @@ def test_publish_to_a_full_redis_raises_and_stores_nothing(small: StreamBroker, 
 
 SETTLING: dict[str, Callable[[StreamBroker, Delivery], object]] = {
     "ack": lambda broker, one: broker.ack("me", [one.entry]) == [],
-    "release": lambda broker, one: broker.release("me", [one.entry]) == 1,
+    "put_back": lambda broker, one: broker.put_back("me", [one.entry]) == 1,
     "requeue": lambda broker, one: broker.requeue("me", one.entry, history={"crashes": 1}),
     "requeue later": lambda broker, one: broker.requeue("me", one.entry, history={"crashes": 1}, delay_ms=60_000),
     "retry": lambda broker, one: broker.retry("me", one.entry, message(2), queue="q"),
@@ -80,7 +85,7 @@ SETTLING: dict[str, Callable[[StreamBroker, Delivery], object]] = {
 #: Where the message must be found afterwards.
 KEPT = {
     "ack": (),
-    "release": (STREAM,),
+    "put_back": (STREAM,),
     "requeue": (STREAM,),
     "requeue later": (STREAM + ":delayed:messages",),
     "retry": (STREAM,),
@@ -133,10 +138,10 @@ def test_due_messages_are_promoted_on_a_full_redis(small: StreamBroker) -> None:
 @pytest.mark.parametrize(("crashes", "where"), [(0, STREAM), (2, STREAM + ":delayed:messages")])
 def test_entries_of_the_dead_are_recovered_on_a_full_redis(small: StreamBroker, crashes: int, where: str) -> None:
     (held,) = delivered(small, "q", "dead", message(1, history=b'{"crashes":%d}' % crashes if crashes else b""))
-    make_idle(small, held.stream, "dead", held.entry_id, idle_ms=3_600_000)
+    make_idle(small, held.stream, "dead", held.entry_id, idle_ms=500)
     fill(small)
 
-    recovery = small.recover("q", "claimer", idle_ms=15_000, turn_ms=60_000, pauses_ms=crash_pauses_ms(9))
+    recovery = recover(small, "q", "claimer", idle_ms=100, turn_ms=60_000, pauses_ms=crash_pauses_ms(9))
 
     state = redis_state(small.client)
     assert recovery.moved == 1
@@ -148,17 +153,19 @@ def test_consumers_are_forgotten_on_a_full_redis(small: StreamBroker) -> None:
     small.ack("w", [held.entry])
     fill(small)
 
-    assert small.forget_consumer(["q"], "w") >= 1
+    assert forget_consumer(small, ["q"], "w") >= 1
 
 
-def test_rate_limited_tasks_go_on_when_redis_is_full(small: StreamBroker) -> None:
+def test_limited_tasks_go_on_and_are_held_and_released_when_redis_is_full(small: StreamBroker) -> None:
+    first, second = delivered(small, "q", "w", message(1), message(2))
+    lane = Lane("t", '{"task":"t","rate":"t","interval":200,"limit":1}', lasting=True)
     fill(small)
 
-    first = small.take_token("q", "slow", node="", interval_ms=60_000)
-    second = small.take_token("q", "slow", node="", interval_ms=1_000)
+    assert admit(small, "w", first.entry, lane).placed
+    assert not admit(small, "w", second.entry, lane).admitted
+    vacating(small, [first.entry], {}).ack("w", [first.entry])
 
-    assert first == (0, True)
-    assert second[0] > 0
+    assert eventually(lambda: release(small, ["q"], {}).count) == 1
 
 
 def test_everything_goes_back_to_the_lists_on_a_full_redis(small: StreamBroker) -> None:

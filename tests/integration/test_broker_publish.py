@@ -12,6 +12,7 @@ from celery_streams.broker import Promotion, StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.exceptions import BrokerError, QueueFull
 from celery_streams.message import Message, pack
+from celery_streams.revocations import revoke, revoke_stamps, revoked, revoked_stamps
 from tests.support.redis_state import StreamState, delivered, message, number_of, read_all, redis_now_ms, redis_state
 
 ODD_NAMES = ["a b", "Ü", "q:9", "tags{x}", "*", "a" * 300]
@@ -350,12 +351,12 @@ def test_steps_beyond_those_of_this_broker_go_to_the_lowest_priority(broker: Str
 
 
 def test_revoked_ids_are_remembered_until_they_expire(broker: StreamBroker) -> None:
-    broker.revoke(["old"], seconds=-1.0)
+    revoke(broker, ["old"], seconds=-1.0)
     before = redis_now_ms(broker.client) / 1000
-    broker.revoke(["a", "b"], seconds=1e6)
-    broker.revoke([], seconds=1e6)
+    revoke(broker, ["a", "b"], seconds=1e6)
+    revoke(broker, [], seconds=1e6)
 
-    assert sorted(broker.revoked()) == ["a", "b"]
+    assert sorted(revoked(broker)) == ["a", "b"]
     (kept,) = redis_state(broker.client).values()
     assert sorted(kept) == ["a", "b"]
     assert all(before + 1e6 <= expires <= before + 1e6 + 60 for expires in kept.values())
@@ -363,12 +364,12 @@ def test_revoked_ids_are_remembered_until_they_expire(broker: StreamBroker) -> N
 
 def test_revoked_stamps_are_remembered_until_they_expire(broker: StreamBroker) -> None:
     whole = uuid.uuid4()
-    broker.revoke_stamps([("tenant", "old")], seconds=-1.0)
-    broker.revoke_stamps([("tenant", "acme"), ("tenant", 5), ("batch", whole)], seconds=1e6)
-    broker.revoke_stamps([], seconds=1e6)
+    revoke_stamps(broker, [("tenant", "old")], seconds=-1.0)
+    revoke_stamps(broker, [("tenant", "acme"), ("tenant", 5), ("batch", whole)], seconds=1e6)
+    revoke_stamps(broker, [], seconds=1e6)
 
-    assert sorted(broker.revoked_stamps(), key=repr) == [("batch", whole), ("tenant", "acme"), ("tenant", 5)]
-    assert broker.revoked() == []
+    assert sorted(revoked_stamps(broker), key=repr) == [("batch", whole), ("tenant", "acme"), ("tenant", 5)]
+    assert revoked(broker) == []
     assert list(redis_state(broker.client)) == ["celery-streams:revoked:stamps"]
 
 

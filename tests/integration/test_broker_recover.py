@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from celery_streams import keys
-from celery_streams.broker import MAX_BACKOFF_MS, Recovery, StreamBroker
+from celery_streams import keys, recovery
+from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
+from celery_streams.consumers import forget_consumer, forget_idle_consumers, touch_consumers
 from celery_streams.inspect import consumers
+from celery_streams.recovery import MAX_BACKOFF_MS, Recovery
 from celery_streams.worker.outcome import crash_pauses_ms
 from tests.support.eventually import eventually
 from tests.support.redis_state import (
@@ -31,13 +33,15 @@ def recover(broker: StreamBroker, **options: Any) -> Recovery:
     options = {"idle_ms": 15_000, "turn_ms": 1, "pauses_ms": crash_pauses_ms(5), **options}
     # The turn of the last claimer must be over, or this one may not look.
     eventually(lambda: not broker.client.call("EXISTS", broker.queue_keys("q").claims))
-    return broker.recover("q", "claimer", **options)
+    return recovery.recover(broker, "q", "claimer", **options)
 
 
-def held_by_the_dead(broker: StreamBroker, number: int = 1, *, crashes: int = 0, step: int = 0) -> bytes:
+def held_by_the_dead(
+    broker: StreamBroker, number: int = 1, *, crashes: int = 0, step: int = 0, idle_ms: int = HOUR_MS
+) -> bytes:
     history = json.dumps({"first": "1-0", "crashes": crashes}).encode() if crashes else b""
     (held,) = delivered(broker, "q", "dead", message(number, step=step, history=history))
-    make_idle(broker, held.stream, "dead", held.entry_id, idle_ms=HOUR_MS)
+    make_idle(broker, held.stream, "dead", held.entry_id, idle_ms=idle_ms)
     return held.entry_id
 
 
@@ -95,15 +99,15 @@ def test_entry_with_a_heartbeat_is_left_alone(broker: StreamBroker) -> None:
 
 @pytest.mark.parametrize(("crashes", "delay"), [(1, 1_000), (2, 2_000), (3, 4_000), (6, 32_000), (30, MAX_BACKOFF_MS)])
 def test_repeated_crashes_back_off(broker: StreamBroker, crashes: int, delay: int) -> None:
-    held_by_the_dead(broker, crashes=crashes, step=1)
-    before = redis_now_ms(broker.client)
+    crashed = redis_now_ms(broker.client) - 500
+    held_by_the_dead(broker, crashes=crashes, step=1, idle_ms=500)
 
-    recovery = recover(broker, pauses_ms=crash_pauses_ms(99))
+    recovery = recover(broker, pauses_ms=crash_pauses_ms(99), idle_ms=100)
 
     state = redis_state(broker.client)
     ((member, due),) = state[STREAM + ":delayed"].items()
     assert recovery == Recovery(1, 0, ())
-    assert before + delay <= due <= redis_now_ms(broker.client) + delay
+    assert crashed + delay <= due <= redis_now_ms(broker.client) - 500 + delay
     assert state[STREAM + ":3"].entries == {}
     assert [entry["due"] for entry in state[STREAM + ":wake"].entries.values()] == [b"%d" % due]
     broker.client.call("ZADD", STREAM + ":delayed", 0, member)
@@ -119,12 +123,60 @@ def test_repeated_crashes_back_off(broker: StreamBroker, crashes: int, delay: in
     }
 
 
+@pytest.mark.parametrize(("crashes", "waits"), [(3, False), (4, False), (5, True)])
+def test_pause_counts_from_the_crash_and_not_from_when_it_was_noticed(
+    broker: StreamBroker, crashes: int, waits: bool
+) -> None:
+    # Pauses of 4, 8 and 16 s, and the last heartbeat was 15 s ago.
+    held_by_the_dead(broker, crashes=crashes, idle_ms=15_000)
+
+    assert recover(broker, pauses_ms=crash_pauses_ms(9)).moved == 1
+
+    found = broker.read(broker.streams(["q"]), "alive", count=5)
+    assert (len(found), broker.client.call("ZCARD", STREAM + ":delayed")) == ((0, 1) if waits else (1, 0))
+
+
+def test_entry_that_redis_refuses_stays_pending_and_ends_the_step_for_no_other(broker: StreamBroker) -> None:
+    for number in range(5):
+        held_by_the_dead(broker, number, crashes=4 if number % 2 == 0 else 0, idle_ms=500)
+    broker.client.call("SET", STREAM + ":delayed", "of another type")
+
+    recovery = recover(broker, idle_ms=100, pauses_ms=crash_pauses_ms(9), limit=2)
+
+    assert (recovery.moved, recovery.more) == (2, True)
+    assert "WRONGTYPE" in recovery.refusal
+    state = redis_state(broker.client)
+    assert len(state[STREAM].pending[keys.GROUP]) == 3
+    assert STREAM + ":delayed:messages" not in state, "nothing is left over of what was refused"
+    again = broker.read(broker.streams(["q"]), "alive", count=5)
+    assert sorted(number_of(one) for one in again) == [1, 3]
+    broker.client.call("DEL", STREAM + ":delayed")
+    assert recover(broker, idle_ms=100, pauses_ms=crash_pauses_ms(9)).moved == 3
+
+
+@pytest.mark.parametrize("command", ["XACK", "XDEL"])
+def test_what_cannot_be_settled_is_not_stored_again_and_again(
+    broker: StreamBroker, redis_url: str, command: str
+) -> None:
+    held_by_the_dead(broker, 1)
+    broker.client.call("ACL", "SETUSER", "chat", "reset", "on", ">pw", "~*", "+@all", f"-{command.lower()}")
+    client = RedisClient(redis_url.replace("://", "://chat:pw@"))
+
+    found = recovery.recover(StreamBroker(client), "q", "claimer", idle_ms=100, turn_ms=1, pauses_ms=crash_pauses_ms(5))
+    client.close()
+    broker.client.call("ACL", "DELUSER", "chat")
+
+    assert found.moved == 0
+    assert command in found.refusal
+    assert broker.client.call("XLEN", STREAM) == 1
+
+
 def test_two_messages_with_one_first_id_both_survive_the_back_off(broker: StreamBroker) -> None:
     # Ids are per stream: the same one may stand on the streams of two priorities.
-    held_by_the_dead(broker, 1, crashes=1, step=0)
-    held_by_the_dead(broker, 2, crashes=1, step=1)
+    held_by_the_dead(broker, 1, crashes=4, step=0, idle_ms=500)
+    held_by_the_dead(broker, 2, crashes=4, step=1, idle_ms=500)
 
-    recovery = recover(broker)
+    recovery = recover(broker, idle_ms=100, pauses_ms=crash_pauses_ms(9))
 
     assert recovery.moved == 2
     assert len(redis_state(broker.client)[STREAM + ":delayed:messages"]) == 2
@@ -196,10 +248,10 @@ def test_entry_that_is_no_message_keeps_its_fields_through_every_crash(broker: S
 
 def test_one_claimer_looks_in_each_turn(broker: StreamBroker) -> None:
     held_by_the_dead(broker, 1)
-    first = broker.recover("q", "one", idle_ms=15_000, turn_ms=60_000, pauses_ms=crash_pauses_ms(5))
+    first = recovery.recover(broker, "q", "one", idle_ms=15_000, turn_ms=60_000, pauses_ms=crash_pauses_ms(5))
     held_by_the_dead(broker, 2)
 
-    second = broker.recover("q", "two", idle_ms=15_000, turn_ms=60_000, pauses_ms=crash_pauses_ms(5))
+    second = recovery.recover(broker, "q", "two", idle_ms=15_000, turn_ms=60_000, pauses_ms=crash_pauses_ms(5))
 
     assert (first.moved, second.moved) == (1, 0)
 
@@ -222,7 +274,7 @@ def test_claimers_at_the_same_moment_move_each_entry_once(broker: StreamBroker, 
         own = StreamBroker(RedisClient(redis_url))
         start.wait(10)
         for _ in range(10):
-            own.recover("q", "c", idle_ms=15_000, turn_ms=1, pauses_ms=crash_pauses_ms(5), limit=5)
+            recovery.recover(own, "q", "c", idle_ms=15_000, turn_ms=1, pauses_ms=crash_pauses_ms(5), limit=5)
         own.client.close()
 
     claimers = [threading.Thread(target=claim) for _ in range(4)]
@@ -248,7 +300,7 @@ def test_consumer_that_holds_nothing_is_forgotten_on_all_streams(broker: StreamB
     (held,) = delivered(broker, "q", "w", message(1))
     broker.ack("w", [held.entry])
 
-    count = broker.forget_consumer(["q"], "w")
+    count = forget_consumer(broker, ["q"], "w")
 
     assert count >= 1
     assert consumers_of(broker) == []
@@ -257,8 +309,8 @@ def test_consumer_that_holds_nothing_is_forgotten_on_all_streams(broker: StreamB
 def test_consumer_that_holds_an_entry_is_never_forgotten(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "w", message(1))
 
-    broker.forget_consumer(["q"], "w")
-    broker.forget_idle_consumers(["q"], idle_ms=-1)
+    forget_consumer(broker, ["q"], "w")
+    forget_idle_consumers(broker, ["q"], idle_ms=-1)
 
     assert consumers_of(broker) == ["w"]
     assert redis_state(broker.client)[STREAM].pending[keys.GROUP] == {held.entry_id.decode(): ("w", 1)}
@@ -269,8 +321,8 @@ def test_only_consumers_that_were_silent_for_so_long_are_forgotten(broker: Strea
         (held,) = delivered(broker, "q", name, message(1))
         broker.ack(name, [held.entry])
 
-    none = broker.forget_idle_consumers(["q"], idle_ms=60_000)
-    some = broker.forget_idle_consumers(["q"], idle_ms=-1)
+    none = forget_idle_consumers(broker, ["q"], idle_ms=60_000)
+    some = forget_idle_consumers(broker, ["q"], idle_ms=-1)
 
     assert none == 0
     assert some >= 2
@@ -278,16 +330,16 @@ def test_only_consumers_that_were_silent_for_so_long_are_forgotten(broker: Strea
 
 
 def test_forgetting_on_a_queue_that_does_not_exist_does_nothing(broker: StreamBroker) -> None:
-    assert broker.forget_consumer(["q"], "w") == 0
-    assert broker.forget_consumer([], "w") == 0
-    assert broker.forget_idle_consumers(["q"], idle_ms=0) == 0
+    assert forget_consumer(broker, ["q"], "w") == 0
+    assert forget_consumer(broker, [], "w") == 0
+    assert forget_idle_consumers(broker, ["q"], idle_ms=0) == 0
 
 
 def test_forgetting_on_a_stream_without_a_group_does_nothing(broker: StreamBroker) -> None:
     broker.publish("q", message(1))
 
-    assert broker.forget_consumer(["q"], "w") == 0
-    assert broker.forget_idle_consumers(["q"], idle_ms=0) == 0
+    assert forget_consumer(broker, ["q"], "w") == 0
+    assert forget_idle_consumers(broker, ["q"], idle_ms=0) == 0
 
 
 def test_touched_consumer_is_no_longer_taken_for_silent(broker: StreamBroker) -> None:
@@ -296,8 +348,8 @@ def test_touched_consumer_is_no_longer_taken_for_silent(broker: StreamBroker) ->
         broker.ack(name, [held.entry])
     eventually(lambda: min(info.idle for info in consumers(broker, "q")) > 0.2, message="both were silent for a while")
 
-    broker.touch_consumers(["q"], ["living"])
-    broker.forget_idle_consumers(["q"], idle_ms=200)
+    touch_consumers(broker, ["q"], ["living"])
+    forget_idle_consumers(broker, ["q"], idle_ms=200)
 
     assert consumers_of(broker) == ["living"]
 
@@ -305,7 +357,7 @@ def test_touched_consumer_is_no_longer_taken_for_silent(broker: StreamBroker) ->
 def test_touching_a_consumer_that_holds_an_entry_leaves_the_entry_with_it(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "w", message(1))
 
-    broker.touch_consumers(["q"], ["w"])
+    touch_consumers(broker, ["q"], ["w"])
 
     assert redis_state(broker.client)[STREAM].pending[keys.GROUP] == {held.entry_id.decode(): ("w", 1)}
 
@@ -313,6 +365,6 @@ def test_touching_a_consumer_that_holds_an_entry_leaves_the_entry_with_it(broker
 def test_touching_without_queues_consumers_or_groups_does_nothing(broker: StreamBroker) -> None:
     broker.publish("q", message(1))
 
-    assert broker.touch_consumers([], ["w"]) == 0
-    assert broker.touch_consumers(["q"], []) == 0
-    assert broker.touch_consumers(["q"], ["w"]) == 0
+    assert touch_consumers(broker, [], ["w"]) == 0
+    assert touch_consumers(broker, ["q"], []) == 0
+    assert touch_consumers(broker, ["q"], ["w"]) == 0

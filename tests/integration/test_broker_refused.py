@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from celery_streams import inspect, keys
-from celery_streams.broker import Delivery, StreamBroker
+from celery_streams import keys
+from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.database_transfer import DatabaseTransfer
+from celery_streams.dead_letters import dead_letters, replay
+from celery_streams.entries import Delivery
 from celery_streams.exceptions import BrokerError
 from celery_streams.kombu_lists import list_keys
 from celery_streams.migration import Migration
@@ -82,9 +84,9 @@ def fetched_by_a_stock_worker(broker: StreamBroker) -> None:
     broker.client.call("ZADD", "unacked_index", 1, "tag")
 
 
-def replay(broker: StreamBroker) -> None:
-    (letter,) = inspect.dead_letters(broker, "q")
-    inspect.replay(broker, letter)
+def replay_one(broker: StreamBroker) -> None:
+    (letter,) = dead_letters(broker, "q")
+    replay(broker, letter)
 
 
 #: verb -> where the message is, the key that has the wrong type, and the move.
@@ -96,7 +98,7 @@ MOVING: dict[str, tuple[Callable[[StreamBroker], Any], str, Callable[[StreamBrok
         lambda broker: migration(broker).to_lists("q"),
     ),
     "surrender what the dead held": (an_abandoned_one, "q", lambda broker: migration(broker).to_lists("q")),
-    "replay": (a_dead_letter, STREAM, replay),
+    "replay": (a_dead_letter, STREAM, replay_one),
     "adopt": (on_the_list, STREAM, lambda broker: migration(broker).to_streams("q")),
     "adopt for later": (
         lambda broker: on_the_list(broker, eta="2999-01-01T00:00:00+00:00"),

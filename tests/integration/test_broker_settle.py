@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from celery_streams import keys
-from celery_streams.broker import Delivery, StreamBroker
+from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
+from celery_streams.entries import Delivery
 from celery_streams.exceptions import BrokerError
 from celery_streams.message import Message, pack
+from celery_streams.recovery import recover
 from celery_streams.worker.outcome import crash_pauses_ms
 from tests.support.redis_state import StreamState, delivered, message, number_of, read_all, redis_now_ms, redis_state
 
@@ -27,12 +30,12 @@ VERBS: dict[str, tuple[Verb, Callable[[Delivery], Any]]] = {
         lambda broker, consumer, one: broker.ack(consumer, [one.entry]),
         lambda one: [one.entry],
     ),
-    "release": (
-        lambda broker, consumer, one: broker.release(consumer, [one.entry]),
+    "put_back": (
+        lambda broker, consumer, one: broker.put_back(consumer, [one.entry]),
         lambda one: 0,
     ),
-    "release_all": (
-        lambda broker, consumer, one: broker.release_all(broker.streams(["q"]), consumer),
+    "put_back_all": (
+        lambda broker, consumer, one: broker.put_back_all(broker.streams(["q"]), consumer),
         lambda one: 0,
     ),
     "requeue": (
@@ -93,7 +96,7 @@ def test_entry_that_is_settled_already_is_left_alone(broker: StreamBroker, verb:
 def test_entry_that_was_put_back_by_somebody_is_left_alone(broker: StreamBroker, verb: str) -> None:
     act, answer = VERBS[verb]
     (held,) = delivered(broker, "q", "me", message(1))
-    broker.recover("q", "other", idle_ms=0, turn_ms=60_000, pauses_ms=crash_pauses_ms(9))
+    recover(broker, "q", "other", idle_ms=0, turn_ms=60_000, pauses_ms=crash_pauses_ms(9))
     before = redis_state(broker.client)
 
     result = act(broker, "me", held)
@@ -115,7 +118,7 @@ def test_settling_twice_changes_nothing_more(broker: StreamBroker, verb: str) ->
     assert redis_state(broker.client) == before
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("extend", "release_all")])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("extend", "put_back_all")])
 def test_other_entries_of_the_same_consumer_stay_pending(broker: StreamBroker, verb: str) -> None:
     act, _ = VERBS[verb]
     held, other = delivered(broker, "q", "me", message(1), message(2))
@@ -176,16 +179,55 @@ def test_acknowledging_many_entries_is_a_few_commands(broker: StreamBroker) -> N
     broker.ack("me", [one.entry for one in held])
 
     stats = broker.client.call("INFO", "commandstats").decode()
+    assert "cmdstat_xpending:calls=1," in stats
     assert "cmdstat_xack:calls=1," in stats
     assert "cmdstat_xdel:calls=1," in stats
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_batch_of_which_some_were_claimed_away_is_acknowledged_for_the_rest(broker: StreamBroker, seed: int) -> None:
+    # Given entries in any order: some are held by another consumer now, some are gone, some are not to be settled.
+    chance = random.Random(seed)
+    held = delivered(broker, "q", "me", *[message(number) for number in range(300)])
+    batch = [one.entry for one in (held if seed % 2 else chance.sample(held, len(held)))]
+    batch = batch[: (2, 60, 250, 300)[seed // 2]]
+    claimed, gone = set(chance.sample(batch, len(batch) // 3)), set(chance.sample(batch, len(batch) // 5))
+    for entry in claimed:
+        broker.client.call("XCLAIM", entry.stream.key, keys.GROUP, "other", 0, entry.id, "JUSTID")
+    for entry in gone:
+        broker.client.call("XACK", entry.stream.key, keys.GROUP, entry.id)
+        broker.client.call("XDEL", entry.stream.key, entry.id)
+    before = redis_state(broker.client)[STREAM]
+
+    lost = broker.ack("me", batch)
+
+    after = redis_state(broker.client)[STREAM]
+    settled = {entry.id.decode() for entry in batch if entry not in claimed | gone}
+    assert lost == [entry for entry in batch if entry in claimed | gone]
+    assert after.entries == {key: value for key, value in before.entries.items() if key not in settled}
+    assert after.pending[keys.GROUP] == {
+        key: value for key, value in before.pending[keys.GROUP].items() if key not in settled
+    }
+
+
+def test_batch_out_of_order_among_many_others_of_ours_costs_two_looks(broker: StreamBroker) -> None:
+    held = delivered(broker, "q", "me", *[message(number) for number in range(40)])
+    batch = [one.entry for one in reversed(held[::2])]
+    broker.client.call("CONFIG", "RESETSTAT")
+
+    lost = broker.ack("me", batch)
+
+    assert lost == []
+    assert "cmdstat_xpending:calls=2," in broker.client.call("INFO", "commandstats").decode()
+    assert list(redis_state(broker.client)[STREAM].entries) == [one.entry_id.decode() for one in held[1::2]]
 
 
 def test_settling_nothing_asks_nobody(broker: StreamBroker) -> None:
     broker.client.close()
 
     assert broker.ack("me", []) == []
-    assert broker.release("me", []) == 0
-    assert broker.release_all([], "me") == 0
+    assert broker.put_back("me", []) == 0
+    assert broker.put_back_all([], "me") == 0
     assert broker.extend([]) == []
 
 
@@ -195,7 +237,7 @@ def test_settling_nothing_asks_nobody(broker: StreamBroker) -> None:
 def test_released_entry_is_delivered_again_with_its_first_id_and_no_crash(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "me", message(1))
 
-    count = broker.release("me", [held.entry])
+    count = broker.put_back("me", [held.entry])
 
     (again,) = broker.read(broker.streams(["q"]), "other", count=5)
     assert count == 1
@@ -207,10 +249,10 @@ def test_released_entry_is_delivered_again_with_its_first_id_and_no_crash(broker
 
 def test_entry_released_twice_keeps_the_id_it_was_published_with(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "me", message(1))
-    broker.release("me", [held.entry])
+    broker.put_back("me", [held.entry])
     (again,) = broker.read(broker.streams(["q"]), "me", count=5)
 
-    broker.release("me", [again.entry])
+    broker.put_back("me", [again.entry])
 
     (last,) = broker.read(broker.streams(["q"]), "me", count=5)
     assert last.message is not None
@@ -220,7 +262,7 @@ def test_entry_released_twice_keeps_the_id_it_was_published_with(broker: StreamB
 def test_released_entries_keep_their_order(broker: StreamBroker) -> None:
     held = delivered(broker, "q", "me", *[message(number) for number in range(5)])
 
-    broker.release("me", [one.entry for one in held])
+    broker.put_back("me", [one.entry for one in held])
 
     assert [number_of(one) for one in broker.read(broker.streams(["q"]), "me", count=9)] == [0, 1, 2, 3, 4]
 
@@ -229,7 +271,7 @@ def test_release_all_puts_back_every_step_and_only_ours(broker: StreamBroker) ->
     delivered(broker, "q", "me", message(1), message(2, step=2))
     (theirs,) = delivered(broker, "q", "other", message(3))
 
-    count = broker.release_all(broker.streams(["q"]), "me")
+    count = broker.put_back_all(broker.streams(["q"]), "me")
 
     assert count == 2
     assert redis_state(broker.client)[STREAM].pending[keys.GROUP] == {theirs.entry_id.decode(): ("other", 1)}
@@ -241,7 +283,7 @@ def test_release_wakes_a_blocked_reader(broker: StreamBroker) -> None:
     connection = broker.client.open()
     broker.send_blocking_read(connection, broker.streams(["q"]), "other", block_ms=5_000)
 
-    broker.release("me", [held.entry])
+    broker.put_back("me", [held.entry])
 
     found = broker.receive_blocking_read(connection, broker.streams(["q"]), timeout=5)
     connection.close()
@@ -467,7 +509,7 @@ def test_fetch_reads_an_entry_again_and_none_when_it_is_gone(broker: StreamBroke
     assert broker.fetch(held.entry) is None
 
 
-@pytest.mark.parametrize("verb", ["ack", "extend", "release", "requeue", "reject"])
+@pytest.mark.parametrize("verb", ["ack", "extend", "put_back", "requeue", "reject"])
 def test_missing_permission_is_not_taken_for_the_loss_of_an_entry(
     broker: StreamBroker, redis_url: str, verb: str
 ) -> None:
@@ -477,7 +519,7 @@ def test_missing_permission_is_not_taken_for_the_loss_of_an_entry(
     acts: dict[str, Any] = {
         "ack": lambda: poor.ack("me", [held.entry]),
         "extend": lambda: poor.extend([("me", held.entry)]),
-        "release": lambda: poor.release("me", [held.entry]),
+        "put_back": lambda: poor.put_back("me", [held.entry]),
         "requeue": lambda: poor.requeue("me", held.entry, history={}),
         "reject": lambda: poor.reject("me", held.entry, death=b"{}", max_length=None, ttl=None),
     }

@@ -76,7 +76,7 @@ def test_suspect_that_the_parent_took_back_meanwhile_is_not_run(
     @project.task(name="long", shared=False, ignore_result=True)
     def long(number: int) -> None:
         shot = slot.restrict()  # what the parent does when a task turns out long
-        broker.release(ME, shot.waiting)
+        broker.put_back(ME, shot.waiting)
         ran.append("long")
 
     @project.task(name="suspect", shared=False, ignore_result=True)

@@ -8,9 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from celery_streams import inspect, keys
-from celery_streams.broker import Delivery, StreamBroker
+from celery_streams import keys
+from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
+from celery_streams.delayed_messages import DelayedMessage, delayed_messages
+from celery_streams.entries import Delivery
+from celery_streams.lanes import Lane, admit, release
+from celery_streams.recovery import clock_was_set, recover
+from celery_streams.revocations import revoke, revoked
 from celery_streams.worker.claimer import Claimer
 from celery_streams.worker.heartbeat import Heartbeat
 from celery_streams.worker.outcome import crash_pauses_ms
@@ -136,11 +141,11 @@ def test_entries_from_before_a_step_back_come_back_also_to_a_worker_that_starts_
 def test_turn_of_a_claimer_does_not_outlive_a_step_back(server: SteppingRedis, stepped: StreamBroker) -> None:
     delivered(stepped, "q", "dead@host/1.a", message(1))
     options = {"idle_ms": 0, "turn_ms": 500, "pauses_ms": crash_pauses_ms(9)}
-    assert stepped.recover("q", "one", **options).moved == 1  # type: ignore[arg-type]
+    assert recover(stepped, "q", "one", **options).moved == 1  # type: ignore[arg-type]
     read_all(stepped, ["q"], "dead@host/1.a")
     server.set_clock(-300)
 
-    eventually(lambda: stepped.recover("q", "two", **options).moved == 1, timeout=3)  # type: ignore[arg-type]
+    eventually(lambda: recover(stepped, "q", "two", **options).moved == 1, timeout=3)  # type: ignore[arg-type]
 
 
 def test_dead_letters_survive_a_clock_that_is_a_month_ahead_for_a_moment(
@@ -164,13 +169,15 @@ def test_dead_letters_survive_a_clock_that_is_a_month_ahead_for_a_moment(
 def test_token_of_a_rate_limit_does_not_wait_for_a_whole_step_back(
     server: SteppingRedis, stepped: StreamBroker, interval_ms: int
 ) -> None:
-    for _ in range(3):
-        stepped.take_token("q", "t", node="", interval_ms=interval_ms)
+    lane = Lane("t", f'{{"task":"t","rate":"t","interval":{interval_ms}}}', lasting=False)
+    for one in delivered(stepped, "q", "w", message(1), message(2)):
+        admit(stepped, "w", one.entry, lane)
     server.set_clock(-3_600)
 
-    wait, _ = stepped.take_token("q", "t", node="", interval_ms=interval_ms)
+    found = release(stepped, ["q"], {}, everything=True)
 
-    assert wait <= min(interval_ms, 10_000)
+    assert found.next_ms is not None
+    assert found.next_ms <= interval_ms
 
 
 def test_messages_that_wait_for_a_moment_keep_their_order_after_a_step_back_and_dates_stay(
@@ -182,9 +189,9 @@ def test_messages_that_wait_for_a_moment_keep_their_order_after_a_step_back_and_
         assert stepped.requeue("w", one.entry, history={}, delay_ms=delay, kind=kind)
     server.set_clock(-3_600)
 
-    stepped.clock_was_set("q")
+    clock_was_set(stepped, "q")
     first = {number_of_member(m): due for m, due in delayed(stepped)}
-    stepped.clock_was_set("q")
+    clock_was_set(stepped, "q")
 
     assert {number_of_member(m): due for m, due in delayed(stepped)} == first
     behind = now - 3_600_000
@@ -194,27 +201,27 @@ def test_messages_that_wait_for_a_moment_keep_their_order_after_a_step_back_and_
     assert first[3] >= now + 500_000
 
 
-def delayed(broker: StreamBroker) -> list[tuple[inspect.DelayedMessage, int]]:
+def delayed(broker: StreamBroker) -> list[tuple[DelayedMessage, int]]:
     due = dict(zip(*[iter(broker.client.call("ZRANGE", broker.queue_keys("q").delayed, 0, -1, "WITHSCORES"))] * 2))  # noqa: B905
-    return [(one, int(due[one.member.encode()])) for one in inspect.delayed_messages(broker, "q")]
+    return [(one, int(due[one.member.encode()])) for one in delayed_messages(broker, "q")]
 
 
-def number_of_member(found: inspect.DelayedMessage) -> int:
+def number_of_member(found: DelayedMessage) -> int:
     assert found.message is not None
     return int(found.message.decode_headers()["id"])
 
 
 def test_revoked_ids_survive_a_clock_that_is_ahead_for_a_moment(server: SteppingRedis, stepped: StreamBroker) -> None:
-    stepped.revoke(["a"], seconds=10_800)
+    revoke(stepped, ["a"], seconds=10_800)
     server.set_clock(DAY)
-    stepped.revoke(["b"], seconds=10_800)
+    revoke(stepped, ["b"], seconds=10_800)
     server.set_clock(0)
 
-    assert set(stepped.revoked()) == {"a", "b"}
+    assert set(revoked(stepped)) == {"a", "b"}
 
 
 def test_idle_time_begins_anew_only_where_it_cannot_be_told(server: SteppingRedis, stepped: StreamBroker) -> None:
     found = delivered(stepped, "q", "w", message(1))
     stepped.client.call("XCLAIM", found[0].stream.key, keys.GROUP, "w", 0, found[0].entry_id, "IDLE", 5_000, "JUSTID")
 
-    assert stepped.clock_was_set("q") == (0, 0)
+    assert clock_was_set(stepped, "q") == (0, 0)

@@ -11,10 +11,10 @@ import billiard
 import pytest
 from celery import Celery
 
-from celery_streams.broker import StreamRef
 from celery_streams.concurrency.base import parted
 from celery_streams.concurrency.prefork import TaskPool
 from celery_streams.concurrency.process import Child
+from celery_streams.entries import StreamRef
 from celery_streams.poll import readable
 from celery_streams.worker.pieces import Assembly
 from celery_streams.worker.slots import SlotTable
@@ -22,7 +22,8 @@ from celery_streams.worker.slots import SlotTable
 
 def child_with_pipe() -> tuple[Child, Any]:
     ours, theirs = billiard.Pipe(duplex=True)
-    child = Child(index=0, process=None, slot=None, consumer="w/1", control=ours, born=0.0)  # type: ignore[arg-type]
+    nothing: Any = None
+    child = Child(0, process=nothing, slot=nothing, consumer="w/1", control=ours, ending=nothing, born=0.0)
     return child, theirs
 
 
@@ -72,7 +73,9 @@ def test_thousands_of_queues_are_told_once_and_a_new_one_costs_its_own_size_alon
     assert len(first[0][1]) == 2 * len(streams[:-1])
     assert again[1] == [streams[-1], streams[-1].at_front()]
     known = first[0][1] + again[1]
-    assert [known[number] for number in again[2]] == streams
+    assert (first[0][0], again[0]) == ("consume", "consume_more")
+    assert [known[number] for number in first[0][2]] == streams[:-1]
+    assert [known[number] for number in again[2]] == streams[-1:]
     assert pool._table.streams == known
 
 

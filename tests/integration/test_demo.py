@@ -12,30 +12,13 @@ import pytest
 
 from celery_streams.bin.demo import Ledger, agreed
 from tests.support.eventually import eventually
+from tests.support.processes import processes_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def environment(tmp_path: Path, **more: str) -> dict[str, str]:
     return {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **more}
-
-
-def processes_of(tmp_path: Path) -> list[str]:
-    """Return the command lines of living processes that work in ``tmp_path`` or were told of it."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            # Redis overwrites its environment with its title, but works in its own directory.
-            told = (
-                str(tmp_path) in os.readlink(folder / "cwd")
-                or str(tmp_path).encode() in (folder / "environ").read_bytes()
-            )
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if told and command:
-            found.append(command)
-    return found
 
 
 @pytest.mark.slow
@@ -64,7 +47,7 @@ def test_demo_accounts_for_every_task_and_leaves_nothing_behind(tmp_path: Path) 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_demo_that_is_stopped_cleans_up(tmp_path: Path, number: signal.Signals, code: int) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "celery_streams", "demo", "-n", "20000"],
+        [sys.executable, "-m", "celery_streams", "demo", "-n", "100000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -76,7 +59,7 @@ def test_demo_that_is_stopped_cleans_up(tmp_path: Path, number: signal.Signals, 
 
         running.send_signal(number)
 
-        output = running.communicate(timeout=100)[0]
+        output = running.communicate(timeout=60)[0]
 
     assert running.returncode == code, output
     assert "Traceback" not in output

@@ -100,7 +100,7 @@ def test_server_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         from celery_streams.embedded import EmbeddedRedis
         with EmbeddedRedis() as server:
             print(server.pid, flush=True)
-            time.sleep(60)
+            time.sleep(60)  # until it is killed
         """
     )
     environ = {**os.environ, "TMPDIR": str(tmp_path)}

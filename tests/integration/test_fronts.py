@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 
 from celery_streams import inspect, keys
-from celery_streams.broker import Delivery, StreamBroker
+from celery_streams.broker import StreamBroker
+from celery_streams.consumers import forget_consumer, forget_idle_consumers
+from celery_streams.dead_letters import dead_letters
+from celery_streams.entries import Delivery
 from celery_streams.exceptions import BrokerError
 from celery_streams.message import Message
 from celery_streams.migration import Migration
 from celery_streams.probes import silent_consumers, silent_holders, streams_without_group
+from celery_streams.recovery import busy_queues, recover
 from celery_streams.worker.outcome import crash_pauses_ms
 from tests.support.redis_state import delivered, make_idle, message, number_of, read_all, redis_now_ms, redis_state
 
@@ -29,12 +33,12 @@ def order(broker: StreamBroker, *, queue: str = "q", consumer: str = "other") ->
     return [number_of(one) for one in read_all(broker, [queue], consumer) if one.message]
 
 
-def released(broker: StreamBroker, *held: Delivery) -> None:
-    assert broker.release("me", [one.entry for one in held]) == len(held)
+def put_back(broker: StreamBroker, *held: Delivery) -> None:
+    assert broker.put_back("me", [one.entry for one in held]) == len(held)
 
 
-def released_in_bulk(broker: StreamBroker, *held: Delivery) -> None:
-    assert broker.release_all([one.stream for one in held], "me") == len(held)
+def put_back_in_bulk(broker: StreamBroker, *held: Delivery) -> None:
+    assert broker.put_back_all([one.stream for one in held], "me") == len(held)
 
 
 def requeued(broker: StreamBroker, *held: Delivery) -> None:
@@ -45,7 +49,7 @@ def requeued(broker: StreamBroker, *held: Delivery) -> None:
 def recovered(broker: StreamBroker, *held: Delivery) -> None:
     for one in held:
         make_idle(broker, one.stream, "me", one.entry_id, idle_ms=60_000)
-    recovery = broker.recover("q", "claimer", idle_ms=1_000, turn_ms=50, pauses_ms=crash_pauses_ms(5))
+    recovery = recover(broker, "q", "claimer", idle_ms=1_000, turn_ms=50, pauses_ms=crash_pauses_ms(5))
     assert recovery.moved == len(held)
     broker.client.call("DEL", f"{STREAM}:claims")
 
@@ -65,7 +69,7 @@ def put_off(broker: StreamBroker, *held: Delivery) -> None:
     assert broker.promote(["q"]).moved == len(held)
 
 
-WAYS = [released, released_in_bulk, requeued, recovered, due, put_off]
+WAYS = [put_back, put_back_in_bulk, requeued, recovered, due, put_off]
 Way = Callable[..., None]
 
 
@@ -96,7 +100,7 @@ def test_what_is_put_back_while_nothing_waits_wakes_readers_and_runs_before_what
     assert not broker.client.call("EXISTS", f"{STREAM}:front")
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way is not released_in_bulk])
+@pytest.mark.parametrize("way", [way for way in WAYS if way is not put_back_in_bulk])
 def test_what_is_put_back_one_after_another_keeps_its_order(broker: StreamBroker, way: Way) -> None:
     held = delivered(broker, "q", "me", *map(message, range(6)))
     for one in held[:3]:  # while nothing waits
@@ -115,7 +119,7 @@ def test_what_is_put_back_one_after_another_keeps_its_order(broker: StreamBroker
 def test_what_came_back_before_keeps_its_place_when_it_comes_back_again(broker: StreamBroker) -> None:
     held = delivered(broker, "q", "me", *map(message, range(3)))
     waiting(broker, 3, 4)
-    for way in (released, released_in_bulk, recovered, requeued):
+    for way in (put_back, put_back_in_bulk, recovered, requeued):
         way(broker, *held)
         held = read_all(broker, ["q"], "me", count=3)
         assert [number_of(one) for one in held] == [0, 1, 2]
@@ -172,8 +176,8 @@ def test_message_that_kills_its_process_again_and_again_lets_others_run(broker: 
 
 
 def recovery_of(broker: StreamBroker, one: Delivery) -> None:
-    make_idle(broker, one.stream, "me", one.entry_id, idle_ms=60_000)
-    broker.recover("q", "claimer", idle_ms=1_000, turn_ms=1, pauses_ms=crash_pauses_ms(5))
+    make_idle(broker, one.stream, "me", one.entry_id, idle_ms=200)
+    recover(broker, "q", "claimer", idle_ms=100, turn_ms=1, pauses_ms=crash_pauses_ms(5))
     broker.client.call("DEL", f"{STREAM}:claims")
 
 
@@ -182,7 +186,7 @@ def test_higher_priority_still_comes_before_what_was_put_back_of_a_lower_one(bro
     waiting(broker, 2, 3, step=1)
     waiting(broker, 4)
 
-    released(broker, *held)
+    put_back(broker, *held)
 
     assert order(broker) == [4, 1, 2, 3]
 
@@ -193,7 +197,7 @@ def test_queues_do_not_mix_what_is_put_back(broker: StreamBroker) -> None:
     waiting(broker, 3)
     waiting(broker, 4, queue="r")
 
-    released(broker, *one, *two)
+    put_back(broker, *one, *two)
 
     assert order(broker) == [1, 3]
     assert order(broker, queue="r") == [2, 4]
@@ -212,7 +216,7 @@ def test_nothing_is_lost_or_doubled_whichever_way_it_comes_back(broker: StreamBr
         if not held:
             continue
         if chance.random() < 0.4:
-            chance.choice([released, released_in_bulk, requeued])(broker, *held)
+            chance.choice([put_back, put_back_in_bulk, requeued])(broker, *held)
         else:
             done += [number_of(one) for one in held]
             assert broker.ack("me", [one.entry for one in held]) == []
@@ -229,7 +233,7 @@ def fronted(broker: StreamBroker) -> StreamBroker:
     """Two messages at the front, of which one is pending, three behind it, and a delayed one."""
     held = delivered(broker, "q", "me", message(1), message(2))
     waiting(broker, 3, 4, 5)
-    released(broker, *held)
+    put_back(broker, *held)
     broker.read(broker.streams(["q"]), "other", count=1)
     broker.delay("q", message(6), due_ms=2**45, member="m")
     assert set(redis_state(broker.client)) >= {STREAM, f"{STREAM}:front"}
@@ -248,7 +252,7 @@ def test_age_of_what_was_put_back_is_that_of_the_message(broker: StreamBroker) -
     broker.publish("q", message(1, history=b'{"first":"%d-0"}' % (redis_now_ms(broker.client) - 60_000)))
     held = broker.read(broker.streams(["q"]), "me", count=1)
     waiting(broker, 2)
-    released(broker, *held)
+    put_back(broker, *held)
 
     oldest = inspect.queue_status(broker, "q").oldest_waiting
 
@@ -290,7 +294,7 @@ def test_probes_look_at_fronts(fronted: StreamBroker) -> None:
 
     assert [(one.consumer, one.entries) for one in silent_holders(fronted, "q", idle_ms=30_000)] == [("other", 1)]
     assert silent_consumers(fronted, "q", silent=0.0) == ["me"]
-    assert fronted.busy_queues(["r", "q"]).queues == ("q",)
+    assert busy_queues(fronted, ["r", "q"]).queues == ("q",)
     fronted.client.call("XGROUP", "DESTROY", f"{STREAM}:front", keys.GROUP)
     assert streams_without_group(fronted, "q") == {f"{STREAM}:front": 2}
 
@@ -304,15 +308,15 @@ def test_what_was_put_back_counts_for_the_bound_of_a_queue(fronted: StreamBroker
 
 def test_front_is_deleted_with_its_consumers_when_it_is_empty_and_made_again(fronted: StreamBroker) -> None:
     held = read_all(fronted, ["q"], "other")
-    fronted.forget_idle_consumers(["q"], idle_ms=0)
+    forget_idle_consumers(fronted, ["q"], idle_ms=0)
     assert fronted.client.call("EXISTS", f"{STREAM}:front") == 1  # one is pending there
 
-    released_again = fronted.release_all(fronted.streams(["q"]), "other")
+    again_by_the_other = fronted.put_back_all(fronted.streams(["q"]), "other")
     for one in read_all(fronted, ["q"], "other"):
         fronted.ack("other", [one.entry])
-    fronted.forget_consumer(["q"], "other")
+    forget_consumer(fronted, ["q"], "other")
 
-    assert (len(held), released_again) == (4, 5)
+    assert (len(held), again_by_the_other) == (4, 5)
     assert fronted.client.call("EXISTS", f"{STREAM}:front") == 0
     assert inspect.queue_status(fronted, "q").length == 0
 
@@ -329,7 +333,7 @@ def test_front_of_another_type_keeps_nobody_from_the_stream(broker: StreamBroker
     broker.client.call("SET", f"{STREAM}:front", "of another type")
 
     with pytest.raises(BrokerError, match="WRONGTYPE"):
-        broker.release("me", [held[0].entry])
+        broker.put_back("me", [held[0].entry])
 
     assert [number_of(one) for one in broker.read(broker.streams(["q"]), "other", count=9)] == [2]
     assert redis_state(broker.client)[STREAM].pending[keys.GROUP][held[0].entry_id.decode()] == ("me", 1)
@@ -344,18 +348,18 @@ def test_heartbeat_reject_and_retry_reach_an_entry_of_a_front(fronted: StreamBro
     assert fronted.reject("me", held.entry, death=b"{}", max_length=None, ttl=None)
     (again,) = fronted.read(fronted.streams(["q"]), "me", count=1)
     assert fronted.retry("me", again.entry, message(9), queue="q", due_ms=5, member="m")
-    assert [one.fields[0][0] for one in inspect.dead_letters(fronted, "q")] == [b"headers"]
+    assert [one.fields[0][0] for one in dead_letters(fronted, "q")] == [b"headers"]
 
 
 def test_entry_of_a_front_that_reached_the_delivery_limit_is_handed_over_from_there(broker: StreamBroker) -> None:
     held = delivered(broker, "q", "me", message(1, history=b'{"crashes":3}'))
     waiting(broker, 2)
-    released(broker, *held)
+    put_back(broker, *held)
     (again,) = broker.read(broker.streams(["q"]), "dead", count=1)
     make_idle(broker, again.stream, "dead", again.entry_id, idle_ms=60_000)
 
-    ((found, holder),) = broker.recover(
-        "q", "claimer", idle_ms=1_000, turn_ms=50, pauses_ms=crash_pauses_ms(4)
+    ((found, holder),) = recover(
+        broker, "q", "claimer", idle_ms=1_000, turn_ms=50, pauses_ms=crash_pauses_ms(4)
     ).exhausted
 
     assert (found.entry, holder) == (again.entry, "dead")
@@ -364,7 +368,7 @@ def test_entry_of_a_front_that_reached_the_delivery_limit_is_handed_over_from_th
 
 def test_worker_of_a_version_without_fronts_finds_what_came_back_while_nothing_waited(broker: StreamBroker) -> None:
     held: Any = delivered(broker, "q", "me", *map(message, range(3)))
-    released(broker, *held)
+    put_back(broker, *held)
 
     found = broker.client.call("XREADGROUP", "GROUP", keys.GROUP, "old", "COUNT", 9, "STREAMS", STREAM, ">")
 
@@ -391,6 +395,6 @@ def test_large_messages_that_are_put_back_keep_their_order(broker: StreamBroker)
     held = delivered(broker, "q", "me", *large)
     for backlog in (0, 1):
         waiting(broker, *range(50, 50 + backlog))
-        released(broker, *held)
+        put_back(broker, *held)
         held = read_all(broker, ["q"], "me", count=7)
         assert [number_of(one) for one in held] == list(range(7))

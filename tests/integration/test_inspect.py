@@ -7,10 +7,14 @@ import json
 import pytest
 
 from celery_streams import inspect, keys
-from celery_streams.broker import StreamBroker, StreamRef
+from celery_streams.broker import StreamBroker
+from celery_streams.dead_letters import dead_letter, dead_letters, purge_dead, replay
+from celery_streams.delayed_messages import delayed_messages
+from celery_streams.entries import StreamRef
 from celery_streams.exceptions import BrokerError, MessageError
 from celery_streams.inspect import QueueStatus
 from celery_streams.message import Message
+from celery_streams.pauses import pause_queue
 from tests.support.redis_state import StreamState, delivered, make_idle, message, number_of, redis_now_ms, redis_state
 
 STREAM = "celery-streams:{q}"
@@ -136,13 +140,13 @@ def test_delayed_messages_come_the_earliest_first_and_limited(broker: StreamBrok
         broker.delay("q", message(number), due_ms=2**45 + due, member=str(number))
     broker.client.call("HDEL", STREAM + ":delayed:messages", "2")
 
-    found = inspect.delayed_messages(broker, "q", limit=2)
+    found = delayed_messages(broker, "q", limit=2)
 
     assert [(one.member, one.due, one.message) for one in found] == [
         ("2", (2**45 + 1_000) / 1000, None),
         ("3", (2**45 + 2_000) / 1000, message(3)),
     ]
-    assert inspect.delayed_messages(broker, "never used") == []
+    assert delayed_messages(broker, "never used") == []
 
 
 def test_delayed_value_that_is_no_message_does_not_hide_the_others(broker: StreamBroker) -> None:
@@ -150,7 +154,7 @@ def test_delayed_value_that_is_no_message_does_not_hide_the_others(broker: Strea
     broker.delay("q", message(2), due_ms=2**45 + 1, member="good")
     broker.client.call("HSET", STREAM + ":delayed:messages", "bad", "junk")
 
-    found = inspect.delayed_messages(broker, "q")
+    found = delayed_messages(broker, "q")
 
     assert [(one.member, one.message) for one in found] == [("bad", None), ("good", message(2))]
 
@@ -161,7 +165,7 @@ def test_delayed_value_that_is_no_message_does_not_hide_the_others(broker: Strea
 def test_dead_letter_tells_all_it_knows(broker: StreamBroker) -> None:
     dead = bury(broker, 7)
 
-    letter = inspect.dead_letter(broker, "q", dead)
+    letter = dead_letter(broker, "q", dead)
 
     assert letter is not None
     assert (letter.queue, letter.entry_id, letter.reason, letter.task, letter.task_id) == (
@@ -176,21 +180,21 @@ def test_dead_letter_tells_all_it_knows(broker: StreamBroker) -> None:
     assert letter.message == message(7)
     assert letter.died == pytest.approx(redis_now_ms(broker.client) / 1000, abs=5)
     assert letter.published == pytest.approx(letter.died, abs=5)
-    assert inspect.dead_letter(broker, "q", "1-1") is None
+    assert dead_letter(broker, "q", "1-1") is None
 
 
 @pytest.mark.parametrize("entry_id", ["", "abc", "1-2-3", "-", "+", "(5", "1-99999999999999999999"])
 def test_id_that_is_none_is_no_dead_letter(broker: StreamBroker, entry_id: str) -> None:
     bury(broker, 1)
 
-    assert inspect.dead_letter(broker, "q", entry_id) is None
+    assert dead_letter(broker, "q", entry_id) is None
 
 
 def test_dead_letters_page_through_all_in_order(broker: StreamBroker) -> None:
     for number in range(250):
         bury_at(broker, 1_000 + number, number)
 
-    found = list(inspect.dead_letters(broker, "q"))
+    found = list(dead_letters(broker, "q"))
 
     assert [letter.task_id for letter in found] == [str(number) for number in range(250)]
 
@@ -199,11 +203,11 @@ def test_dead_letter_whose_task_is_no_text_does_not_break_the_filters(broker: St
     odd = ["headers", '{"task": [1], "id": {}}', "properties", "{}", "body", "", "death", '{"reason": "malformed"}']
     broker.client.call("XADD", broker.queue_keys("q").dead, "*", *odd)
 
-    found = [(one.task, one.task_id) for one in inspect.dead_letters(broker, "q", reason="malformed")]
+    found = [(one.task, one.task_id) for one in dead_letters(broker, "q", reason="malformed")]
 
     assert found == [(None, None)]
-    assert list(inspect.dead_letters(broker, "q", task="t*")) == []
-    assert list(inspect.dead_letters(broker, "q", ids={"one"})) == []
+    assert list(dead_letters(broker, "q", task="t*")) == []
+    assert list(dead_letters(broker, "q", ids={"one"})) == []
 
 
 def test_dead_letters_are_filtered_by_task_reason_and_age(broker: StreamBroker) -> None:
@@ -212,7 +216,7 @@ def test_dead_letters_are_filtered_by_task_reason_and_age(broker: StreamBroker) 
     bury(broker, 4, reason="crashed")
 
     def ids(**filters: object) -> list[str | None]:
-        return [letter.task_id for letter in inspect.dead_letters(broker, "q", **filters)]  # type: ignore[arg-type]
+        return [letter.task_id for letter in dead_letters(broker, "q", **filters)]  # type: ignore[arg-type]
 
     assert ids(reason="crashed") == ["4"]
     assert ids(reason="failed") == ["1", "2", "3"]
@@ -226,7 +230,7 @@ def test_dead_letters_are_filtered_by_task_reason_and_age(broker: StreamBroker) 
 def test_letter_that_died_within_the_last_millisecond_of_the_limit_is_older(broker: StreamBroker) -> None:
     broker.client.call("XADD", STREAM + ":dead", "250000-7", "death", b"{}")
 
-    found = list(inspect.dead_letters(broker, "q", older_than=50.0, now=300.0))
+    found = list(dead_letters(broker, "q", older_than=50.0, now=300.0))
 
     assert [letter.entry_id for letter in found] == ["250000-7"]
 
@@ -244,7 +248,7 @@ def test_letter_that_died_within_the_last_millisecond_of_the_limit_is_older(brok
 def test_dead_letter_of_any_content_can_be_listed(broker: StreamBroker, fields: list[bytes]) -> None:
     entry_id = broker.client.call("XADD", STREAM + ":dead", "*", *fields).decode()
 
-    (letter,) = inspect.dead_letters(broker, "q")
+    (letter,) = dead_letters(broker, "q")
 
     assert letter.entry_id == entry_id
     assert letter.crashes == 0
@@ -252,10 +256,10 @@ def test_dead_letter_of_any_content_can_be_listed(broker: StreamBroker, fields: 
 
 def test_replay_puts_the_message_back_as_new_and_only_once(broker: StreamBroker) -> None:
     dead = bury(broker, 1)
-    letter = inspect.dead_letter(broker, "q", dead)
+    letter = dead_letter(broker, "q", dead)
     assert letter is not None
 
-    first, second = inspect.replay(broker, letter), inspect.replay(broker, letter)
+    first, second = replay(broker, letter), replay(broker, letter)
 
     (again,) = broker.read(broker.streams(["q"]), "w", count=5)
     assert first == again.entry_id.decode()
@@ -268,20 +272,20 @@ def test_replay_goes_to_the_stream_of_the_messages_priority(broker: StreamBroker
     broker.ensure_groups(["q"])
     low = Message(b"{}", b'{"priority":6}', b"")
     entry_id = broker.client.call("XADD", STREAM + ":dead", "*", *low.as_fields(), "death", "{}").decode()
-    letter = inspect.dead_letter(broker, "q", entry_id)
+    letter = dead_letter(broker, "q", entry_id)
     assert letter is not None
 
-    inspect.replay(broker, letter)
+    replay(broker, letter)
 
     (again,) = broker.read(broker.streams(["q"]), "w", count=5)
     assert again.stream == StreamRef("q", 2, STREAM + ":6")
 
 
 def test_replay_may_go_to_another_queue_which_becomes_known(broker: StreamBroker) -> None:
-    letter = inspect.dead_letter(broker, "q", bury(broker, 1))
+    letter = dead_letter(broker, "q", bury(broker, 1))
     assert letter is not None
 
-    inspect.replay(broker, letter, queue="other")
+    replay(broker, letter, queue="other")
 
     known = inspect.known_queues(broker)
     broker.ensure_groups(["other"])
@@ -298,12 +302,12 @@ def test_replay_may_go_to_another_queue_which_becomes_known(broker: StreamBroker
 )
 def test_replay_of_what_is_no_message_is_refused_and_changes_nothing(broker: StreamBroker, fields: list[bytes]) -> None:
     entry_id = broker.client.call("XADD", STREAM + ":dead", "*", *fields, "death", "{}").decode()
-    letter = inspect.dead_letter(broker, "q", entry_id)
+    letter = dead_letter(broker, "q", entry_id)
     assert letter is not None
     before = redis_state(broker.client)
 
     with pytest.raises(MessageError):
-        inspect.replay(broker, letter)
+        replay(broker, letter)
 
     assert redis_state(broker.client) == before
 
@@ -311,11 +315,11 @@ def test_replay_of_what_is_no_message_is_refused_and_changes_nothing(broker: Str
 def test_purged_dead_letters_are_gone_and_others_stay(broker: StreamBroker) -> None:
     first, second, third = (bury(broker, number) for number in range(3))
 
-    count = inspect.purge_dead(broker, "q", [first, third, "1-1", "abc"])
+    count = purge_dead(broker, "q", [first, third, "1-1", "abc"])
 
     assert count == 2
     assert list(redis_state(broker.client)[STREAM + ":dead"].entries) == [second]
-    assert inspect.purge_dead(broker, "q", []) == 0
+    assert purge_dead(broker, "q", []) == 0
 
 
 # -- purge ------------------------------------------------------------------------------------------------------------
@@ -351,3 +355,39 @@ def test_purge_of_more_than_one_step_discards_all(broker: StreamBroker) -> None:
 def test_purge_of_a_queue_that_was_never_used_is_nothing(broker: StreamBroker) -> None:
     assert inspect.purge(broker, "q") == 0
     assert redis_state(broker.client) == {}
+
+
+# -- for scalers -------------------------------------------------------------------------------------------------------
+
+
+def test_backlog_counts_what_waits_runs_and_is_due_soon(broker: StreamBroker) -> None:
+    for number in range(3):
+        broker.publish("q", message(number))
+    delivered(broker, "q", "w", message(9, step=2))
+    now = redis_now_ms(broker.client)
+    for member, due in (("late", now - 5_000), ("soon", now + 30_000), ("tomorrow", now + 86_400_000)):
+        broker.delay("q", message(4), due_ms=due, member=member)
+
+    state = inspect.queue_status(broker, "q")
+
+    assert (state.waiting, state.pending, state.due_soon, state.backlog) == (3, 1, 2, 6)
+    assert state.due_in_seconds == 0.0
+
+
+def test_backlog_of_a_paused_queue_is_what_runs(broker: StreamBroker) -> None:
+    broker.publish("q", message(1))
+    delivered(broker, "q", "w", message(9, step=2))
+    pause_queue(broker, "q")
+
+    assert inspect.queue_status(broker, "q").backlog == 1
+
+
+def test_nothing_delayed_is_due_at_no_time(broker: StreamBroker) -> None:
+    broker.ensure_groups(["q"])
+    state = inspect.queue_status(broker, "q")
+    broker.delay("q", message(1), due_ms=redis_now_ms(broker.client) + 600_000, member="1")
+    later = inspect.queue_status(broker, "q")
+
+    assert (state.due_in_seconds, state.due_soon, state.backlog) == (None, 0, 0)
+    assert later.due_in_seconds == pytest.approx(600, abs=30)
+    assert (later.due_soon, later.backlog) == (0, 0)

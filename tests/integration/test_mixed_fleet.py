@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
 from celery import Celery
@@ -13,7 +12,9 @@ from celery import Celery
 from celery_streams import keys, presence
 from celery_streams.app import streams_of
 from celery_streams.broker import StreamBroker
+from celery_streams.consumers import touch_consumers
 from celery_streams.presence import ConsumerPresence
+from celery_streams.worker.access import QueueAccess
 from celery_streams.worker.claimer import Claimer
 from celery_streams.worker.services import Services
 from tests.integration.test_presence import about
@@ -130,7 +131,7 @@ def test_consumers_do_not_grow_while_no_worker_lives_a_minute(broker: StreamBrok
     broker.ensure_groups(["jobs"])
     for life in range(12):
         names = [f"one@host/{child}.{life:02}" for child in range(4)]
-        broker.touch_consumers(["jobs"], names)
+        touch_consumers(broker, ["jobs"], names)
         readers = tuple(ConsumerPresence(name, None, 0.0) for name in names)
         said = presence.WorkerPresence(f"one@host/0.{life:02}", "one@host", 1, "0", 0.2, ("jobs",), readers)
         presence.beat(broker, said, forget=False)
@@ -142,10 +143,10 @@ def test_consumers_do_not_grow_while_no_worker_lives_a_minute(broker: StreamBrok
 
 def test_consumers_of_living_and_of_unknown_workers_are_kept(broker: StreamBroker) -> None:
     broker.ensure_groups(["jobs"])
-    broker.touch_consumers(["jobs"], ["one@host/1.aa", "older@host/1.bb"])
+    touch_consumers(broker, ["jobs"], ["one@host/1.aa", "older@host/1.bb"])
     presence.beat(broker, about(timeout=0.001), forget=False)
     presence.beat(broker, about("two@host"), forget=False)
-    broker.touch_consumers(["jobs"], ["two@host/1.aa", "two@host/9.ff"])
+    touch_consumers(broker, ["jobs"], ["two@host/1.aa", "two@host/9.ff"])
 
     Looks(broker, 15.0)
 
@@ -169,22 +170,29 @@ def test_consumer_is_said_to_live_only_where_it_reads(broker: StreamBroker) -> N
 # -- heartbeats of their own
 
 
-def services(app: Celery, **options: Any) -> Services:
+def services(app: Celery) -> Services:
+    streams = streams_of(app)
+    broker = streams.new_broker()
     return Services(
-        streams_of(app),
+        streams,
         "w@host/0.00",
-        **{
-            "node": "w@host",
-            "readers": lambda: (),
-            "holders": lambda: (),
-            "handed_back": lambda: (),
-            "queues": lambda: ["jobs"],
-            "on_soft": lambda holder, shot: None,
-            "on_hard": lambda holder, shot: None,
-            "delivery_limit": 5,
-            "on_exhausted": lambda delivery, holder: None,
-            **options,
-        },
+        node="w@host",
+        readers=lambda: (),
+        holders=lambda: (),
+        limited=lambda: (),
+        handed_back=lambda: (),
+        queues=lambda: ["jobs"],
+        on_soft=lambda holder, shot: None,
+        on_hard=lambda exceeded: None,
+        delivery_limit=5,
+        on_exhausted=lambda delivery, holder: None,
+        on_limits=lambda limits: None,
+        on_pauses=lambda: None,
+        broker=broker,
+        access=QueueAccess(broker, lambda: ["jobs"], lambda: None),
+        on_away=lambda: None,
+        on_handed=lambda queues: None,
+        on_front=lambda: None,
     )
 
 

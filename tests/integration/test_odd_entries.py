@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from celery_streams import inspect, keys
-from celery_streams.broker import Delivery, StreamBroker
+from celery_streams import inspect, keys, recovery
+from celery_streams.broker import StreamBroker
+from celery_streams.dead_letters import dead_letters
+from celery_streams.delayed_messages import delayed_messages
+from celery_streams.entries import Delivery
 from celery_streams.message import Message, encode_history
 from celery_streams.migration import Migration
 from celery_streams.worker.outcome import crash_pauses_ms
@@ -45,8 +48,8 @@ HISTORIES = [
 
 def recover(broker: StreamBroker, *, limit: int = 100, delivery_limit: int = 5) -> Any:
     broker.client.call("DEL", f"{STREAM}:claims")
-    return broker.recover(
-        "q", "claimer", idle_ms=1_000, turn_ms=50, pauses_ms=crash_pauses_ms(delivery_limit), limit=limit
+    return recovery.recover(
+        broker, "q", "claimer", idle_ms=1_000, turn_ms=50, pauses_ms=crash_pauses_ms(delivery_limit), limit=limit
     )
 
 
@@ -109,11 +112,11 @@ def by_recovery(broker: StreamBroker, one: Delivery) -> None:
 
 
 def by_release(broker: StreamBroker, one: Delivery) -> None:
-    assert broker.release("dead", [one.entry]) == 1
+    assert broker.put_back("dead", [one.entry]) == 1
 
 
 def by_release_of_all(broker: StreamBroker, one: Delivery) -> None:
-    assert broker.release_all(broker.streams(["q"]), "dead") == 1
+    assert broker.put_back_all(broker.streams(["q"]), "dead") == 1
 
 
 def by_requeue(broker: StreamBroker, one: Delivery) -> None:
@@ -130,7 +133,7 @@ def test_entry_of_thousands_of_fields_is_put_back_and_dead_lettered_whole(
     assert again.message is None
     broker.reject("me", again.entry, death=b'{"reason":"malformed"}', max_length=10, ttl=None)
 
-    (letter,) = inspect.dead_letters(broker, "q")
+    (letter,) = dead_letters(broker, "q")
     assert letter.reason == "malformed"
     assert [part for pair in letter.fields for part in pair if pair[0] != b"history"] == MANY
     assert broker.client.call("XLEN", STREAM) == 0
@@ -143,7 +146,7 @@ def test_entry_of_many_fields_becomes_a_dead_letter_at_once(broker: StreamBroker
 
     broker.reject("me", odd.entry, death=b'{"reason":"malformed"}', max_length=10, ttl=None)
 
-    (letter,) = inspect.dead_letters(broker, "q")
+    (letter,) = dead_letters(broker, "q")
     assert [part for pair in letter.fields for part in pair] == fields
     assert len(odd.error) < 1_000
 
@@ -153,7 +156,7 @@ def test_dead_letter_with_a_field_called_fields_is_shown_as_it_is(broker: Stream
 
     broker.reject("me", odd.entry, death=b"{}", max_length=10, ttl=None)
 
-    (letter,) = inspect.dead_letters(broker, "q")
+    (letter,) = dead_letters(broker, "q")
     assert letter.fields == ((b"fields", b"of wheat"),)
 
 
@@ -203,7 +206,7 @@ def test_odd_members_of_the_delayed_set_can_be_listed(broker: StreamBroker) -> N
     odd_members(broker)
     broker.delay("q", message(1), due_ms=8, member="m")
 
-    found = inspect.delayed_messages(broker, "q")
+    found = delayed_messages(broker, "q")
 
     assert len(found) == 8
     assert [one.member for one in found if one.message] == ["m"]
@@ -250,7 +253,7 @@ def test_odd_first_id_in_a_history_breaks_no_status(broker: StreamBroker, first:
     broker.reject("me", held.entry, death=b"{}", max_length=None, ttl=None)
 
     status = inspect.queue_status(broker, "q")
-    (letter,) = inspect.dead_letters(broker, "r")
+    (letter,) = dead_letters(broker, "r")
 
     assert status.waiting == 1
     assert status.oldest_waiting is not None

@@ -12,10 +12,13 @@ from celery_streams import keys
 from celery_streams.broker import StreamBroker
 from celery_streams.conf import StreamsConf
 from celery_streams.connection import RedisClient
+from celery_streams.consumers import touch_consumers
 from celery_streams.exceptions import BrokerError, KeyOfOtherType, LoginRefused, NotPermitted
+from celery_streams.recovery import busy_queues
 from celery_streams.running_task import HeldRetry
 from celery_streams.worker.outcome import Action, Outcome
 from celery_streams.worker.settle import Settler
+from tests.support.eventually import eventually
 from tests.support.redis_state import delivered, message, redis_state
 
 Restricted = Callable[..., StreamBroker]
@@ -48,15 +51,15 @@ DENIED: dict[str, tuple[str, Callable[[StreamBroker, Any], Any]]] = {
     "extend": ("XPENDING", lambda broker, one: broker.extend([("me", one.entry)])),
     "extend, the second step": ("XCLAIM", lambda broker, one: broker.extend([("me", one.entry)])),
     "read": ("XREADGROUP", lambda broker, one: broker.read(broker.streams(["q"]), "me", count=1)),
-    "busy": ("XPENDING", lambda broker, one: broker.busy_queues(["q"])),
+    "busy": ("XPENDING", lambda broker, one: busy_queues(broker, ["q"])),
     "retry": ("XADD", lambda broker, one: broker.retry("me", one.entry, message(2), queue="q")),
     "retry later": (
         "ZADD",
         lambda broker, one: broker.retry("me", one.entry, message(2), queue="q", due_ms=2**45, member="m"),
     ),
     "requeue later": ("HSET", lambda broker, one: broker.requeue("me", one.entry, history={}, delay_ms=60_000)),
-    "release": ("XADD", lambda broker, one: broker.release("me", [one.entry])),
-    "touch": ("XGROUP", lambda broker, one: broker.touch_consumers(["q"], ["other"])),
+    "put_back": ("XADD", lambda broker, one: broker.put_back("me", [one.entry])),
+    "touch": ("XGROUP", lambda broker, one: touch_consumers(broker, ["q"], ["other"])),
     "reject": (
         "XADD",
         lambda broker, one: broker.reject("me", one.entry, death=b"{}", max_length=None, ttl=None),
@@ -89,9 +92,9 @@ def test_entry_is_not_taken_for_lost_when_redis_forbids_to_look(
         user.ack("me", [held.entry])
 
     broker.client.call("ACL", "SETUSER", "chat", "+@all")
-    if command != "XDEL":  # which comes after the acknowledgement
-        assert user.ack("me", [held.entry]) == []
-        assert redis_state(broker.client)["celery-streams:{q}"].pending[keys.GROUP] == {}
+    assert user.ack("me", [held.entry]) == []
+    state = redis_state(broker.client)["celery-streams:{q}"]
+    assert (state.pending[keys.GROUP], state.entries) == ({}, {})
 
 
 def test_heartbeat_goes_on_for_streams_that_are_permitted(broker: StreamBroker) -> None:
@@ -185,3 +188,75 @@ def test_settler_that_is_told_to_end_leaves_the_entry_to_others_when_redis_refus
 
     assert settler.gave_up
     assert redis_state(broker.client)["celery-streams:{q}"].pending[keys.GROUP] == {held.entry_id.decode(): ("me", 1)}
+
+
+def test_heartbeat_and_acknowledgements_of_other_queues_go_on_when_one_is_forbidden(
+    broker: StreamBroker, restricted: Restricted, caplog: pytest.LogCaptureFixture
+) -> None:
+    (mine,) = delivered(broker, "open", "me", message(1))
+    (theirs,) = delivered(broker, "closed", "me", message(2))
+    (gone,) = delivered(broker, "open", "other", message(3))
+    user = restricted("~celery-streams:{open}*", "+@all")
+
+    assert user.extend([("me", theirs.entry), ("me", mine.entry), ("me", gone.entry)]) == [2]
+
+    settler = Settler(user, "me", conf=StreamsConf(), hostname="me@here")
+    confirmed: list[int] = []
+    settler.on_confirmed = lambda: confirmed.append(1)
+    for one in (theirs, mine):
+        settler.settle(one, Outcome(Action.ACK))
+    for _ in range(2):
+        commands = settler.commands()
+        if commands:
+            settler.take_replies(user.client.pipeline(commands), assisted=False)
+
+    assert settler.waiting == 0
+    assert confirmed == [], "one of them is not known to have reached Redis"
+    assert redis_state(broker.client)["celery-streams:{open}"].pending[keys.GROUP].keys() == {gone.entry_id.decode()}
+    assert len([record for record in caplog.records if "Cannot acknowledge" in record.getMessage()]) == 1
+    broker.client.call("ACL", "SETUSER", "chat", "allkeys")
+    eventually(lambda: settler.commands())
+    settler.take_replies(user.client.pipeline(settler.commands()), assisted=False)
+    assert confirmed == [1]
+    assert redis_state(broker.client)["celery-streams:{closed}"].pending[keys.GROUP] == {}
+
+
+def test_settler_does_not_wait_for_the_acknowledgement_of_a_queue_that_is_forbidden(
+    broker: StreamBroker, restricted: Restricted
+) -> None:
+    (theirs,) = delivered(broker, "closed", "me", message(1))
+    user = restricted("~celery-streams:{open}*", "+@all")
+    pauses: list[float] = []
+    settler = Settler(
+        user, "me", conf=StreamsConf(), hostname="me@here", sleep=pauses.append, give_up=lambda: len(pauses) > 3
+    )
+    settler.settle(theirs, Outcome(Action.ACK))
+
+    settler.flush()
+
+    assert (pauses, settler.gave_up, settler.waiting) == ([], False, 0)
+    broker.client.call("ACL", "SETUSER", "chat", "allkeys")
+    eventually(lambda: settler.commands())
+    settler.flush()
+    assert redis_state(broker.client)["celery-streams:{closed}"].pending[keys.GROUP] == {}
+
+
+def test_what_does_not_pass_for_long_is_said_once_and_not_at_each_try(
+    broker: StreamBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    (held,) = delivered(broker, "q", "me", message(1))
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 20:
+            broker.client.call("REPLICAOF", "NO", "ONE")
+
+    settler = Settler(broker, "me", conf=StreamsConf(), hostname="me@here", sleep=sleep)
+    broker.client.call("REPLICAOF", "127.0.0.1", "1")
+
+    assert settler.settle(held, Outcome(Action.REQUEUE))
+
+    assert len(pauses) == 20
+    assert len([record for record in caplog.records if "Cannot requeue" in record.getMessage()]) == 1
+    assert broker.client.call("XLEN", "celery-streams:{q}") == 1

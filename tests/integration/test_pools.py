@@ -16,9 +16,10 @@ import pytest
 from celery import Celery, Task
 
 from celery_streams import inspect
-from celery_streams.broker import Entry, StreamBroker, StreamRef
+from celery_streams.broker import StreamBroker
 from celery_streams.concurrency import solo, thread
 from celery_streams.concurrency.base import StreamsPool
+from celery_streams.entries import Entry, StreamRef
 from celery_streams.worker.slots import Snapshot
 from tests.support.eventually import eventually
 
@@ -27,6 +28,9 @@ SHOT = Snapshot(
     pid=10, batch=1, finished=(), running=None, waiting=(), started_at=0.0, soft=None, hard=None,
     acked_early=False, exited=False, done=0,
 )  # fmt: skip
+
+#: Holders of a thread pool beside its threads: what waits for one, and what Redis refused.
+BESIDE = 2
 
 
 class Hub:
@@ -109,23 +113,74 @@ def test_solo_worker_goes_on_after_a_task_that_ended_what_ran_it(
     eventually(lambda: (pool._hub.round(), inspect.queue_status(broker, QUEUE).pending)[1] == 0)
 
 
-def test_busy_solo_worker_asks_redis_once_for_each_task(pool: solo.TaskPool, broker: StreamBroker) -> None:
+def test_busy_solo_worker_asks_redis_once_for_many_tasks(pool: solo.TaskPool, broker: StreamBroker) -> None:
     ran: list[int] = []
 
     @pool.app.task(name="work", shared=False)
     def work(number: int) -> None:
         ran.append(number)
 
-    for number in range(200):
+    for number in range(1000):
         work.delay(number)
 
     before = reads(broker)
     pool.consume([QUEUE])
-    assert eventually(lambda: (pool._hub.round(), ran)[1] == list(range(200)))
+    assert eventually(lambda: (pool._hub.round(), ran)[1] == list(range(1000)), timeout=30)
     after = reads(broker)
 
     assert eventually(lambda: (pool._hub.round(), inspect.queue_status(broker, QUEUE).pending)[1] == 0)
+    # The services of the worker ask, too, the more often the longer it takes.
     assert after - before < 300
+
+
+def test_solo_worker_does_not_sleep_in_its_event_loop_while_a_backlog_waits(
+    pool: solo.TaskPool, broker: StreamBroker
+) -> None:
+    ran: list[int] = []
+
+    @pool.app.task(name="work", shared=False)
+    def work(number: int) -> None:
+        time.sleep(0.02)  # no small task: it is not read in batches
+        ran.append(number)
+
+    for number in range(10):
+        work.delay(number)
+    pool.consume([QUEUE])
+    pool._hub.round()
+
+    while len(ran) < 10:
+        assert not pool._hub.soon, "kombu's hub calls these after its next wait only"
+        assert select.select(list(pool._hub.readers), [], [], 0)[0], "the hub would wait"
+        pool._hub.round()
+
+    assert ran == list(range(10))
+
+
+def test_what_waits_behind_a_long_task_of_a_solo_worker_goes_back(pool: solo.TaskPool, broker: StreamBroker) -> None:
+    ran: list[int] = []
+    pending: list[tuple[int, int]] = []
+
+    @pool.app.task(name="work", shared=False)
+    def work(number: int) -> None:
+        ran.append(number)
+        if number == 150:
+            status = lambda: inspect.queue_status(broker, QUEUE)  # noqa: E731
+            before = status().pending
+            eventually(lambda: status().pending == 1)
+            pending.append((before, status().length))
+
+    for number in range(300):
+        work.delay(number)
+    pool.consume([QUEUE])
+    eventually(lambda: (pool._hub.round(), len(ran) == 300)[1])
+
+    # Where small tasks wait by the hundred a read passes by what was put back, once.
+    assert sorted(ran) == list(range(300))
+    assert ran[:151] == list(range(151))
+    assert max(abs(at - number) for at, number in enumerate(ran)) <= 100, "it comes one batch later at most"
+    assert pending[0][0] > 2, "more was fetched than what ran"
+    assert pending[0][1] == 150, "what had run was acknowledged in its place, and the rest went back"
+    assert eventually(lambda: (pool._hub.round(), inspect.queue_status(broker, QUEUE).length == 0)[1])
 
 
 def reads(broker: StreamBroker) -> int:
@@ -173,11 +228,11 @@ def test_nothing_waits_behind_a_task_although_one_read_brought_entries_of_two_pr
 @pytest.mark.parametrize("pool", [thread.TaskPool], indirect=True)
 def test_threads_that_a_shrinking_pool_ended_are_forgotten(pool: thread.TaskPool) -> None:
     pool.grow(3)
-    assert len(pool.holders()) == 1 + 3 + 1
+    assert len(pool.holders()) == BESIDE + 4
 
     pool.shrink(3)
 
-    assert eventually(lambda: len(pool.holders()) == 1 + 1)
+    assert eventually(lambda: len(pool.holders()) == BESIDE + 1)
     assert pool._get_info()["threads"] == 1
 
 
@@ -254,42 +309,57 @@ def test_terminated_pool_waits_for_its_busy_threads_together_and_not_for_each(po
     assert eventually(lambda: not pool._threads)
 
 
-class Flawed(Task):
-    """A task whose options cannot be read for a while."""
-
-    name = "flawed"
-    broken = True
-
-    @property
-    def streams_acks_late(self) -> bool:
-        if self.broken:
-            raise RuntimeError("not yet")
-        return True
-
-
 @pytest.mark.parametrize("pool", [thread.TaskPool], indirect=True)
 def test_thread_that_dies_is_said_not_counted_and_replaced(
-    pool: thread.TaskPool, broker: StreamBroker, caplog: pytest.LogCaptureFixture
+    pool: thread.TaskPool, broker: StreamBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[int] = []
+
+    def set_current() -> None:
+        raise RuntimeError("not yet")
 
     @pool.app.task(name="work", shared=False)
     def work(number: int) -> None:
         ran.append(number)
 
-    flawed = pool.app.register_task(Flawed())
-    pool.grow(3)
-    assert eventually(lambda: pool._get_info()["threads"] == 1)
-    flawed.broken = False
+    with monkeypatch.context() as app:
+        app.setattr(pool.app, "set_current", set_current)
+        pool.grow(3)
+        assert eventually(lambda: pool._get_info()["threads"] == 1)
 
     pool.chores()
 
-    assert eventually(lambda: (pool._get_info()["threads"], len(pool.holders())) == (4, 5))
-    assert "another one takes its place" in caplog.text
+    assert eventually(lambda: (pool._get_info()["threads"], len(pool.holders())) == (4, BESIDE + 4))
+    assert "starting another" in caplog.text
     pool.consume([QUEUE])
     for number in range(20):
         work.delay(number)
     assert eventually(lambda: len(ran) == 20)
+
+
+@pytest.mark.parametrize("pool", [thread.TaskPool], indirect=True)
+def test_options_of_tasks_are_read_once_for_all_threads_and_again_when_they_change(
+    pool: thread.TaskPool, broker: StreamBroker
+) -> None:
+    read: list[str] = []
+
+    class Counted(Task):  # type: ignore[misc]
+        name = "counted"
+
+        @property
+        def streams_acks_late(self) -> bool:
+            read.append(self.name)
+            return True
+
+    pool.app.register_task(Counted())
+    pool.grow(20)
+    pool.look_at_tasks()
+    once = len(read)
+
+    pool.forward("task_option", "counted", {})
+
+    assert len(pool.holders()) == BESIDE + 21
+    assert (once, len(read)) == (1, 2)
 
 
 class Holding(StreamsPool):

@@ -11,10 +11,12 @@ from celery import Celery
 
 from celery_streams import keys, presence, streams_of
 from celery_streams.broker import StreamBroker
+from celery_streams.consumers import touch_consumers
 from celery_streams.inspect import queue_status
 from celery_streams.monitoring.checks import check_worlds
 from celery_streams.monitoring.status import collect
 from celery_streams.presence import ConsumerPresence, WorkerPresence
+from celery_streams.worker.presence import Presence
 from tests.support.redis_state import message, redis_now_ms
 
 MakeApp = Callable[..., Celery]
@@ -71,7 +73,7 @@ def test_dead_worker_does_not_come_to_life_when_the_clock_is_set_back(broker: St
 
 def test_consumers_that_a_dead_worker_left_in_the_group_are_not_counted(app: MakeApp, broker: StreamBroker) -> None:
     broker.ensure_groups(["jobs"])
-    broker.touch_consumers(["jobs"], ["one@host/1.aa", "one@host/2.aa"])
+    touch_consumers(broker, ["jobs"], ["one@host/1.aa", "one@host/2.aa"])
     presence.beat(broker, about(consumers=[ConsumerPresence("one@host/1.aa", None, 0.0)]), forget=False)
     living = queue_status(broker, "jobs")
     age(broker, "one@host/0.aa", 16.0)
@@ -89,7 +91,7 @@ def test_children_count_for_the_queues_that_they_read(broker: StreamBroker) -> N
     presence.beat(broker, about(queues=("jobs", "mails"), consumers=split), forget=False)
     for queue in ("jobs", "mails"):
         broker.ensure_groups([queue])
-        broker.touch_consumers([queue], [one.name for one in split])
+        touch_consumers(broker, [queue], [one.name for one in split])
 
     assert queue_status(broker, "jobs", workers=presence.workers(broker)).consumers == 3
     assert queue_status(broker, "mails", workers=presence.workers(broker)).consumers == 2
@@ -182,3 +184,26 @@ def _said(broker: StreamBroker) -> bytes:
     raw = broker.client.call("HGET", keys.workers(broker.prefix), "one@host/0.aa").partition(b" ")[2]
     assert json.loads(raw)["node"] == "one@host"
     return bytes(raw)
+
+
+def test_worker_that_is_idle_beats_at_every_other_round_and_says_at_once_what_changes(broker: StreamBroker) -> None:
+    readers = [ConsumerPresence("a", None, 0.5)]
+    queues = ["jobs"]
+    beating = Presence(broker, "w", "w@host", readers=lambda: readers, queues=lambda: queues, visibility_timeout=15.0)
+    beats = 0
+
+    def rounds(count: int) -> int:
+        nonlocal beats
+        before = beats
+        for _ in range(count):
+            broker.client.call("DEL", keys.workers(broker.prefix))
+            beating.run_once()
+            beats += broker.client.call("EXISTS", keys.workers(broker.prefix))
+        return beats - before
+
+    first, idle = rounds(1), rounds(10)
+    queues.append("mails")
+    changed = rounds(1)
+    readers[0] = ConsumerPresence("a", None, None)
+
+    assert (first, idle, changed, rounds(10)) == (1, 5, 1, 10)

@@ -32,6 +32,7 @@ from celery_streams.exceptions import BrokerError, BrokerUnavailable, Configurat
 from celery_streams.message import Message
 from tests.support.eventually import eventually
 from tests.support.redis_state import redis_now_ms, redis_state
+from tests.support.versions import needs_kombu
 
 MakeApp = Callable[..., Celery]
 
@@ -427,7 +428,10 @@ def test_producer_with_an_exchange_of_its_own_publishes(app: MakeApp, broker: St
         ("topic", "sport.#", "sport.football.results", True),
         ("topic", "sport.#", "weather", False),
         ("topic", "sport.*", "sport.football", True),
-        ("topic", "sport.*", "sport.football.results", False),
+        pytest.param(
+            *("topic", "sport.*", "sport.football.results", False),
+            marks=needs_kombu((5, 7), "before, a star stood for several words"),
+        ),
         ("topic", "#", "anything", True),
         ("fanout", "", "anything", True),
     ],

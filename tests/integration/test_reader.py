@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from celery_streams import keys
-from celery_streams.broker import Delivery, Entry, StreamBroker
+from celery_streams.broker import StreamBroker
 from celery_streams.conf import StreamsConf
 from celery_streams.connection import RedisClient
+from celery_streams.entries import Delivery, Entry
 from celery_streams.exceptions import BrokerUnavailable
 from celery_streams.worker.outcome import Circumstances, Event, decide
 from celery_streams.worker.reader import Reader
@@ -109,6 +110,62 @@ def test_what_waits_is_read_in_order_of_priority(broker: StreamBroker, reading: 
     assert [mine.next(3), mine.next(3), mine.next(3)] == [[3, 4], [2], [1]]
 
 
+def test_where_much_waits_it_is_read_without_the_script(broker: StreamBroker, reading: Callable[..., Reading]) -> None:
+    broker.ensure_groups(["q"])
+    publish(broker, *range(100))
+    mine = reading()
+    mine.next(20)
+    broker.client.call("CONFIG", "RESETSTAT")
+
+    read = [mine.next(20), mine.next(30), mine.next(40), mine.next(40)]
+
+    assert read == [[*range(20, 40)], [*range(40, 70)], [*range(70, 100)], []]
+    assert commands_sent(broker)["evalsha"] == 1  # the last one: the third had found less than it asked for
+
+
+def test_what_is_put_back_while_much_waits_comes_one_read_later(
+    broker: StreamBroker, reading: Callable[..., Reading]
+) -> None:
+    broker.ensure_groups(["q"])
+    publish(broker, *range(100))
+    mine = reading()
+    held = mine.reader.next(20, block=False)
+    mine.settler.put_back([one.entry for one in held[:2]])
+
+    read = [mine.next(20), mine.next(20), mine.next(20)]
+
+    assert read == [[*range(20, 40)], [0, 1, *range(40, 58)], [*range(58, 78)]]
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_higher_priority_comes_first_however_much_waits(
+    broker: StreamBroker, reading: Callable[..., Reading], count: int
+) -> None:
+    broker.ensure_groups(["q"])
+    publish(broker, *range(200), step=2)
+    mine = reading()
+    before = mine.next(count)
+    publish(broker, *range(1_000, 1_040))
+    publish(broker, *range(2_000, 2_040), step=1)
+
+    read: list[int] = []
+    while len(read) < 80:
+        read += mine.next(count)
+
+    assert (before, read) == ([*range(count)], [*range(1_000, 1_040), *range(2_000, 2_040)])
+
+
+def test_queues_take_turns_also_where_much_waits(broker: StreamBroker, reading: Callable[..., Reading]) -> None:
+    broker.ensure_groups(["a", "b", "c"])
+    for queue in ("a", "b", "c"):
+        publish(broker, *range(200), queue=queue)
+    mine = reading("a", "b", "c")
+
+    read = [{one.stream.queue for one in mine.reader.next(20, block=False)} for _ in range(9)]
+
+    assert read[:3] == read[3:6] == read[6:] == [{"b"}, {"c"}, {"a"}]
+
+
 def test_acknowledgements_go_along_with_the_next_read(broker: StreamBroker, reading: Callable[..., Reading]) -> None:
     broker.ensure_groups(["q"])
     publish(broker, 1, 2)
@@ -133,6 +190,58 @@ def test_blocked_reader_starts_a_message_at_once(broker: StreamBroker, reading: 
 
     assert [number_of(one) for one in mine.found] == [1]
     assert time.monotonic() - began < 1.0
+
+
+def commands_sent(broker: StreamBroker) -> dict[str, int]:
+    found = broker.client.call("INFO", "commandstats").decode()
+    return {
+        line.partition(":")[0].removeprefix("cmdstat_"): int(line.partition("calls=")[2].partition(",")[0])
+        for line in found.splitlines()
+        if line.startswith("cmdstat_")
+    }
+
+
+def test_message_that_comes_alone_costs_five_commands(broker: StreamBroker, reading: Callable[..., Reading]) -> None:
+    broker.ensure_groups(["q"])
+    mine = reading()
+    mine.wait()
+
+    def costs() -> dict[str, int]:
+        """Return what one message costs, from its start to the next wait."""
+        publish(broker, 1)
+        eventually(mine.ended, interval=0.001)
+        mine.settler.settle(mine.found.pop(), SUCCEEDED)
+        broker.client.call("CONFIG", "RESETSTAT")
+        mine.wait()
+        sent = commands_sent(broker)
+        # What the test asks, and a script that is new to the server. Some count a read that blocks only when it ends.
+        for name in ("client|list", "config|resetstat", "info", "eval"):
+            sent.pop(name, None)
+        return {**sent, "xreadgroup": max(sent.get("xreadgroup", 1), 1)}
+
+    # Whether it came alone depends on how long was waited for it and how long it took: on a busy machine not each does.
+    eventually(lambda: costs() == {"evalsha": 1, "xpending": 1, "xack": 1, "xdel": 1, "xreadgroup": 1})
+
+    publish(broker, 2)
+    eventually(mine.ended)
+
+
+def test_reader_holds_no_more_than_it_asked_for(broker: StreamBroker, reading: Callable[..., Reading]) -> None:
+    # Given a reader that does not expect anything to wait: its last message came alone.
+    broker.ensure_groups(["a", "b", "c"])
+    mine = reading("a", "b", "c")
+    mine.wait()
+    publish(broker, 0, queue="a")
+    eventually(mine.ended)
+
+    # When something waits in each queue, a blocking read brings it all.
+    for number, queue in enumerate(("a", "b", "c")):
+        publish(broker, number + 1, queue=queue)
+    (found,) = mine.next(1, block=True)
+
+    # Then it keeps one of them, and others can have the rest.
+    others = broker.streams(["a", "b", "c"])
+    assert {found, *(number_of(one) for one in broker.read(others, "other", count=5))} == {1, 2, 3}
 
 
 def test_command_ends_a_blocking_read(broker: StreamBroker, reading: Callable[..., Reading]) -> None:
@@ -223,6 +332,47 @@ def test_missing_groups_are_made_again_and_nothing_that_waits_is_skipped(
 
     assert read == [[], [1]]
     assert mine.reader.recreated >= 1
+
+
+@pytest.mark.parametrize("command", [("XGROUP", "DESTROY"), ("DEL",)], ids=["group", "stream"])
+@pytest.mark.parametrize("count", [1, 200])
+def test_missing_group_of_one_queue_costs_that_queue_one_read_and_the_others_nothing(
+    broker: StreamBroker,
+    reading: Callable[..., Reading],
+    caplog: pytest.LogCaptureFixture,
+    count: int,
+    command: tuple[str, ...],
+) -> None:
+    others = [f"q{number}" for number in range(count)]
+    broker.ensure_groups(["harmed", *others])
+    mine = reading("harmed", *others)
+    mine.next()
+    held = list(range(3))
+    publish(broker, *held, queue=others[-1])
+    assert sorted(mine.next(3)) == held
+    publish(broker, 7, queue="harmed")
+    key = broker.queue_keys("harmed").streams[0]
+    broker.client.call(*command, key, *([keys.GROUP] if len(command) > 1 else []))
+    publish(broker, 8, queue="harmed")
+    for number, queue in enumerate(others, start=10):
+        publish(broker, number, queue=queue)
+    waiting = {8, *range(10, 10 + count)} | ({7} if len(command) > 1 else set())
+    before = redis_state(broker.client)[broker.queue_keys(others[-1]).streams[0]].pending
+
+    read: list[int] = []
+    empty = 0
+    while not waiting.issubset(read):
+        found = mine.next(100)
+        empty += not found
+        read += found
+        assert empty <= 1, "made again at once, and only once"
+
+    assert sorted(read) == sorted(waiting), "nothing is lost, and nothing that was read already comes again"
+    after = redis_state(broker.client)[broker.queue_keys(others[-1]).streams[0]].pending
+    assert before[keys.GROUP].items() <= after[keys.GROUP].items(), "what others hold is as it was"
+    said = [record.getMessage() for record in caplog.records if "missing consumer groups" in record.getMessage()]
+    assert len(said) == 1
+    assert "of queues harmed:" in said[0], "it names the queue that it was, and no other"
 
 
 @pytest.mark.parametrize("wrong", ["gone", "of another type"])
@@ -372,3 +522,68 @@ def test_pause_ends_when_the_parent_has_something_to_say(reading: Callable[..., 
     mine.next()
 
     assert mine.heard == 1
+
+
+def spent(broker: StreamBroker) -> tuple[int, int]:
+    """Return how many commands on streams Redis ran, inside scripts too, and the bytes that it was sent."""
+    said = broker.client.call("INFO", "everything").decode().splitlines()
+    found = [line.partition(":calls=") for line in said if line.startswith(("cmdstat_xgroup", "cmdstat_xread"))]
+    (sent,) = [int(line.partition(":")[2]) for line in said if line.startswith("total_net_input_bytes:")]
+    return sum(int(rest.partition(",")[0]) for _, _, rest in found), sent
+
+
+def test_new_queue_costs_what_is_new_and_not_what_all_queues_cost(
+    broker: StreamBroker, reading: Callable[..., Reading]
+) -> None:
+    queues = [f"tenant.{number}" for number in range(200)]
+    broker.ensure_groups([*queues, "new"])
+    publish(broker, 1, queue="new")
+    mine = reading(*queues)
+    mine.next()
+    mine.wait()
+    mine.on_command = lambda: setattr(mine.reader, "streams", mine.broker.streams([*queues, "new"]))
+    mine.command()
+    eventually(mine.ended)
+    commands, sent = spent(broker)
+
+    assert mine.next() == [1]
+
+    more_commands, more_sent = spent(broker)
+    # Four streams are new, and eight hundred are not.
+    assert more_commands - commands <= 3 * 4
+    assert more_sent - sent < 5_000
+    publish(broker, 2, queue="tenant.7")
+    assert mine.next() == [2]
+
+
+def test_queue_that_is_not_new_any_more_is_read_in_its_turn(
+    broker: StreamBroker, reading: Callable[..., Reading]
+) -> None:
+    broker.ensure_groups(["a", "b"])
+    mine = reading("a")
+    assert mine.next() == []
+    mine.reader.streams = mine.broker.streams(["a", "b"])
+    publish(broker, 1, 2, queue="b")
+    publish(broker, 3, queue="a")
+
+    assert mine.next(1) == [1]
+    assert sorted(mine.next(5) + mine.next(5)) == [2, 3]
+
+
+def test_key_of_another_type_does_not_keep_a_reader_from_waiting_for_other_queues(
+    broker: StreamBroker, reading: Callable[..., Reading]
+) -> None:
+    broker.ensure_groups(["q"])
+    broker.client.call("SET", "celery-streams:{odd}:3", "of another type")
+    mine = reading("odd", "q")
+    broker.ensure_groups(["q"])
+    broker.client.pipeline(
+        [("XGROUP", "CREATE", ref.key, keys.GROUP, "0", "MKSTREAM") for ref in broker.streams(["odd"])]
+    )
+    assert mine.next(block=True) == []
+
+    mine.wait()
+    publish(broker, 1)
+    eventually(mine.ended)
+
+    assert [number_of(one) for one in mine.found] == [1]

@@ -13,11 +13,12 @@ from celery import Celery
 from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 
-from celery_streams import inspect
 from celery_streams.bin.dead import dead
 from celery_streams.broker import StreamBroker
+from celery_streams.dead_letters import DeadLetter, dead_letter, dead_letters, replay
 from celery_streams.exceptions import CannotRun
 from celery_streams.message import Message, encode, encode_json
+from celery_streams.revocations import revoke, revoke_stamps
 from tests.support.redis_state import delivered, redis_now_ms, redis_state
 
 MakeApp = Callable[..., Celery]
@@ -41,13 +42,13 @@ def v1(task_id: str = "task-1", **fields: Any) -> Message:
     return encode({}, PLAIN, encode_json(body))
 
 
-def bury(broker: StreamBroker, message: Message, *, queue: str = "q") -> inspect.DeadLetter:
+def bury(broker: StreamBroker, message: Message, *, queue: str = "q") -> DeadLetter:
     """Let a message die as the worker does."""
     [held] = delivered(broker, queue, "w", message)
     death = json.dumps({"reason": "failed", "task_id": "task-1", "entry_id": held.entry_id.decode()}).encode()
     entry_id = broker.reject("w", held.entry, death=death, max_length=None, ttl=None)
     assert entry_id is not None
-    letter = inspect.dead_letter(broker, queue, entry_id.decode())
+    letter = dead_letter(broker, queue, entry_id.decode())
     assert letter is not None
     return letter
 
@@ -79,8 +80,10 @@ def test_replaying_an_expired_dead_letter_leaves_it_where_it_is(
     letter = bury(broker, make())
     before = redis_state(broker.client)
 
-    with pytest.raises(CannotRun, match=rf"Dead letter {letter.entry_id} of queue 'q' stays: it expired at 20"):
-        inspect.replay(broker, letter)
+    with pytest.raises(
+        CannotRun, match=rf"Dead letter {letter.entry_id} of queue 'q' was not replayed: it expired at 20"
+    ):
+        replay(broker, letter)
 
     assert redis_state(broker.client) == before
 
@@ -91,13 +94,13 @@ def test_replaying_an_expired_dead_letter_with_ignore_expires_takes_the_expiry_a
 ) -> None:
     letter = bury(broker, make())
 
-    assert inspect.replay(broker, letter, ignore_expires=True)
+    assert replay(broker, letter, ignore_expires=True)
 
     [message] = on_stream(broker)
     told = message.decode_headers() or json.loads(message.body)
     assert (told["id"], told["task"], told["expires"]) == ("task-1", "chat.send", None)
     assert message.decode_properties() == PLAIN
-    assert list(inspect.dead_letters(broker, "q")) == []
+    assert list(dead_letters(broker, "q")) == []
 
 
 @pytest.mark.parametrize(
@@ -106,7 +109,7 @@ def test_replaying_an_expired_dead_letter_with_ignore_expires_takes_the_expiry_a
 def test_dead_letter_that_would_run_is_replayed_byte_for_byte(broker: StreamBroker, message: Message) -> None:
     letter = bury(broker, message)
 
-    inspect.replay(broker, letter)
+    replay(broker, letter)
 
     assert on_stream(broker) == [message]
 
@@ -116,30 +119,30 @@ def test_replaying_a_dead_letter_whose_id_was_revoked_leaves_it_where_it_is(
     broker: StreamBroker, make: Callable[[], Message]
 ) -> None:
     letter = bury(broker, make())
-    broker.revoke(["task-1", "other"], seconds=60)
+    revoke(broker, ["task-1", "other"], seconds=60)
     before = redis_state(broker.client)
 
     with pytest.raises(CannotRun, match="its task id task-1 was revoked"):
-        inspect.replay(broker, letter)
+        replay(broker, letter)
     with pytest.raises(CannotRun, match="its task id task-1 was revoked"):
-        inspect.replay(broker, letter, ignore_expires=True)
+        replay(broker, letter, ignore_expires=True)
 
     assert redis_state(broker.client) == before
 
 
 def test_replaying_what_a_revoked_stamp_names_leaves_it_where_it_is(broker: StreamBroker) -> None:
     letter = bury(broker, v2(stamped_headers=["tenant"], stamps={"tenant": ["7", "8"]}))
-    broker.revoke_stamps([("tenant", "8")], seconds=60)
+    revoke_stamps(broker, [("tenant", "8")], seconds=60)
 
     with pytest.raises(CannotRun, match=r"tenant.*8"):
-        inspect.replay(broker, letter)
+        replay(broker, letter)
 
 
 def test_revocation_that_workers_have_forgotten_keeps_nobody_back(broker: StreamBroker) -> None:
     letter = bury(broker, v2())
     broker.client.call("ZADD", "celery-streams:revoked", time.time() - 5, "task-1")
 
-    assert inspect.replay(broker, letter)
+    assert replay(broker, letter)
 
 
 @pytest.mark.parametrize("make", [v1, v2])
@@ -147,9 +150,9 @@ def test_replaying_a_revoked_dead_letter_with_ignore_revoked_gives_it_a_new_id(
     broker: StreamBroker, make: Callable[[], Message]
 ) -> None:
     letter = bury(broker, make())
-    broker.revoke(["task-1"], seconds=60)
+    revoke(broker, ["task-1"], seconds=60)
 
-    assert inspect.replay(broker, letter, ignore_revoked=True)
+    assert replay(broker, letter, ignore_revoked=True)
 
     [message] = on_stream(broker)
     told = message.decode_headers() or json.loads(message.body)
@@ -160,14 +163,14 @@ def test_replaying_a_revoked_dead_letter_with_ignore_revoked_gives_it_a_new_id(
 
 def test_what_is_expired_and_revoked_needs_both_words(broker: StreamBroker) -> None:
     letter = bury(broker, v2(expires=ago(hours=1), root_id="root"))
-    broker.revoke(["task-1"], seconds=60)
+    revoke(broker, ["task-1"], seconds=60)
 
     halves: tuple[dict[str, Any], ...] = ({"ignore_expires": True}, {"ignore_revoked": True})
     for one in halves:
         with pytest.raises(CannotRun):
-            inspect.replay(broker, letter, **one)
+            replay(broker, letter, **one)
 
-    assert inspect.replay(broker, letter, ignore_expires=True, ignore_revoked=True)
+    assert replay(broker, letter, ignore_expires=True, ignore_revoked=True)
     [message] = on_stream(broker)
     assert message.decode_headers()["expires"] is None
     assert message.decode_headers()["root_id"] == "root"
@@ -178,7 +181,7 @@ def test_replay_command_says_what_stays_and_why(app: MakeApp, broker: StreamBrok
     expired = bury(broker, v2("task-1", expires=ago(hours=1)))
     revoked = bury(broker, v2("task-2"))
     bury(broker, v2("task-3"))
-    broker.revoke(["task-2"], seconds=60)
+    revoke(broker, ["task-2"], seconds=60)
 
     dry = run(app(), "replay", *words, "--dry-run")
     dry_json = json.loads(run(app(), "replay", *words, "--dry-run", "--json").stdout)
@@ -192,15 +195,15 @@ def test_replay_command_says_what_stays_and_why(app: MakeApp, broker: StreamBrok
     assert dry_json["groups"] == [{"queue": "q", "reason": "failed", "count": 1}]
     assert done.exit_code == 1
     assert done.stdout == "Replayed 1 of 3 dead letters.\n"
-    assert f"Dead letter {expired.entry_id} of queue 'q' stays: it expired at" in done.stderr
+    assert f"Dead letter {expired.entry_id} of queue 'q' was not replayed: it expired at" in done.stderr
     assert "its task id task-2 was revoked" in done.stderr
-    assert [letter.entry_id for letter in inspect.dead_letters(broker, "q")] == [expired.entry_id, revoked.entry_id]
+    assert [letter.entry_id for letter in dead_letters(broker, "q")] == [expired.entry_id, revoked.entry_id]
 
 
 def test_replay_command_replays_what_it_is_told_to_ignore(app: MakeApp, broker: StreamBroker) -> None:
     bury(broker, v2("task-1", expires=ago(hours=1)))
     bury(broker, v2("task-2"))
-    broker.revoke(["task-2"], seconds=60)
+    revoke(broker, ["task-2"], seconds=60)
 
     dry = run(app(), "replay", "--all", "--ignore-expires", "--dry-run")
     first = run(app(), "replay", "--all", "--ignore-expires", "--json")
@@ -235,7 +238,7 @@ def test_age_of_a_dead_letter_is_told_by_redis_clock_whatever_this_host_believes
     purged = run(app(), "purge", "--older-than", "30m", "--yes")
 
     assert purged.stdout == "Deleted 1 of 1 dead letter.\n"
-    assert len(list(inspect.dead_letters(broker, "q"))) == 1
+    assert len(list(dead_letters(broker, "q"))) == 1
 
 
 def test_age_beyond_the_epoch_is_no_error(app: MakeApp, broker: StreamBroker) -> None:

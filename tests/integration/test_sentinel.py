@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from celery_streams.broker import Delivery, StreamBroker
+from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
+from celery_streams.entries import Delivery
 from celery_streams.exceptions import BrokerError, BrokerUnavailable
 from celery_streams.redis_url import ConnectionOptions
 from tests.support.eventually import eventually

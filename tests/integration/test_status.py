@@ -305,6 +305,9 @@ def test_age_is_written_in_its_two_greatest_units(seconds: float | None, written
 # -- Prometheus -------------------------------------------------------------------------------------------------------
 
 
+PARTS = ("stream", "delayed", "dead", "held")
+
+
 def samples(app: Celery) -> dict[tuple[str, ...], float]:
     """Return all samples: (name, label values ...) -> value."""
     found: dict[tuple[str, ...], float] = {}
@@ -321,6 +324,14 @@ def test_metrics_are_the_figures_of_the_status(app: MakeApp, broker: StreamBroke
 
     age_s = found.pop(("celery_streams_queue_oldest_waiting_seconds", "send_message"))
     assert 0 <= age_s < 30
+    assert 50 < found.pop(("celery_streams_queue_due_in_seconds", "send_message")) <= 60
+    assert 0 < found.pop(("celery_streams_collect_seconds",)) < 30
+    sizes = {part: found.pop(("celery_streams_queue_bytes", "send_message", part)) for part in PARTS}
+    assert all(sizes[part] > 100 for part in ("stream", "delayed", "dead")), sizes
+    assert sizes["held"] == 0
+    added = found.pop(("celery_streams_queue_entries_added_total", "send_message"), None)
+    said = broker.client.call("XINFO", "STREAM", broker.queue_keys("send_message").streams[0])
+    assert added == (4 if b"entries-added" in said else None)  # from Redis 7 on
     assert found == {
         ("celery_streams_up",): 1,
         ("celery_streams_enabled",): 1,
@@ -328,15 +339,58 @@ def test_metrics_are_the_figures_of_the_status(app: MakeApp, broker: StreamBroke
         ("celery_streams_queue_pending", "send_message"): 1,
         ("celery_streams_queue_delayed", "send_message"): 1,
         ("celery_streams_queue_dead", "send_message"): 1,
+        ("celery_streams_queue_held", "send_message", "rate"): 0,
+        ("celery_streams_queue_held", "send_message", "concurrency"): 0,
+        ("celery_streams_queue_held", "send_message", "mixed"): 0,
+        ("celery_streams_queue_locks", "send_message"): 0,
         ("celery_streams_queue_consumers", "send_message"): 1,
         ("celery_streams_queue_workers", "send_message"): 0,
         ("celery_streams_queue_dead_workers", "send_message"): 0,
         ("celery_streams_queue_overdue_seconds", "send_message"): 0,
+        ("celery_streams_queue_paused_seconds", "send_message"): 0,
+        ("celery_streams_queue_paused", "send_message"): 0,
+        ("celery_streams_queue_due_soon", "send_message"): 1,
+        ("celery_streams_queue_backlog", "send_message"): 4,
         ("celery_streams_queue_share", "send_message"): 1.0,
         ("celery_streams_queue_listed", "send_message"): 0,
         ("celery_streams_queue_alerts", "send_message", "warning"): 1,
         ("celery_streams_queue_alerts", "send_message", "critical"): 0,
     }
+
+
+def test_memory_of_queues_is_asked_for_once_a_minute_and_missing_where_that_is_forbidden(
+    app: MakeApp, broker: StreamBroker, redis_url: str
+) -> None:
+    seed(broker)
+    made = app(task_default_queue="send_message")
+    samples(made)
+    asked = broker.client.call("INFO", "commandstats")
+
+    samples(made)
+
+    def calls(said: bytes) -> list[bytes]:
+        return [line.split(b",")[0] for line in said.splitlines() if line.startswith(b"cmdstat_memory")]
+
+    assert calls(asked)
+    assert calls(broker.client.call("INFO", "commandstats")) == calls(asked)
+    broker.client.call("ACL", "SETUSER", "poor", "reset", "on", ">pw", "~*", "&*", "+@all", "-memory")
+    try:
+        found = samples(app(task_default_queue="send_message", streams_url=redis_url.replace("://", "://poor:pw@")))
+    finally:
+        broker.client.call("ACL", "DELUSER", "poor")
+    assert found["celery_streams_up",] == 1
+    assert not [labels for labels in found if labels[0] == "celery_streams_queue_bytes"]
+
+
+def test_length_of_a_queue_is_also_named_as_celery_exporter_does_where_that_is_wanted(
+    app: MakeApp, broker: StreamBroker
+) -> None:
+    seed(broker)
+    broker.client.call("LPUSH", "send_message", "{}", "{}", "{}")
+    name = ("celery_queue_length", "send_message")
+
+    assert name not in samples(app(task_default_queue="send_message"))
+    assert samples(app(task_default_queue="send_message", streams_celery_queue_length=True))[name] == 2 + 3
 
 
 def test_metrics_of_a_redis_that_is_away_say_that_it_is_down(app: MakeApp) -> None:

@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 
 from celery_streams import inspect, keys, scripts
-from celery_streams.broker import STEP_BYTES, StreamBroker
+from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
+from celery_streams.dead_letters import dead_letters
+from celery_streams.delayed_messages import delayed_messages
 from celery_streams.message import Message
 from celery_streams.migration import Migration
+from celery_streams.pages import STEP_BYTES
+from celery_streams.recovery import recover
 from celery_streams.worker.outcome import crash_pauses_ms
 from tests.support.redis_state import delivered, make_idle, message, number_of, read_all
 
@@ -58,7 +62,7 @@ def test_recovery_takes_several_steps_for_large_messages(broker: StreamBroker) -
 
     steps: list[Any] = []
     while not steps or steps[-1].more:
-        steps.append(broker.recover("q", "claimer", idle_ms=1_000, turn_ms=60_000, pauses_ms=crash_pauses_ms(5)))
+        steps.append(recover(broker, "q", "claimer", idle_ms=1_000, turn_ms=60_000, pauses_ms=crash_pauses_ms(5)))
 
     assert sum(step.moved for step in steps) == 7
     assert max(step.moved for step in steps) <= MOST
@@ -66,16 +70,16 @@ def test_recovery_takes_several_steps_for_large_messages(broker: StreamBroker) -
 
 
 def by_entry(broker: StreamBroker, entries: list[Any]) -> int:
-    return broker.release("me", entries)
+    return broker.put_back("me", entries)
 
 
 def all_at_once(broker: StreamBroker, entries: list[Any]) -> int:
-    return broker.release_all(broker.streams(["q"]), "me")
+    return broker.put_back_all(broker.streams(["q"]), "me")
 
 
-@pytest.mark.parametrize("release", [by_entry, all_at_once])
+@pytest.mark.parametrize("put_back", [by_entry, all_at_once])
 def test_large_entries_are_put_back_in_several_steps_and_all(
-    broker: StreamBroker, monkeypatch: pytest.MonkeyPatch, release: Callable[[StreamBroker, list[Any]], int]
+    broker: StreamBroker, monkeypatch: pytest.MonkeyPatch, put_back: Callable[[StreamBroker, list[Any]], int]
 ) -> None:
     held = delivered(broker, "q", "me", *map(large, range(7)))
     steps: list[int] = []
@@ -87,7 +91,7 @@ def test_large_entries_are_put_back_in_several_steps_and_all(
         return reply
 
     monkeypatch.setattr(broker.client, "run", counted)
-    count = release(broker, [one.entry for one in held])
+    count = put_back(broker, [one.entry for one in held])
     monkeypatch.undo()
 
     assert count == sum(steps) == 7
@@ -125,18 +129,29 @@ def test_migration_of_large_messages_needs_the_memory_of_a_few(
     assert inspect.queue_status(broker, "q").waiting == 15
 
 
+def pages_of(broker: StreamBroker, script: scripts.Script, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the lengths of what ``script`` answers from now on."""
+    lengths: list[int] = []
+    run = broker.client.run
+
+    def counted(asked: scripts.Script, *args: Any) -> Any:
+        reply = run(asked, *args)
+        if asked == script:
+            lengths.append(len(reply))
+        return reply
+
+    monkeypatch.setattr(broker.client, "run", counted)
+    return lengths
+
+
 def test_dead_letters_are_listed_without_reading_a_hundred_large_ones_at_once(
     broker: StreamBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for one in delivered(broker, "q", "me", *map(large, range(7))):
         broker.reject("me", one.entry, death=b"{}", max_length=None, ttl=None)
-    pages: list[int] = []
-    scan = broker.scan
-    monkeypatch.setattr(
-        broker, "scan", lambda *args, **options: pages.append(len(found := scan(*args, **options))) or found
-    )
+    pages = pages_of(broker, scripts.SCAN, monkeypatch)
 
-    letters = list(inspect.dead_letters(broker, "q"))
+    letters = list(dead_letters(broker, "q"))
 
     assert len(letters) == 7
     assert max(pages) <= MOST
@@ -151,7 +166,7 @@ def test_dead_letters_are_bounded_by_memory_and_the_oldest_go(broker: StreamBrok
     for number in range(20):
         bury(broker, b"%d " % number + b"x" * 100_000, max_memory=1_000_000)
 
-    kept = [one.message.body.split()[0] for one in inspect.dead_letters(broker, "q") if one.message]
+    kept = [one.message.body.split()[0] for one in dead_letters(broker, "q") if one.message]
 
     used = broker.client.call("MEMORY", "USAGE", f"{STREAM}:dead", "SAMPLES", 0)
     assert used <= 1_200_000
@@ -172,7 +187,7 @@ def test_dead_letter_that_is_larger_than_the_bound_is_kept_until_the_next(broker
     for number in (1, 2):
         bury(broker, b"%d" % number * 2_000_000, max_memory=1_000_000)
 
-        (letter,) = inspect.dead_letters(broker, "q")
+        (letter,) = dead_letters(broker, "q")
         assert letter.message is not None
         assert letter.message.body[:1] == b"%d" % number
 
@@ -223,12 +238,8 @@ def test_large_delayed_messages_are_listed_in_several_steps(
 ) -> None:
     for number in range(7):
         broker.delay("q", large(number), due_ms=2**45 + number, member=str(number))
-    pages: list[int] = []
-    preview = broker.preview
-    monkeypatch.setattr(
-        broker, "preview", lambda *args, **options: pages.append(len(found := preview(*args, **options))) or found
-    )
+    pages = pages_of(broker, scripts.PREVIEW, monkeypatch)
 
-    assert [one.member for one in inspect.delayed_messages(broker, "q")] == [str(number) for number in range(7)]
-    assert [one.member for one in inspect.delayed_messages(broker, "q", limit=2)] == ["0", "1"]
+    assert [one.member for one in delayed_messages(broker, "q")] == [str(number) for number in range(7)]
+    assert [one.member for one in delayed_messages(broker, "q", limit=2)] == ["0", "1"]
     assert max(pages) <= MOST

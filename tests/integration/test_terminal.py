@@ -13,16 +13,22 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.bin.base import CLIContext
+from celery.utils.nodenames import gethostname
 from click.testing import CliRunner, Result
 from kombu import Queue
 from rich.console import Console
 
-from celery_streams import streams_of
+from celery_streams import keys, streams_of
+from celery_streams.bin.adopt import adopt
+from celery_streams.bin.alerts import alerts
 from celery_streams.bin.dead import dead
 from celery_streams.bin.doctor import doctor
 from celery_streams.bin.doctor import render as render_doctor
 from celery_streams.bin.forget import forget
+from celery_streams.bin.health import health
+from celery_streams.bin.limits import limits
 from celery_streams.bin.migrate import migrate
+from celery_streams.bin.pause import pause, resume
 from celery_streams.bin.purge import purge
 from celery_streams.bin.status import render, status
 from celery_streams.bin.terminal import Rows
@@ -30,6 +36,8 @@ from celery_streams.broker import StreamBroker
 from celery_streams.message import Message, encode
 from celery_streams.monitoring.doctor import diagnose
 from celery_streams.monitoring.status import collect
+from celery_streams.pauses import pause_queue
+from celery_streams.presence import ConsumerPresence, WorkerPresence, beat
 from tests.support.eventually import eventually
 from tests.support.redis_state import delivered, message
 
@@ -98,6 +106,52 @@ def test_nothing_of_a_message_reaches_the_terminal_as_a_control_sequence(app: Ma
         (forget, (NASTY,)),
         (forget, (NASTY, "--with-messages")),
         (purge, ("-f", "-Q", NASTY)),
+    ]
+
+    for command, words in commands:
+        result = run(command, project, *words)
+        assert result.exception is None or isinstance(result.exception, SystemExit), (words, result.exception)
+        for line in (result.stdout + result.stderr).split("\n"):
+            assert line.isprintable(), (command.name, words, line)
+
+
+def test_nothing_that_workers_and_operators_say_reaches_the_terminal_as_a_control_sequence(
+    app: MakeApp, broker: StreamBroker
+) -> None:
+    project = app(worker_enable_remote_control=False)
+    broker.ensure_groups([NASTY])
+    broker.publish(NASTY, nasty_message())
+    pause_queue(broker, NASTY, reason=NASTY)
+    consumers = (ConsumerPresence(f"{NASTY}@{gethostname()}/0.1", (), 50.0),)
+    for worker, timeout in (("lives", 60.0), ("dies", 1.0)):
+        node = f"{worker}{NASTY}@{gethostname()}"
+        beat(broker, WorkerPresence(worker, node, 7, NASTY, timeout, (NASTY,), consumers), forget=False)
+    lane = json.dumps({"task": NASTY, "first": 1, "last": 3, "number": 1})
+    broker.client.call("HSET", broker.queue_keys(NASTY).shelf[1], NASTY, lane)
+    broker.client.call("HSET", keys.limits(broker.prefix), NASTY, json.dumps({"concurrency": 1, NASTY: NASTY}))
+    broker.client.call("XADD", NASTY, "*", NASTY, NASTY)
+    commands = [
+        (status, ()),
+        (alerts, ()),
+        (alerts, ("--json",)),
+        (health, ()),
+        (health, ("--json",)),
+        (health, ("-n", f"dies{NASTY}")),
+        (doctor, ("--no-workers",)),
+        (limits, ()),
+        (limits, ("--json",)),
+        (limits, ("set", NASTY, "concurrency=1")),
+        (limits, ("set", "celery.ping", NASTY)),
+        (limits, ("reset", NASTY)),
+        (pause, (NASTY, "--reason", NASTY)),
+        (pause, (NASTY + "?",)),
+        (resume, (NASTY,)),
+        (adopt, (NASTY, "--task", NASTY, "--map", f"{NASTY}=a")),
+        (adopt, (NASTY, "--task", "celery.ping", "--map", f"{NASTY}={NASTY}")),
+        (adopt, (NASTY, "--task", "celery.ping", "--map", f"{NASTY}=a", "--dry-run")),
+        (adopt, (NASTY, "--task", "celery.ping", "--map", f"{NASTY}=a:json", "-Q", NASTY)),
+        (adopt, (NASTY + "?", "--task", "celery.ping", "--map", "a=a")),
+        (dead, ("list", "--task", NASTY, "--reason", NASTY)),
     ]
 
     for command, words in commands:
@@ -249,7 +303,7 @@ def test_messages_on_a_list_that_nobody_consumes_are_critical_everywhere(
     odd = [one for one in diagnose(streams_of(project), ["jobs"]).findings if one.level == "critical" and one.queue]
 
     assert result.exit_code == 2
-    assert "jobs: 1 wait on Celery's list and no stock worker consumes it" in result.stdout
+    assert "jobs: 1 waiting on Celery's list, and no stock worker consumes it" in result.stdout
     assert [(one.queue, one.name) for one in found.alerts] == [("jobs", "no_stock_worker")]
     assert [one.check for one in odd] == ["both worlds"]
     assert run(doctor, project, "jobs", "--accept", "persistence").exit_code == 2
@@ -278,7 +332,7 @@ def test_broker_that_is_away_hides_only_the_lists(app: MakeApp, broker: StreamBr
     assert found.queues[0].state.waiting == 1
     assert found.queues[0].side.length is None
     assert found.lists_trouble is not None
-    assert "Celery's lists cannot be looked at" in run(status, project).stdout
+    assert "Celery's lists cannot be read" in run(status, project).stdout
 
 
 def test_broker_that_is_no_redis_has_no_lists(app: MakeApp, broker: StreamBroker, redis_url: str) -> None:
@@ -402,7 +456,7 @@ def test_misspelt_environment_variable_is_said_with_the_right_one(
     result = run(status, project)
     findings = {one.check: one for one in diagnose(streams_of(project), ask_workers=False).findings}
 
-    assert f"{name} is no setting, nobody reads it; did you mean '{right}'?" in result.stdout
+    assert f"{name} is not a setting and has no effect; did you mean '{right}'?" in result.stdout
     assert result.exit_code == 1
     assert findings["settings"].level == "warning"
 
@@ -411,7 +465,7 @@ def test_misspelt_setting_of_the_app_is_said(app: MakeApp, broker: StreamBroker)
     found = collect(streams_of(app(stream_queues=["a"])))
 
     assert [one.message for one in found.settings] == [
-        "stream_queues is no setting, nobody reads it; did you mean 'streams_queues'?"
+        "stream_queues is not a setting and has no effect; did you mean 'streams_queues'?"
     ]
 
 

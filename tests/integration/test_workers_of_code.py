@@ -23,9 +23,13 @@ from tests.support.processes import ROOT
 
 #: A test suite of a user: Celery's own fixtures and start_worker, on an app that is on streams.
 SUITE = """
+    import logging
+
     import pytest
+    from celery import Task, signals
     from celery.contrib.testing.worker import start_worker
     from celery.contrib.testing import tasks
+    from celery.worker.consumer import Consumer
 
     import celery_streams
     from celery_streams import inspect as streams_inspect
@@ -68,6 +72,64 @@ SUITE = """
             assert add.delay(1, 2).get(timeout=10) == 3
         assert set(lengths(celery_app).values()) <= {{0}}
 
+    @pytest.mark.parametrize("pool", ["solo", "threads"])
+    def test_task_that_is_declared_while_the_worker_runs(celery_app, add, pool):
+        with start_worker(celery_app, pool=pool, perform_ping_check=False) as worker:
+            assert add.delay(1, 2).get(timeout=10) == 3
+
+            @celery_app.task(name=f"late-{{pool}}")
+            def late():
+                return "ran"
+
+            worker.consumer.update_strategies()
+            assert late.delay().get(timeout=10) == "ran"
+
+    @pytest.mark.parametrize("pool", ["solo", "threads"])
+    def test_batch_whose_task_is_declared_while_the_worker_runs(celery_app, add, pool):
+        seen = []
+
+        class Pairs(Task):
+            # As packages for batches do: whose pool it is, is noted when the strategy is made, for all tasks alike.
+            def Strategy(self, task, app, consumer):
+                self.kept, self.of = [], consumer
+                return self.keep
+
+            def keep(self, message, body, ack, reject, callbacks, **options):
+                self.kept.append((message.headers["id"], ack))
+                if len(self.kept) == 2:
+                    self.of.pool.apply_async(
+                        seen.append, ([one for one, _ in self.kept],), accept_callback=self.accepted, callback=bool
+                    )
+
+            def accepted(self, *_):
+                for _, ack in self.kept:
+                    ack(logging.getLogger("tests"), ())
+
+        with start_worker(celery_app, pool=pool, concurrency=1, perform_ping_check=False) as worker:
+            assert add.delay(1, 2).get(timeout=10) == 3
+
+            @celery_app.task(base=Pairs, name=f"pair-{{pool}}")
+            def pair():
+                raise AssertionError("never called alone")
+
+            worker.consumer.update_strategies()
+            ids = [pair.delay().id for _ in range(2)]
+            assert add.delay(1, 2).get(timeout=10) == 3
+            assert seen == [ids]
+
+    @pytest.mark.parametrize("pool", ["solo", "threads"])
+    def test_receivers_tell_senders_apart_by_class(celery_app, add, pool):
+        senders = []
+
+        def receiver(sender, request, **fields):
+            if request.name == "add":
+                senders.append((isinstance(sender, Consumer), sender.hostname, request.name))
+
+        signals.task_received.connect(receiver)
+        with start_worker(celery_app, pool=pool, perform_ping_check=False) as worker:
+            assert add.delay(1, 2).get(timeout=10) == 3
+            assert senders == [(True, worker.hostname, "add")]
+
     def test_two_workers_one_after_the_other(celery_app, add):
         for n in range(2):
             with start_worker(celery_app, perform_ping_check=False):
@@ -96,7 +158,7 @@ def test_suite_that_uses_celerys_fixtures_passes_on_streams_and_on_lists(redis_u
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 passed" in done.stdout
+    assert "12 passed" in done.stdout
 
 
 def environment():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import dataclasses
 import json
 import multiprocessing
@@ -80,6 +81,87 @@ class CauseError(Exception):
         raise RuntimeError("no cause")
 
 
+class StrError(Exception):
+    """An exception without a text."""
+
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+class SetError(Exception):
+    """An exception that takes no attribute, and says so with an error of its own."""
+
+    def __setattr__(self, name, value):
+        raise RuntimeError(f"no {name}")
+
+
+class BoolError(Exception):
+    """An exception that is neither true nor false, equal to nothing, and no key of a dictionary."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __bool__(self):
+        raise RuntimeError("no truth")
+
+    def __eq__(self, other):
+        raise RuntimeError("no equality")
+
+
+class PickleError(Exception):
+    """An exception that cannot be pickled or copied."""
+
+    def __reduce_ex__(self, protocol):
+        raise RuntimeError("no pickle")
+
+
+class ArgsError(Exception):
+    """An exception whose arguments cannot be had."""
+
+    @property
+    def args(self):  # type: ignore[override]
+        raise RuntimeError("no args")
+
+
+class ContextError(Exception):
+    """An exception that lies about where it was raised."""
+
+    @property
+    def __context__(self):  # type: ignore[override]
+        raise RuntimeError("no context")
+
+    @property
+    def __traceback__(self):  # type: ignore[override]
+        raise RuntimeError("no traceback")
+
+
+class ClassError(Exception):
+    """An exception that says it is of another class."""
+
+    __class__ = property(lambda self: KeyError)  # type: ignore[assignment]
+
+
+class LoopError(Exception):
+    """An exception that caused itself."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.__cause__ = self.__context__ = self
+
+
+class InitError(Exception):
+    """An exception that cannot be made again of its arguments."""
+
+    def __init__(self, text, *, code=7):
+        super().__init__()
+        self.code, self.lock = code, threading.Lock()
+
+
+def several(text):
+    """Return a group of exceptions, one of them frozen; an exception before Python 3.11."""
+    group = getattr(builtins, "ExceptionGroup", None)
+    return ActionError(text) if group is None else group(text, [FrozenError(text), ReprError(text)])
+
+
 ODD = {
     "cancelled": asyncio.CancelledError,
     "generator": GeneratorExit,
@@ -87,6 +169,16 @@ ODD = {
     "frozen": FrozenError,
     "repr": ReprError,
     "cause": CauseError,
+    "str": StrError,
+    "set": SetError,
+    "bool": BoolError,
+    "pickle": PickleError,
+    "args": ArgsError,
+    "context": ContextError,
+    "class": ClassError,
+    "loop": LoopError,
+    "init": InitError,
+    "several": several,
 }
 
 
@@ -196,24 +288,24 @@ def _retry_caught_then(task, value, then, **options):
     return value
 
 
-def _terminate_process(task, value):
-    """Terminate a process of multiprocessing, and return its exit code."""
+def _terminate_process(task, value, after=0.1):
+    """Terminate a process of multiprocessing ``after`` seconds, and return its exit code."""
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined] # else it refuses, as stock does
-    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=False)
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,), daemon=False)
     process.start()
-    time.sleep(0.1)
+    time.sleep(after)
     process.terminate()
     process.join(10)
     return process.exitcode
 
 
-def _fork_terminated(task, value, signum=signal.SIGTERM):
-    """Fork a process that sleeps, send it a signal, and return the signal that ended it."""
+def _fork_terminated(task, value, signum=signal.SIGTERM, after=0.1):
+    """Fork a process that sleeps, send it a signal ``after`` seconds, and return the signal that ended it."""
     pid = os.fork()
     if pid == 0:
-        time.sleep(60)
+        time.sleep(8)
         os._exit(7)
-    time.sleep(0.1)
+    time.sleep(after)
     os.kill(pid, signum)
     return os.WTERMSIG(os.waitpid(pid, 0)[1])
 
@@ -288,6 +380,14 @@ def _sleep(task, value, seconds=0.1):
     return value
 
 
+def _linger(task, value, seconds=30, after=1.0):
+    """Sleep, and take a while to end when somebody ends it."""
+    try:
+        time.sleep(seconds)
+    finally:
+        time.sleep(after)
+
+
 def _meet(task, value, count):
     """End when ``count`` of these run at once in this process."""
     _meetings.setdefault(count, threading.Barrier(count)).wait(15)
@@ -299,6 +399,13 @@ def _sleep_first(task, value, seconds=0.1):
     if ledger.count("run", task.request.id) <= 1:
         time.sleep(seconds)
     return value
+
+
+def _after_gate(task, value, gate, then, **options):
+    """Wait until the file ``gate`` is there, then do ``then``."""
+    while not os.path.exists(gate):
+        time.sleep(0.01)
+    return _ACTIONS[then](task, value, **options)
 
 
 def _spin(task, value, seconds=0.1):
@@ -338,6 +445,12 @@ def _request(task, value):
 def _publish(task, value):
     """Publish another task from inside the task."""
     return act.delay("ok", value).id
+
+
+def _send_event(task, value):
+    """Send an event of the task's own."""
+    task.send_event("task-own", value=value)
+    return value
 
 
 def _replace(task, value):
@@ -399,6 +512,23 @@ def act_tracked(self, action, value=None, **options):
     return run_action(self, action, value, **options)
 
 
+@shared_task(bind=True, base=Recorded, streams_unique=True)
+def act_unique(self, action, value=None, **options):
+    return run_action(self, action, value, **options)
+
+
+@shared_task(bind=True, base=Recorded, streams_unique=True, streams_unique_key="value", streams_unique_until="start")
+def act_unique_until_start(self, action, value=None, **options):
+    return run_action(self, action, value, **options)
+
+
+@shared_task(
+    bind=True, base=Recorded, streams_concurrency=2, streams_concurrency_key="value", streams_concurrency_per_key=1
+)
+def act_in_turn(self, action, value=None, **options):
+    return run_action(self, action, value, **options)
+
+
 @shared_task(bind=True, base=Recorded, rate_limit="10/s")
 def act_limited(self, action, value=None, **options):
     return run_action(self, action, value, **options)
@@ -406,6 +536,12 @@ def act_limited(self, action, value=None, **options):
 
 @shared_task(bind=True, base=Recorded, soft_time_limit=0.5, time_limit=20)
 def act_soft_limited(self, action, value=None, **options):
+    return run_action(self, action, value, **options)
+
+
+@shared_task(bind=True, base=Recorded, reject_on_worker_lost=False)
+def act_not_again(self, action, value=None, **options):
+    """Not run again when its process dies, as Celery has it where it acknowledges early."""
     return run_action(self, action, value, **options)
 
 

@@ -1,6 +1,7 @@
-"""``async def`` tasks, declared with celery-streams' decorator and with Celery's own."""
+"""``async def`` tasks, declared with celery-streams' decorator and with Celery's own.
 
-from __future__ import annotations
+The annotations are classes, not texts: of those, Celery 5.5 makes no models for ``pydantic=True``.
+"""
 
 import asyncio
 import functools
@@ -10,6 +11,7 @@ import threading
 import pydantic
 from celery import current_task
 from celery import shared_task as celery_shared_task
+from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_streams import shared_task
 
@@ -168,3 +170,37 @@ async def wait_for_point(point: Point) -> Point:
 async def wait_for_bound_point(self, point: Point) -> Point:
     await asyncio.sleep(0.01)
     return Point(x=point.x + 1)
+
+
+@shared_task(bind=True)
+async def wait_and_clean_up(self, seconds=60.0):
+    """Catch the soft time limit, and return what was thought of it."""
+    try:
+        await _wait(self, None, seconds)
+    except SoftTimeLimitExceeded:
+        await asyncio.sleep(0.01)
+        return "cleaned up"
+
+
+@shared_task(bind=True, max_retries=3)
+async def wait_stubbornly(self, then="swallow", seconds=60.0):
+    """Do something odd each time it is cancelled; the second time it runs it ends at once."""
+    ledger.write("run", self.request.id, task=self.name, redelivered=self.request.delivery_info["redelivered"])
+    if ledger.count("run", self.request.id) > 1:
+        return "at last"
+    while True:
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError as exc:
+            ledger.write("cancelled", self.request.id)
+            if then == "return":
+                return "all the same"
+            if then == "raise":
+                raise ValueError(then) from exc
+            if then == "retry":
+                raise self.retry(countdown=0) from exc
+            if then == "sleep":
+                await asyncio.sleep(0.3)
+                raise
+        finally:
+            ledger.write("left", self.request.id)

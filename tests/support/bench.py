@@ -12,7 +12,8 @@ from typing import Any
 from celery import Celery, signals
 
 from celery_streams import inspect, streams_of
-from celery_streams.broker import Delivery, StreamBroker
+from celery_streams.broker import StreamBroker
+from celery_streams.entries import Delivery
 from celery_streams.message import Message, encode
 from celery_streams.worker.executor import Executor
 from celery_streams.worker.settle import Settler

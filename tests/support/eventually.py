@@ -15,8 +15,10 @@ def eventually(
     """Call ``condition`` until it returns something true, and return that.
 
     An AssertionError raised by the condition counts as "not yet". Raises AssertionError with the last value, or with
-    the last assertion, after ``timeout`` seconds.
+    the last assertion, after ``timeout`` seconds. It looks less and less often, up to twenty times ``interval``, which
+    is short where what is waited for is soon over.
     """
+    longest = min(20 * interval, 0.2)
     deadline = time.monotonic() + timeout
     while True:
         failure: AssertionError | None = None
@@ -32,4 +34,4 @@ def eventually(
             seen = f"it failed: {failure}" if failure is not None else f"the last value was {value!r}"
             raise AssertionError(f"{what}: not so within {timeout:g} s; {seen}") from failure
         time.sleep(interval)
-        interval = min(interval * 1.5, 0.2)
+        interval = min(interval * 1.5, longest)

@@ -64,6 +64,21 @@ def alive(pid: int) -> bool:
     return True
 
 
+def processes_of(folder: Path) -> list[str]:
+    """Return the command lines of living processes that work in ``folder`` or were told of it."""
+    found = []
+    for one in Path("/proc").glob("[0-9]*"):
+        try:
+            # Redis overwrites its environment with its title, but works in its own directory.
+            told = str(folder) in os.readlink(one / "cwd") or str(folder).encode() in (one / "environ").read_bytes()
+            command = (one / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if told and command:
+            found.append(command)
+    return found
+
+
 class Program:
     """A process of its own session, with its output in a file."""
 
@@ -136,7 +151,6 @@ class Worker(Program):
     Args:
         program: a key of :data:`PROGRAMS`.
         name: the first part of the node name, and the name in the ledger.
-        alone: without mingle and gossip, which cost a second at the start and tell workers of each other.
     """
 
     def __init__(
@@ -149,7 +163,6 @@ class Worker(Program):
         environment: Mapping[str, str],
         concurrency: int | None = 2,
         pool: str = "prefork",
-        alone: bool = True,
         options: Sequence[str] = (),
     ) -> None:
         self.hostname = f"{name}@test"
@@ -158,7 +171,6 @@ class Worker(Program):
                 *(*PROGRAMS[program], "-A", "tests.proj", "worker", "-n", self.hostname, "-Q", queues),
                 *(() if concurrency is None else ("-c", str(concurrency))),
                 *("-P", pool, "-l", "INFO"),
-                *(("--without-mingle", "--without-gossip") if alone else ()),
                 *options,
             ],
             log=directory / f"{name}.log",

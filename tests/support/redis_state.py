@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery_streams import keys
-from celery_streams.broker import Delivery, StreamBroker, StreamRef
+from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
+from celery_streams.entries import Delivery, StreamRef
 from celery_streams.message import Message
 
 
@@ -103,3 +104,9 @@ def redis_now_ms(client: RedisClient) -> int:
     """Return Redis' clock in milliseconds since the epoch."""
     seconds, micros = client.call("TIME")
     return int(seconds) * 1000 + int(micros) // 1000
+
+
+def commands_processed(broker: StreamBroker) -> int:
+    """Return how many commands Redis has carried out, those of scripts included."""
+    said = broker.client.call("INFO", "stats").decode()
+    return int(said.partition("total_commands_processed:")[2].partition("\r\n")[0])

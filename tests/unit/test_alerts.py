@@ -10,6 +10,7 @@ import pytest
 from celery_streams.conf import Alerts
 from celery_streams.inspect import QueueStatus
 from celery_streams.monitoring.alerts import judge, never_used
+from celery_streams.monitoring.lists import ListSide
 
 QUIET = QueueStatus(
     queue="send_message", waiting=0, pending=0, delayed=0, dead=0, consumers=2, oldest_waiting=None, overdue=0.0
@@ -34,6 +35,7 @@ def test_queue_below_all_thresholds_raises_no_alert() -> None:
         ("dead", "dead", 1, 100),
         ("pending", "pending", 1_000, 10_000),
         ("overdue", "overdue", 5.0, 60.0),
+        ("crashes", "restart_loop", 3, 10),
     ],
 )
 def test_value_at_a_threshold_meets_it(change: str, name: str, warning: float, critical: float) -> None:
@@ -70,7 +72,36 @@ def test_waiting_messages_without_a_consumer_are_critical() -> None:
     [alert] = judge(replace(QUIET, waiting=1, consumers=0), Alerts())
 
     assert (alert.level, alert.name) == ("critical", "no_consumer")
-    assert alert.message == "1 wait and no worker consumes (critical from 1)"
+    assert alert.message == "1 waiting, and no worker consumes the queue (critical from 1)"
+
+
+def test_entries_that_nobody_works_on_any_more_are_critical() -> None:
+    [alert] = judge(replace(QUIET, pending=2, consumers=0), Alerts())
+
+    assert (alert.level, alert.name, alert.value) == ("critical", "no_consumer", 2)
+
+
+def test_one_child_is_one_child() -> None:
+    [alert] = judge(replace(QUIET, crashes=1), Alerts(restart_loop_warning=1))
+
+    assert alert.message == "1 child of its workers crashed within ten minutes (warning from 1)"
+
+
+@pytest.mark.parametrize(
+    ("side", "names"),
+    [
+        (ListSide(100, 1.0, ("stock@h",)), ["list_filling"]),
+        (ListSide(100, 1.0, None), ["list_filling"]),
+        (ListSide(100, 1.0, ()), ["no_stock_worker"]),
+        (ListSide(99, 1.0, ("stock@h",)), []),
+        (ListSide(100, 0.5, ("stock@h",)), []),
+        (ListSide(5_000, 0.5, ("stock@h",)), ["list_backlog"]),
+        (ListSide(5_000, 0.0, ("stock@h",)), ["list_backlog"]),
+        (ListSide(None, 1.0, None), []),
+    ],
+)
+def test_list_that_fills_though_all_should_go_to_the_stream_is_said(side: ListSide, names: list[str]) -> None:
+    assert [alert.name for alert in judge(QUIET, Alerts(), side)] == names
 
 
 def test_empty_queue_without_a_consumer_is_in_order() -> None:
@@ -91,8 +122,8 @@ def test_message_says_the_value_and_the_threshold() -> None:
     queue = replace(QUIET, waiting=12_345, overdue=7.25)
 
     assert [alert.message for alert in judge(queue, Alerts())] == [
-        "12,345 wait (critical from 10,000)",
-        "the earliest delayed message is 7.2 s late; is a worker up? (warning from 5)",
+        "12,345 waiting (critical from 10,000)",
+        "the earliest delayed message is 7.2 s late; is a worker running? (warning from 5)",
     ]
 
 

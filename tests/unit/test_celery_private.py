@@ -12,9 +12,15 @@ from celery import Celery, _state, current_app
 from celery.app.amqp import Queues
 from celery.app.autoretry import add_autoretry_behaviour
 from celery.app.base import pydantic_wrapper
+from celery.app.task import Context
 from celery.app.trace import TraceInfo
 from celery.worker import request as worker_request
+from hypothesis import given
+from hypothesis import strategies as st
+from kombu import serialization
 from kombu.message import Message
+from kombu.messaging import Producer
+from kombu.utils import json
 
 import celery_streams
 from celery_streams import celery_private
@@ -46,7 +52,11 @@ NAMES: dict[str, tuple[Any, str]] = {
     ),
     "celery._state._task_stack": (
         lambda: hasattr(_state._task_stack, "push"),
-        "pools that run coroutines keep current_task for each context (celery_private.exchange_task_stack)",
+        "workers keep current_task for each context (celery_private.exchange_task_stack)",
+    ),
+    "celery.app.base.Celery._get_backend": (
+        lambda: callable(Celery._get_backend),
+        "the result of a duplicate answers for the first message (celery_private.change_backends)",
     ),
     "celery._state.get_current_task": (
         lambda: callable(_state.get_current_task),
@@ -63,6 +73,25 @@ NAMES: dict[str, tuple[Any, str]] = {
     "AMQP._producer_pool": (
         lambda: hasattr(Celery("private", set_as_current=False).amqp, "_producer_pool"),
         "an app whose amqp was built before gets our producers (celery_private.forget_producer_pool)",
+    ),
+    "the closure of AMQP._create_task_sender": (
+        lambda: (
+            {"send_after_publish", "send_task_sent"}
+            <= set(Celery("private", set_as_current=False).amqp.send_task_message.__code__.co_freevars)
+        ),
+        "after_task_publish is sent when a held message is stored (celery_private.replace_in_sender)",
+    ),
+    "Producer._batch_local": (
+        lambda: not hasattr(Producer, "batch") or "_batch_local" in vars(Producer(None)),
+        "Producer.batch holds stream messages (celery_private.publish_batch)",
+    ),
+    "what a publish calls": (
+        lambda: all(celery_private.publish_code(Celery("private", set_as_current=False))),
+        "plans are dropped when somebody replaces what publishes (celery_private.publish_code)",
+    ),
+    "serialization.registry._encoders": (
+        lambda: serialization.registry._encoders["json"].encoder is json.dumps,
+        "bodies are encoded as kombu encodes JSON only where kombu would (celery_private.encodes_json)",
     ),
     "Queues._consume_from": (
         lambda: hasattr(Queues({}), "_consume_from"),
@@ -99,6 +128,14 @@ NAMES: dict[str, tuple[Any, str]] = {
     "billiard.common._should_have_exited": (
         lambda: isinstance(common._should_have_exited, list),
         "an exit that the parent asked for is told from one of the task (celery_private.is_ending)",
+    ),
+    "Context._get_custom_headers": (
+        lambda: callable(Context._get_custom_headers),
+        "each task would find out its custom headers anew, for 4 us (celery_private.remember_custom_headers)",
+    ),
+    "serialization.registry._decoders": (
+        lambda: serialization.registry._decoders["application/json"] is json.loads,
+        "bodies are decoded as kombu decodes JSON only where kombu would (celery_private.decodes_json)",
     ),
     "TraceInfo.handle_error_state": (
         lambda: all(callable(getattr(TraceInfo, f"handle_{way}")) for way in ("error_state", "ignore", "reject")),
@@ -143,3 +180,42 @@ def test_functions_answer_for_a_real_app() -> None:
     assert celery_private.config_source(app) == {"task_default_queue": "q"}
     assert celery_private.autoretried_function(_task()) is not None
     assert not celery_private.is_ending()
+
+
+_NAMES = st.sampled_from(
+    ["id", "task", "lang", "headers", "argsrepr", "timelimit", "stamps", "compression", "mine", "x", "update", "args"]
+)
+
+
+@given(requests=st.lists(st.tuples(st.dictionaries(_NAMES, st.integers()), st.dictionaries(_NAMES, st.integers()))))
+def test_custom_headers_are_those_that_celery_finds(requests: list[tuple[dict[str, int], dict[str, int]]]) -> None:
+    plain: Any = getattr(Context._get_custom_headers, "plain", Context._get_custom_headers)
+    expected = [plain(Context(), dict(headers), **others) for headers, others in requests]
+
+    celery_private.remember_custom_headers()
+
+    found = [Context()._get_custom_headers(dict(headers), **others) for headers, others in requests]
+    assert found == expected
+    assert [list(one or ()) for one in found] == [list(one or ()) for one in expected]
+
+
+def test_custom_headers_are_found_in_whatever_a_context_is_made_of() -> None:
+    celery_private.remember_custom_headers()
+
+    assert Context().headers is None
+    assert Context([("id", "1"), ("mine", 2)]).headers == {"mine": 2}
+    assert Context({"id": "1", "mine": 2}).headers == {"mine": 2}
+    assert Context({"id": "1"}, args=()).headers is None
+
+
+def test_json_that_somebody_else_decodes_is_left_to_them() -> None:
+    kept = serialization.registry._decoders["application/json"]
+
+    serialization.registry._decoders["application/json"] = lambda data: data
+    try:
+        assert not celery_private.decodes_json("application/json")
+    finally:
+        serialization.registry._decoders["application/json"] = kept
+
+    assert celery_private.decodes_json("application/json")
+    assert not celery_private.decodes_json("application/x-yaml")

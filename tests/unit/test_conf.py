@@ -39,9 +39,17 @@ VALUES: list[tuple[str, Any, str, Any]] = [
     ("dead_letter_max_length", 5, "5", 5),
     ("dead_letter_max_memory", 1_000_000, "1000000", 1_000_000),
     ("dead_letter_ttl", dt.timedelta(hours=1), "3600", 3600.0),
+    ("max_connection_age", 600, "600", 600.0),
     ("max_length", 100, "100", 100),
+    ("publish_on_commit", ["default", "other"], "default, other", ("default", "other")),
     ("unknown_task_ttl", 0, "0", 0.0),
     ("rate_limit_scope", "global", "global", "global"),
+    ("compact_messages", False, "no", False),
+    ("celery_queue_length", True, "yes", True),
+    ("count_tasks", True, "yes", True),
+    ("track", ["chat.*", "b"], "chat.*, b", ("chat.*", "b")),
+    ("track_ttl", 60, "60", 60.0),
+    ("limits", {"t": {"rate": "1/s"}}, '{"t": {"rate": "1/s"}}', {"t": {"rate": "1/s"}}),
     ("alerts", {"dead_warning": 9}, '{"dead_warning": 9}', Alerts(dead_warning=9)),
 ]
 
@@ -56,9 +64,17 @@ DEFAULTS: dict[str, Any] = {
     "dead_letter_max_length": 10_000,
     "dead_letter_max_memory": 268_435_456,
     "dead_letter_ttl": 30 * 86_400.0,
+    "max_connection_age": None,
     "max_length": None,
+    "publish_on_commit": False,
     "unknown_task_ttl": 600.0,
     "rate_limit_scope": "worker",
+    "compact_messages": True,
+    "celery_queue_length": False,
+    "count_tasks": False,
+    "track": False,
+    "track_ttl": None,
+    "limits": {},
     "alerts": Alerts(),
     "priority_steps": (0, 3, 6, 9),
 }
@@ -87,7 +103,11 @@ def test_environment_overrides_the_configuration(name: str, value: Any, text: st
 
 
 @pytest.mark.parametrize(
-    "name", ["url", "dead_letter_max_length", "dead_letter_max_memory", "dead_letter_ttl", "max_length"]
+    "name",
+    [
+        *("url", "dead_letter_max_length", "dead_letter_max_memory", "dead_letter_ttl"),
+        *("max_connection_age", "max_length", "track_ttl"),
+    ],
 )
 def test_none_switches_an_optional_setting_off(name: str) -> None:
     assert getattr(read({f"streams_{name}": None}), name) is None
@@ -150,9 +170,13 @@ def test_namespaced_settings_of_an_object_are_read() -> None:
         ("dead_letter_max_length", 0, "at least 1"),
         ("dead_letter_max_memory", 0, "at least 1"),
         ("dead_letter_ttl", -1, "at least 0"),
+        ("max_connection_age", 0, "at least 1"),
         ("max_length", -5, "at least 1"),
         ("unknown_task_ttl", -1, "at least 0"),
         ("rate_limit_scope", "node", "'worker' or 'global'"),
+        ("track", {"a": 1}, "names of tasks or patterns"),
+        ("track", [1], "names of tasks or patterns"),
+        ("track_ttl", -1, "at least 0"),
         ("alerts", "{", "not valid JSON"),
         ("alerts", 3, "mapping of threshold"),
         ("alerts", {"backlog_warn": 3}, "did you mean 'backlog_warning'"),

@@ -11,7 +11,7 @@ import redis
 
 from celery_streams.connection import RedisClient
 from celery_streams.exceptions import BrokerUnavailable, ConfigurationError
-from celery_streams.redis_url import ConnectionOptions, safe_url
+from celery_streams.redis_url import ConnectionOptions, place, safe_url
 
 
 def connection_of(url: str, **options: Any) -> Any:
@@ -94,8 +94,8 @@ def test_sentinel_master_may_stand_in_the_url() -> None:
         ("redis://cache?no_such_option=1", "bad connection options"),
         ("sentinel://one:26379", "master_name"),
         ("sentinel://one:port/0?master_name=main", "is not a"),
-        ("redis+cluster://cache", "Cluster is not supported yet"),
-        ("rediss+cluster://cache", "Cluster is not supported yet"),
+        ("redis+cluster://cache", "only streams_url can be"),
+        ("rediss+cluster://cache", "only streams_url can be"),
     ],
 )
 def test_bad_url_is_one_clear_line(url: str, complaint: str) -> None:
@@ -151,6 +151,7 @@ def test_server_away_is_our_error_with_the_host_and_without_the_password() -> No
 
     assert f"127.0.0.1:{port}" in str(caught.value)
     assert "secret" not in str(caught.value)
+    assert not str(caught.value).endswith("."), "log lines put one behind it"
 
 
 def test_client_reconnects_without_end() -> None:
@@ -196,6 +197,20 @@ def test_ssl_cert_reqs_may_be_celerys_word_or_redis_pys(scheme: str, word: str, 
     assert made.cert_reqs == value
     assert made.db == 3
     assert made.check_hostname is (value != ssl.CERT_NONE)
+
+
+@pytest.mark.parametrize(
+    ("url", "checked"),
+    [
+        ("rediss://cache", True),
+        ("rediss://cache?ssl_ca_certs=/ca.pem", True),
+        ("rediss://cache?ssl_check_hostname=false", False),
+        ("rediss://cache?ssl_cert_reqs=CERT_NONE", False),
+        ("sentinel://one?master_name=main&ssl_ca_certs=/ca.pem", True),
+    ],
+)
+def test_certificate_is_that_of_the_host_with_every_redis_py(url: str, checked: bool) -> None:
+    assert connection_of(url).check_hostname is checked
 
 
 @pytest.mark.parametrize("word", ["CERT_NONE", "none", ssl.CERT_NONE, 0])
@@ -308,6 +323,22 @@ def test_celerys_older_settings_fill_what_a_url_leaves_open() -> None:
 
     assert (open_one.username, open_one.password, open_one.port, open_one.db) == ("u", "p", 7000, 4)
     assert (full_one.username, full_one.password, full_one.port, full_one.db) == ("v", "w", 7001, 5)
+
+
+@pytest.mark.parametrize(
+    ("url", "database"),
+    [
+        ("redis://cache/0", 0),
+        ("redis://cache//", 0),
+        ("redis://cache?db=0", 0),
+        ("redis://cache/", 4),
+        ("unix:///run/redis.sock?virtual_host=0", 0),
+        ("unix:///run/redis.sock", 4),
+    ],
+)
+def test_database_zero_of_a_url_comes_before_celerys_older_setting(url: str, database: int) -> None:
+    assert connection_of(url, database="4").db == database
+    assert place(url, default_database="4")[2] == str(database)
 
 
 @pytest.mark.parametrize(

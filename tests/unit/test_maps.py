@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 MAPS = ["celery_streams", "celery_streams.worker", "celery_streams.concurrency", "celery_streams.monitoring",
-        "celery_streams.bin"]  # fmt: skip
+        "celery_streams.bin", "django_integration.dashboard"]  # fmt: skip
 
 
 @pytest.mark.parametrize("package", MAPS)

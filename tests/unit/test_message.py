@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kombu.utils import json as kombu_json
 
 from celery_streams.exceptions import MessageError
 from celery_streams.message import Message, decode_json, encode, encode_history, pack, unpack
@@ -156,3 +157,27 @@ def test_part_that_is_no_object_raises_our_error(part: str, raw: bytes) -> None:
 
     with pytest.raises(MessageError, match=f"{part} must be a JSON object"):
         getattr(Message(**values), f"decode_{part}")()
+
+
+@given(
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text() | st.dates() | st.uuids() | st.binary(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=20,
+    ),
+    around=st.sampled_from(["", " ", "\n", "\t\r\n "]),
+    escaped=st.booleans(),
+)
+def test_json_is_decoded_as_kombu_decodes_it(value: Any, around: str, escaped: bool) -> None:
+    text = kombu_json.dumps(value)
+    if escaped:
+        text = text.replace('"__type__"', '"\\u005f_type_\\u005F"')
+    raw = f"{around}{text}{around}".encode()
+
+    assert decode_json(raw) == kombu_json.loads(raw)
+
+
+@pytest.mark.parametrize("raw", [b"", b" ", b"{", b"1 2", b"{}x", b"nul", b"\xff"])
+def test_what_is_no_json_is_said_to_be_none(raw: bytes) -> None:
+    with pytest.raises(MessageError, match="not JSON"):
+        decode_json(raw)

@@ -13,7 +13,8 @@ from celery.bin.worker import worker as celery_worker
 from celery_streams.bin.worker import worker
 from celery_streams.worker.program import NO_EFFECT
 
-GUIDE = (Path(__file__).parents[2] / "MIGRATION.md").read_text()
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "MIGRATION.md").read_text()
 
 #: Heading of a table of settings -> what begins after it.
 SETTINGS = {
@@ -60,3 +61,23 @@ def test_each_option_of_the_worker_stands_in_the_guide(param: click.Parameter) -
     names = {name.split()[0] for name in first_column(between("## Options of the worker", "## "))}
 
     assert names & set(param.opts)
+
+
+def test_log_lines_that_the_troubleshooting_quotes_are_said() -> None:
+    code = "\n".join(path.read_text() for path in (ROOT / "celery_streams").rglob("*.py"))
+    quoted = [
+        line
+        for row in between("## Troubleshooting", "## ").splitlines()
+        if "the log:" in row
+        for line in re.findall(r'"([^"]+)"', row.split("|")[2])
+    ]
+
+    assert quoted
+    assert [line for line in quoted if line not in code] == []
+
+
+def test_contents_of_the_guide_lead_to_its_parts() -> None:
+    parts = {re.sub(r"[^\w -]", "", part.lower()).replace(" ", "-") for part in re.findall(r"^## (.+)$", GUIDE, re.M)}
+    linked = re.findall(r"\]\(#([^)]+)\)", GUIDE.split("\n## ", 1)[0])
+
+    assert [link for link in linked if link not in parts] == []

@@ -10,7 +10,7 @@ import celery_streams
 PACKAGE = Path(celery_streams.__file__).parent
 
 #: What takes a message off its stream, or puts it elsewhere, in the broker.
-VERBS = {"ack", "ack_command", "release", "release_all", "requeue", "retry", "reject"}
+VERBS = {"ack", "ack_command", "put_back", "put_back_all", "requeue", "retry", "reject"}
 
 SETTLER = PACKAGE / "worker" / "settle.py"
 

@@ -23,6 +23,7 @@ BEHIND = Outcome(Action.REQUEUE, redelivered=True, behind=True)
 CRASH_0 = Outcome(Action.REQUEUE, crash=True)
 CRASH_3 = Outcome(Action.REQUEUE, crash=True, delay=4.0)
 LATER = Outcome(Action.REQUEUE, delay=7.5, redelivered=False)
+HOLD = Outcome(Action.HOLD, delay=7.5)
 SOON = Outcome(Action.REQUEUE, delay=1.0, redelivered=False)
 
 
@@ -64,8 +65,9 @@ not_accepted  -      -         -         -        -      -         NOT_ACCEPTED
 invalid       -      -         -         -        -      -         INVALID
 early         yes    -         -         -        -      -         LATER
 early         no     -         -         -        -      -         LEAVE
-limited       yes    -         -         -        -      -         LATER
-limited       no     -         -         -        -      -         LEAVE
+limited       yes    -         -         -        -      -         HOLD
+limited       no     -         -         -        -      -         FAILED
+held          -      -         -         -        -      -         LEAVE
 timed_out     yes    -         no        -        -      0         CRASH_0
 timed_out     yes    -         no        -        -      3         CRASH_3
 timed_out     yes    -         no        -        -      4         CRASHED
@@ -100,6 +102,7 @@ OUTCOMES = {
     "CRASH_0": CRASH_0,
     "CRASH_3": CRASH_3,
     "LATER": LATER,
+    "HOLD": HOLD,
     "SOON": SOON,
     "FAILED": FAILED,
     "CRASHED": CRASHED,
@@ -192,6 +195,12 @@ def test_unknown_task_is_looked_at_again_ever_more_rarely_and_a_last_time_at_its
 def test_task_that_nobody_knew_in_time_is_a_dead_letter(since: float, ttl: float) -> None:
     assert unknown(since, ttl) == dead(Reason.UNKNOWN)
     assert unknown(since, ttl, acks_late=False) == dead(Reason.UNKNOWN)
+
+
+def test_unknown_task_goes_to_a_worker_that_takes_it_however_long_nobody_knew_it() -> None:
+    assert unknown(5, taker="w@h/0.1") == Outcome(Action.HAND_OVER, taker="w@h/0.1")
+    assert unknown(700, taker="w@h/0.1").action is Action.HAND_OVER
+    assert unknown(5, taker="w@h/0.1", acks_late=False).action is Action.LEAVE
 
 
 def test_message_that_came_early_waits_for_exactly_as_long_as_it_was_early() -> None:

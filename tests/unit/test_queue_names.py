@@ -41,7 +41,7 @@ def test_word_that_means_nothing_is_refused_in_one_line(word):
 
 def test_two_numbers_of_children_for_one_queue_contradict_each_other():
     assert read("a:2", "a:2").counts == {"a": 2}
-    with pytest.raises(click.UsageError, match="queue a 2 and 3 children"):
+    with pytest.raises(click.UsageError, match="queue a both 2 and 3 children"):
         read("a:2", "a:3")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_streams.broker import Entry, StreamRef
+from celery_streams.entries import Entry, StreamRef
 from celery_streams.message import Message
 from celery_streams.worker.slots import MAX_BATCH, Slot, SlotTable, Snapshot
 

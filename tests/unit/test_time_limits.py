@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
 
-from celery_streams.broker import Entry, StreamRef
-from celery_streams.conf import StreamsConf
+from celery_streams.entries import Entry, StreamRef
 from celery_streams.exceptions import BrokerUnavailable
 from celery_streams.worker.hand_back import HOLD, Handback
-from celery_streams.worker.settle import Settler
+from celery_streams.worker.heartbeat import Holder
 from celery_streams.worker.slots import Snapshot
 from celery_streams.worker.time_limits import TimeLimits, without_effect
 
@@ -62,13 +62,17 @@ class Told:
         self.limits = TimeLimits(
             lambda: holders,
             on_soft=lambda holder, shot: self._note("soft", holder, shot),
-            on_hard=lambda holder, shot: self._note("hard", holder, shot),
+            on_hard=self._note_hard,
         )
 
     def _note(self, what: str, holder: object, shot: Snapshot) -> None:
         assert isinstance(holder, StandIn)
         assert shot.running is not None
         self.did.append((what, holder.consumer, shot.running.id))
+
+    def _note_hard(self, exceeded: list[tuple[Holder, Snapshot]]) -> None:
+        for holder, shot in exceeded:
+            self._note("hard", holder, shot)
 
     def at(self, *moments: float) -> list[str]:
         """Look at these moments; returns what was done then."""
@@ -209,34 +213,40 @@ def test_limits_that_a_pool_does_not_enforce_are_named(enforced: tuple[str, ...]
 
 
 class Store:
-    """In the place of the broker: notes what it was asked, or is away."""
+    """What the settlers of all consumers were asked; it may be away."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, list[bytes]]] = []
         self.away = False
 
-    def ack(self, consumer: str, entries: list[Entry]) -> list[bytes]:
-        return self._note("ack", consumer, entries)
-
-    def release(self, consumer: str, entries: list[Entry]) -> int:
-        return len(self._note("release", consumer, entries))
-
-    def _note(self, what: str, consumer: str, entries: list[Entry]) -> list[bytes]:
+    def note(self, what: str, consumer: str, entries: Sequence[Entry]) -> int:
         if self.away:
             raise BrokerUnavailable
         ids = [entry_id for _, entry_id in entries]
         if ids:
             self.asked.append((what, consumer, ids))
-        return ids
+        return len(ids)
+
+
+@dataclass
+class Settling:
+    """In the place of a consumer's settler."""
+
+    consumer: str
+    store: Store
+
+    def acknowledge(self, entries: Sequence[Entry]) -> None:
+        self.store.note("ack", self.consumer, entries)
+
+    def put_back(self, entries: Sequence[Entry], *, insist: bool) -> int:
+        assert not insist
+        return self.store.note("put_back", self.consumer, entries)
 
 
 def handback(*holders: StandIn) -> tuple[Handback, Store]:
     store = Store()
 
-    def settler(consumer: str) -> Settler:
-        return Settler(store, consumer, conf=StreamsConf(), hostname="h", insist=False)  # type: ignore[arg-type]
-
-    return Handback(settler, lambda: holders), store
+    return Handback(lambda consumer: Settling(consumer, store), lambda: holders), store  # type: ignore[arg-type,return-value]
 
 
 def test_entries_behind_a_long_task_go_back_and_finished_ones_are_acknowledged() -> None:
@@ -244,8 +254,8 @@ def test_entries_behind_a_long_task_go_back_and_finished_ones_are_acknowledged()
     hands, store = handback(holder)
 
     assert hands.run_once(now=100 + HOLD * 1.1) == 2
-    assert store.asked == [("ack", "c", [b"1-0", b"2-0"]), ("release", "c", [b"4-0", b"5-0"])]
-    assert (holder.restricted, holder.returned_batches, hands.released) == (1, [1], 2)
+    assert store.asked == [("ack", "c", [b"1-0", b"2-0"]), ("put_back", "c", [b"4-0", b"5-0"])]
+    assert (holder.restricted, holder.returned_batches, hands.put_back) == (1, [1], 2)
 
 
 def test_entries_behind_a_short_task_stay() -> None:
@@ -269,8 +279,8 @@ def test_entries_are_handed_back_once_however_long_the_task() -> None:
 
     counts = [hands.run_once(now=101 + second) for second in range(3)]
 
-    assert (counts, hands.released) == ([2, 0, 0], 2)
-    assert store.asked == [("release", "c", [b"4-0", b"5-0"])]
+    assert (counts, hands.put_back) == ([2, 0, 0], 2)
+    assert store.asked == [("put_back", "c", [b"4-0", b"5-0"])]
 
 
 def test_batch_of_which_nothing_was_started_is_left_to_its_child() -> None:
@@ -286,7 +296,7 @@ def test_everything_that_was_not_started_can_be_asked_back() -> None:
     )
 
     assert hands.run_once(now=100, everything=True) == 3
-    assert store.asked == [("release", "a", [b"1-0", b"2-0"]), ("release", "b", [b"4-0"])]
+    assert store.asked == [("put_back", "a", [b"1-0", b"2-0"]), ("put_back", "b", [b"4-0"])]
 
 
 def test_what_was_restricted_while_redis_was_away_goes_back_later() -> None:

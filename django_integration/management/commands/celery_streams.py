@@ -17,7 +17,7 @@ from django_integration.project import project_app
 class Command(BaseCommand):
     """Hand everything to ``celery_streams.bin``; no option is declared here."""
 
-    help = "Workers, status and dead letters of Redis Streams: celery-streams with the project's Celery app."
+    help = "Run celery-streams with the project's Celery app: workers, status and dead letters of Redis Streams."
     requires_system_checks: tuple[str, ...] = ()
 
     def run_from_argv(self, argv: list[str]) -> None:

@@ -1,0 +1,277 @@
+"""Cluster: RedisClient for a Redis Cluster, ``redis+cluster://``: which command goes to which node, and if it moved.
+
+A node is a RedisClient of its own. Pipelines are split by node, and their replies are in order. What a node refused
+because the slot is elsewhere (MOVED, ASK) was not carried out, and is sent there; nothing else is sent again, for only
+the caller knows whether that may be. TRYAGAIN and CLUSTERDOWN pass by themselves, and are BrokerUnavailable.
+
+One command, and one script, may name keys of one slot only. Whoever names several queues asks :meth:`by_slot` for the
+parts; blocking reads do so in ``cluster_reads``. A script that notes something about a task behind a verb is run in two
+steps: that key lies elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from .cluster_map import Address, key_of, slot_of
+from .cluster_nodes import ClusterNodes, NodeClient
+from .cluster_reads import ClusterReads
+from .connection import BlockingConnection, RedisClient, in_full, pairs
+from .exceptions import BrokerError, BrokerUnavailable, ConfigurationError, LoginRefused, SlotElsewhere
+from .redis_url import ConnectionOptions, make_pool, safe_url
+from .scripts import Behind, Script
+
+__all__ = ("ClusterClient", "connect", "is_cluster_url")
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Sends commands to one node, and returns their replies; errors among them.
+_Exchange = Callable[[NodeClient, Sequence[Any]], list[Any]]
+
+_SCHEMES = {
+    "redis+cluster": "redis",
+    "rediss+cluster": "rediss",
+    "valkey+cluster": "redis",
+    "valkeys+cluster": "rediss",
+}
+
+#: Times that a command is sent on before the cluster counts as not ready.
+_MOST_REDIRECTS = 5
+
+
+def is_cluster_url(url: str) -> bool:
+    """Return whether a URL is one of a Redis Cluster."""
+    return url.partition("://")[0].lower() in _SCHEMES
+
+
+def connect(url: str, options: ConnectionOptions | None = None) -> RedisClient:
+    """Return the client for ``url``, without connecting.
+
+    Raises:
+        ConfigurationError: it is no URL of a Redis, or an option is wrong.
+    """
+    return ClusterClient(url, options) if is_cluster_url(url) else RedisClient(url, options)
+
+
+class ClusterClient(RedisClient):
+    """A set of connections to the masters of a Redis Cluster; safe for threads, greenlets and forks."""
+
+    def __init__(self, url: str, options: ConnectionOptions | None = None) -> None:
+        super().__init__(url, options)
+        starts, _ = _start_nodes(url, self._options)
+        self._cluster = ClusterNodes(starts, self._new_pool, self._options, shown=self.shown)
+
+    def _new_pool(self) -> Any:
+        return _start_nodes(self.url, self._options)[1]
+
+    # -- where keys lie
+
+    def by_slot(self, items: Sequence[T], key: Callable[[T], Any]) -> Sequence[Sequence[T]]:
+        """Return ``items`` in parts whose keys lie in one slot, each in its order."""
+        parts: dict[int, list[T]] = {}
+        for item in items:
+            parts.setdefault(slot_of(key(item)), []).append(item)
+        return list(parts.values())
+
+    def slot_of(self, key: str) -> int:
+        """Return the slot of a key."""
+        return slot_of(key)
+
+    @property
+    def nodes(self) -> Sequence[RedisClient]:
+        """Clients of all masters.
+
+        Raises:
+            BrokerUnavailable: no node of the cluster can be reached.
+        """
+        return self._cluster.masters()
+
+    def unserved_slots(self) -> int:
+        """Return how many slots no node serves.
+
+        Raises:
+            BrokerUnavailable: no node of the cluster can be reached.
+        """
+        return self._cluster.unserved()
+
+    # -- commands
+
+    def call(self, *command: Any) -> Any:
+        """Send one command to the node that has its key, and return its raw reply."""
+        reply = self.pipeline([command])[0]
+        if isinstance(reply, BrokerError):
+            raise reply
+        return reply
+
+    def pipeline(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Send commands together and return their replies in order; an error reply is returned, not raised.
+
+        So is what one node failed, as long as another one answered. What names no key goes where the first key lies.
+
+        Raises:
+            BrokerError: none answered.
+        """
+        if commands[0][0] == "MULTI":
+            return self._cluster.of(_common_slot(commands)).pipeline(commands)
+        raised: set[int] = set()
+
+        def exchange(node: NodeClient, some: Sequence[tuple[Any, ...]]) -> list[Any]:
+            try:
+                return node.pipeline(some)
+            except BrokerError as exc:
+                raised.add(id(exc))
+                return [exc] * len(some)
+
+        replies = self._in_steps(commands, exchange)
+        if all(isinstance(reply, BrokerError) and id(reply) in raised for reply in replies):
+            raise replies[0]
+        return replies
+
+    def attempt(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Send commands together as :meth:`pipeline` does; what was lost with a connection is a reply, too."""
+        return self._in_steps(commands, lambda node, some: node.attempt(some))
+
+    def _in_steps(self, commands: Sequence[tuple[Any, ...]], exchange: _Exchange) -> list[Any]:
+        """Send commands, and behind them what scripts do whose keys lie apart from those of their verb."""
+        apart: dict[int, Behind] = {}
+        plain = list(commands)
+        for index, command in enumerate(commands):
+            script = command[0]
+            if isinstance(script, Script) and script.apart is not None and len(set(map(slot_of, command[1]))) > 1:
+                plain[index], apart[index] = script.apart(command[1], command[2])
+        replies = self._send(plain, exchange)
+        behind = [
+            command
+            for index, told in apart.items()
+            if not isinstance(replies[index], BrokerError)
+            for command in told(replies[index])
+        ]
+        for said in self._send(behind, exchange) if behind else ():
+            if isinstance(said, BrokerError):
+                logger.debug("What was to be noted behind a step was not: %s", said)
+        return replies
+
+    def _send(self, commands: Sequence[tuple[Any, ...]], exchange: _Exchange) -> list[Any]:
+        replies: list[Any] = [None] * len(commands)
+        left = list(range(len(commands)))
+        common = _common_slot(commands)
+        slots = [common if (key := key_of(command)) is None else slot_of(key) for command in commands]
+        for _ in range(_MOST_REDIRECTS):
+            groups: dict[NodeClient, list[int]] = {}
+            for index in left:
+                try:
+                    groups.setdefault(self._cluster.of(slots[index]), []).append(index)
+                except BrokerError as exc:
+                    replies[index] = exc
+            left = []
+            for node, indices in groups.items():
+                found = exchange(node, [commands[index] for index in indices])
+                for index, reply in zip(indices, found, strict=True):
+                    replies[index] = self._heard(node, reply, commands[index], exchange)
+                    if isinstance(replies[index], SlotElsewhere):
+                        left.append(index)
+            if not left:
+                break
+        for index in left:
+            replies[index] = BrokerUnavailable(f"The cluster at {self.shown} is not ready: {replies[index]}")
+        return replies
+
+    def _heard(self, node: NodeClient, reply: Any, command: tuple[Any, ...], exchange: _Exchange) -> Any:
+        """Take a reply for what it says of the cluster; returns it, or that of the node which the slot moves to."""
+        if isinstance(reply, SlotElsewhere) and reply.only_once:
+            node = self._cluster.at(reply.address)
+            # In full: a second try without the script's text would need leave of its own.
+            reply = exchange(node, [("ASKING",), in_full(command)])[1]
+        if isinstance(reply, SlotElsewhere):
+            self._cluster.learn(reply)
+        elif isinstance(reply, BrokerUnavailable):
+            self._cluster.doubt(node)
+        return reply
+
+    # -- connections
+
+    def greet(self) -> None:
+        """Make a first contact, and check that it is a cluster that can hold streams.
+
+        Raises:
+            ConfigurationError: it is no cluster.
+            ScriptsRefused: it runs no Lua scripts.
+            BrokerError: it is away, or refuses the user.
+        """
+        error: BrokerError | None = None
+        for node in map(self._cluster.at, self._cluster.starts):
+            try:
+                mode = pairs(node.call("HELLO")).get(b"mode", b"cluster")
+            except LoginRefused:
+                raise
+            except BrokerUnavailable as exc:
+                error = error or exc
+                continue
+            except BrokerError as exc:
+                logger.debug("The node does not say what it is: %s", exc)
+                mode = b"cluster"
+            if mode != b"cluster":
+                scheme = "rediss" if self.url.startswith(("rediss", "valkeys")) else "redis"
+                raise ConfigurationError(
+                    f"The server at {node.shown} is no node of a Redis Cluster ({mode.decode()}): use {scheme}:// "
+                    "instead of +cluster://, or sentinel://"
+                )
+            self._cluster.ask_anew()
+            self._run_a_script()
+            return
+        assert error is not None
+        raise error
+
+    def open(self) -> BlockingConnection:
+        """Return connections of their own, for reads that block: one for each slot that is read."""
+        return ClusterReads(self._cluster)
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        for node in self._cluster.all():
+            node.close()
+
+    def hasten(self, seconds: float) -> None:
+        """Wait at most ``seconds`` for a connection and for each reply from now on, at every node."""
+        super().hasten(seconds)
+        for node in self._cluster.all():
+            node.hasten(seconds)
+
+
+def _start_nodes(url: str, options: ConnectionOptions) -> tuple[list[Address], Any]:
+    """Return the nodes that a URL names, and a pool that says how connections are made.
+
+    Several nodes are parted by ``;``. What only the first one says (user, password, options) counts for all.
+
+    Raises:
+        ConfigurationError: it is no URL, an option is wrong, or it names a database.
+    """
+    first, *others = filter(None, url.split(";"))
+    scheme, _, rest = first.partition("://")
+    pool = make_pool(f"{_SCHEMES[scheme.lower()]}://{rest}", options)
+    said = pool.connection_kwargs
+    if said.get("db"):
+        raise ConfigurationError(
+            f"{safe_url(url)}: a Redis Cluster has no database but 0; leave the number out, and tell projects apart by "
+            "streams_key_prefix"
+        )
+    said["db"] = 0
+    starts = [(str(said["host"]), int(said["port"]))]
+    for other in others:
+        try:
+            parts = urlsplit(other if "://" in other else f"redis://{other}")
+            starts.append((parts.hostname or "localhost", parts.port or 6379))
+        except ValueError as exc:
+            raise ConfigurationError(f"{safe_url(url)} is not a Redis URL: {exc}") from exc
+    return list(dict.fromkeys(starts)), pool
+
+
+def _common_slot(commands: Sequence[tuple[Any, ...]]) -> int | None:
+    """Return the slot of the first key that any of the commands names: where those go that name none."""
+    key = next((key for key in map(key_of, commands) if key is not None), None)
+    return None if key is None else slot_of(key)

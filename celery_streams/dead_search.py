@@ -1,0 +1,235 @@
+"""Dead search: looks for dead letters, the newest first, in bounded steps that go on where the last one stopped.
+
+A queue may have a hundred thousand dead letters, and Redis has no index over what they say: each has to be looked at.
+So a step looks at so many and no more, says how many, and where the next step begins. That place is an entry id, which
+does not move when letters are added, replayed or deleted meanwhile.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from .broker import StreamBroker
+from .dead_letters import DeadLetter, decode_arguments, parse_dead_letter
+from .entries import is_entry_id
+from .exceptions import MessageError
+from .message import Message
+from .pages import scan, scan_back
+
+__all__ = ("LOOK_AT", "Cursor", "Found", "Redact", "Wanted", "search", "shown")
+
+#: A task's name, its args and its kwargs; returns what may be seen of the two.
+Redact = Callable[[str | None, Any, Any], tuple[Any, Any]]
+
+#: Letters that one step looks at: some 25 us each.
+LOOK_AT = 10_000
+
+_WORD = re.compile(r"[a-z0-9_.@+-]+", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cursor:
+    """A place among the dead letters of all queues: everything older than this letter comes after it."""
+
+    #: Both halves of an entry id.
+    milliseconds: int
+    number: int
+    queue: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor | None:
+        """Read what ``str`` made; None for what is none."""
+        entry_id, _, queue = text.partition(" ")
+        if not is_entry_id(entry_id):
+            return None
+        milliseconds, _, number = entry_id.partition("-")
+        return cls(int(milliseconds), int(number), queue)
+
+    @classmethod
+    def of(cls, queue: str, entry_id: str) -> Cursor:
+        """Return the place of a letter."""
+        milliseconds, _, number = entry_id.partition("-")
+        return cls(int(milliseconds), int(number), queue)
+
+    def __str__(self) -> str:
+        return f"{self.milliseconds}-{self.number} {self.queue}"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which dead letters are meant; what is None matches all."""
+
+    #: A task's name, or a shell pattern.
+    task: str | None = None
+    reason: str | None = None
+    #: A part of the exception as it is shown, in any case.
+    exception: str | None = None
+    #: A part of the arguments in JSON, in any case.
+    text: str | None = None
+    #: A task id, or an entry id.
+    id: str | None = None
+    #: When it died: seconds since the epoch by Redis' clock, from (inclusive) and until (exclusive).
+    since: float | None = None
+    until: float | None = None
+
+    def matches(self, letter: DeadLetter, *, accept: Iterable[str] | None, redact: Redact | None = None) -> bool:
+        """Return whether ``letter`` is meant; its arguments are decoded only where the bytes do not tell."""
+        if self.task is not None and letter.task != self.task and not fnmatchcase(letter.task or "", self.task):
+            return False
+        if self.reason is not None and letter.reason != self.reason:
+            return False
+        if self.id is not None and self.id not in (letter.task_id, letter.entry_id):
+            return False
+        if self.exception is not None and self.exception.lower() not in (letter.exception or "").lower():
+            return False
+        return self.text is None or _says(letter, self.text, accept, redact)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One step of a search."""
+
+    #: The newest first.
+    letters: tuple[DeadLetter, ...]
+    looked_at: int
+    #: Dead letters of these queues in all.
+    total: int
+    #: Where the next step begins; None when all were looked at.
+    next: Cursor | None
+
+
+def search(
+    broker: StreamBroker,
+    queues: Sequence[str],
+    wanted: Wanted,
+    *,
+    accept: Iterable[str] | None,
+    before: Cursor | None = None,
+    limit: int = 50,
+    look_at: int = LOOK_AT,
+    oldest_first: bool = False,
+    redact: Redact | None = None,
+) -> Found:
+    """Return up to ``limit`` dead letters of ``queues`` that match, the newest first.
+
+    At most ``look_at`` are looked at, so that a step has an end; then the next one begins at ``Found.next``.
+
+    Args:
+        accept: content types whose bodies may be decoded, as Celery's ``accept_content``.
+        before: where the last step stopped.
+        oldest_first: the other way round, so that what is replayed runs in its old order.
+        redact: what the text is looked for in, out of a task's name, its args and kwargs; it may hide some, so that a
+            search does not find what may not be seen.
+
+    Raises:
+        BrokerError: Redis is away, or refuses.
+    """
+    sizes = broker.client.call_all([("XLEN", broker.queue_keys(queue).dead) for queue in queues]) if queues else []
+    accepted = None if accept is None else list(accept)
+    letters: list[DeadLetter] = []
+    looked_at, last = 0, before
+    read = _oldest_first if oldest_first else _newest_first
+    sources = [read(broker, queue, wanted, before) for queue, size in zip(queues, sizes, strict=True) if size]
+    for place, letter in heapq.merge(*sources, key=lambda one: one[0], reverse=not oldest_first):
+        if looked_at >= look_at or len(letters) >= limit:
+            return Found(tuple(letters), looked_at, sum(sizes), last)
+        looked_at, last = looked_at + 1, place
+        if wanted.matches(letter, accept=accepted, redact=redact):
+            letters.append(letter)
+    return Found(tuple(letters), looked_at, sum(sizes), None)
+
+
+def _newest_first(
+    broker: StreamBroker, queue: str, wanted: Wanted, before: Cursor | None
+) -> Iterator[tuple[Cursor, DeadLetter]]:
+    """Yield the dead letters of one queue, the newest first, with their places."""
+    start = "+"
+    if before is not None:
+        # One of this queue with the same id may come after it.
+        start = f"{before.milliseconds}-{before.number}"
+    if wanted.until is not None:
+        latest = Cursor(max(int(wanted.until * 1000) - 1, 0), 2**64 - 1)
+        if before is None or latest < before:
+            start = f"{latest.milliseconds}-{latest.number}"
+    end = "-" if wanted.since is None else str(max(int(wanted.since * 1000), 0))
+    key = broker.queue_keys(queue).dead
+    while page := scan_back(broker.client, key, start=start, end=end, count=200):
+        for entry_id, fields in page:
+            letter = parse_dead_letter(queue, entry_id, fields)
+            place = Cursor.of(queue, letter.entry_id)
+            if before is None or place < before:
+                yield place, letter
+        start = "(" + page[-1][0].decode()
+
+
+def _oldest_first(
+    broker: StreamBroker, queue: str, wanted: Wanted, after: Cursor | None
+) -> Iterator[tuple[Cursor, DeadLetter]]:
+    """Yield the dead letters of one queue, the oldest first, with their places; of what dies meanwhile, nothing new."""
+    first = Cursor(0 if wanted.since is None else max(int(wanted.since * 1000), 0), 0)
+    if after is not None:
+        # One of this queue with the same id may come after it.
+        first = max(first, Cursor(after.milliseconds, after.number))
+    start = f"{first.milliseconds}-{first.number}"
+    end = "+" if wanted.until is None else f"{max(int(wanted.until * 1000) - 1, 0)}-{2**64 - 1}"
+    key = broker.queue_keys(queue).dead
+    while page := scan(broker.client, key, start=start, end=end, count=200):
+        for entry_id, fields in page:
+            letter = parse_dead_letter(queue, entry_id, fields)
+            place = Cursor.of(queue, letter.entry_id)
+            if after is None or place > after:
+                yield place, letter
+        start = "(" + page[-1][0].decode()
+
+
+def _says(letter: DeadLetter, text: str, accept: Iterable[str] | None, redact: Redact | None) -> bool:
+    """Return whether the arguments of ``letter`` say ``text``, in any case; of one that is no message, its bytes."""
+    wanted = text.lower()
+    message = letter.message
+    if message is None:
+        return any(wanted.encode() in value.lower() for _, value in letter.fields)
+    # The bytes of the body tell at once that a word is not in it; marks and blanks may be written in several ways.
+    if _WORD.fullmatch(wanted) and _is_plain(message) and wanted.encode() not in message.body.lower():
+        return False
+    called = decode_arguments(message, accept=accept)
+    if called.error is not None:
+        return False
+    both: list[Any] = [called.args, called.kwargs]
+    if redact is not None:
+        try:
+            both = list(redact(letter.task, *both))
+        except Exception:  # noqa: BLE001  (the project's own function; what it does not show is not found)
+            return False
+    return wanted in shown(both).lower() or any(wanted in one.lower() for one in _texts(both))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in ``value``, the keys of objects too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _texts(one)
+
+
+def _is_plain(message: Message) -> bool:
+    try:
+        properties, headers = message.decode_properties(), message.decode_headers()
+    except MessageError:
+        return False
+    return properties.get("content_type") == "application/json" and not (
+        headers.get("compression") or properties.get("compression")
+    )
+
+
+def shown(arguments: Any) -> str:
+    """Return arguments as the text that a person reads and looks for: JSON, with exact integers, where it can be."""
+    return json.dumps(arguments, ensure_ascii=False, default=repr)

@@ -1,0 +1,45 @@
+-- Needs    barred, counted, follow, lane_in, line_up, movable, put_ahead, take_place, unpacked
+-- Moves the first message of a lane to its stream, before what waits there, and takes its place; the rest lines up.
+-- Returns nothing, or what bars the lane and until when: then it is the caller who lines it up; 'E' is an empty one.
+-- `queue` has what every release of the script shares: the streams, fronts, marks, what entries are told by, targets,
+-- the group and the limits that the caller knows of. While what was released before waits for somebody who reads it,
+-- nothing more is, but as much as falls due within 50 ms.
+local function release_lane(at, queue, lane, now)
+    local known = lane_in(redis.call('HGET', at.lanes, lane))
+    if not known then return 'E' end
+    movable(at)
+    local told = queue.limits[known.task]
+    if told then known.interval, known.limit, known.key_limit = told.interval or 0, told.limit, told.key_limit end
+    local barrier, till = barred(at, known, now)
+    if barrier then return barrier, till end
+    local most = math.max(1, 50 / math.max(known.interval, 1))
+    if not (known.limit or known.key_limit) and counted(at, 'L' .. lane) >= most then
+        return 'R', now + math.min(math.max(known.interval, 100), 1000)
+    end
+    local field = string.format('%.0f:%.0f', known.number, known.first)
+    local packed = redis.call('HGET', at.held, field)
+    if packed then
+        local fields, step = unpacked(packed)
+        step = math.min(step or 0, queue.steps - 1) + 1
+        local front, id = put_ahead(
+            queue.targets, queue.streams[step], queue.fronts[step], queue.marks[step], queue.group,
+            fields or {'packed', packed}
+        )
+        if fields then
+            follow(fields[2], at.held, field, front and queue.fronts[step] or queue.streams[step], id)
+        end
+        take_place(at, (front and step - 1 + queue.steps or step - 1) .. ':' .. id, lane, known, now)
+        redis.call('HDEL', at.held, field)
+    end
+    known.first = known.first + 1
+    if known.first > known.last then
+        redis.call('HDEL', at.lanes, lane)
+        redis.call('ZREM', at.ready, lane)
+        if redis.call('EXISTS', at.held) == 0 then redis.call('UNLINK', at.lanes) end
+        return nil
+    end
+    redis.call('HSET', at.lanes, lane, cjson.encode(known))
+    barrier, till = barred(at, known, now)
+    if not barrier and (known.limit or known.key_limit) then barrier = 'T' .. known.task end
+    line_up(at, lane, barrier or 'R', till or now)
+end

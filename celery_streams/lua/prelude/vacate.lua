@@ -1,0 +1,14 @@
+-- Needs    leave_place, line_up, release_next
+-- Gives back the places of an entry, and releases who waited for them: other keys come before the next of this one.
+local function vacate(at, queue, entry, now)
+    local place = leave_place(at, entry)
+    if not place then return false end
+    local limit = 'K' .. place[4]
+    local turn = redis.call('ZRANGEBYLEX', at.ring, '[' .. limit .. '\0', '(' .. limit .. '\1', 'LIMIT', 0, 1)[1]
+    if turn then
+        redis.call('ZREM', at.ring, turn)
+        line_up(at, string.sub(turn, #limit + 19), 'T' .. place[3])
+    end
+    release_next(at, queue, place[3], now)
+    return true
+end

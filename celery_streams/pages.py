@@ -1,0 +1,54 @@
+"""Pages: in which steps much is done: so that it does not hold up Redis, nor is too long for one command.
+
+It reads a stream, or the delayed messages of a queue, in such steps; it takes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from . import scripts
+from .connection import RedisClient
+from .keys import QueueKeys
+
+__all__ = ("STEP_BYTES", "STEP_WORDS", "preview", "scan", "scan_back", "steps")
+
+T = TypeVar("T")
+
+#: Bytes of messages that one script may copy, whatever their number: Redis serves nobody else meanwhile.
+STEP_BYTES = 1_000_000
+
+#: Words that the messages or entries of one command may take: ElastiCache Serverless takes 3,999 arguments in all.
+STEP_WORDS = 3_800
+
+
+def steps(items: Sequence[T], *, words: int = 1) -> Iterator[Sequence[T]]:
+    """Cut ``items``, each of which is so many words of a command, into what fits into one."""
+    most = STEP_WORDS // words
+    for start in range(0, len(items), most):
+        yield items[start : start + most]
+
+
+def scan(
+    client: RedisClient, key: str, *, start: bytes | str = "-", end: bytes | str = "+", count: int = 100
+) -> list[Any]:
+    """Return the next entries of a stream as XRANGE does, at most ``count``, and as :data:`STEP_BYTES` take."""
+    return list(client.run(scripts.SCAN, [key], [start, end, count, STEP_BYTES, ""]))
+
+
+def scan_back(
+    client: RedisClient, key: str, *, start: bytes | str = "+", end: bytes | str = "-", count: int = 100
+) -> list[Any]:
+    """Return the next entries of a stream as XREVRANGE does, at most ``count``, and as :data:`STEP_BYTES` take."""
+    return list(client.run(scripts.SCAN, [key], [start, end, count, STEP_BYTES, "back"]))
+
+
+def preview(client: RedisClient, names: QueueKeys, *, offset: int = 0, count: int = 100) -> list[Any]:
+    """Return the delayed messages of a queue from ``offset`` on, at most ``count``, and as :data:`STEP_BYTES` take.
+
+    Each is its member, its due time in milliseconds, and the packed message, empty when there is none.
+    """
+    if count <= 0:
+        return []
+    return list(client.run(scripts.PREVIEW, [names.delayed, names.delayed_messages], [offset, count, STEP_BYTES]))

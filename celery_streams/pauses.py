@@ -1,0 +1,82 @@
+"""Pauses: queues that nobody reads for a while; kept in Redis, so that they outlive workers, publishers and restarts.
+
+While a queue is paused, what runs goes on, and so do publishes, retries and what becomes due; readers pass over its
+streams and fronts, and so keep its order. It knows neither Celery nor the worker: ``pausing`` tells workers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .broker import StreamBroker
+from .exceptions import BrokerError
+from .news import spread
+from .scripts import load
+
+__all__ = ("Pause", "parse_pause", "pause_queue", "paused_queues", "resume_queue")
+
+logger = logging.getLogger(__name__)
+
+PAUSE = load("pause")
+
+#: Digits of a time in milliseconds at most; a longer number is somebody else's.
+_DIGITS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A queue that is paused."""
+
+    queue: str
+    #: Seconds since the epoch, by Redis' clock.
+    since: float
+    #: What somebody said about it.
+    reason: str = ""
+
+
+def pause_queue(broker: StreamBroker, queue: str, *, reason: str = "") -> Pause:
+    """Have nobody read ``queue`` until it is resumed; again it changes the reason, not the time. Two round trips."""
+    since = broker.client.run(PAUSE, [broker.queue_keys(queue).paused], [reason])
+    spread(broker, "pauses")
+    return Pause(queue, int(since) / 1000, reason)
+
+
+def resume_queue(broker: StreamBroker, queue: str) -> bool:
+    """Have ``queue`` read again; returns whether it was paused. Two round trips."""
+    names = broker.queue_keys(queue)
+    wake = (
+        "XADD",
+        names.wake,
+        "MAXLEN",
+        1,
+        "*",
+        "resumed",
+        9_000_000_000_000,
+    )  # for readers that have nothing else to wait for
+    removed, woken = broker.client.pipeline([("UNLINK", names.paused), wake])
+    if isinstance(removed, BrokerError):
+        raise removed
+    if isinstance(woken, BrokerError):
+        logger.debug("Cannot notify the readers of queue %s; they notice it within seconds: %s", queue, woken)
+    spread(broker, "pauses")
+    return bool(removed)
+
+
+def paused_queues(broker: StreamBroker, queues: Iterable[str]) -> dict[str, Pause]:
+    """Return those of ``queues`` that are paused. One round trip, and one more when there are any."""
+    names = list(queues)
+    keys = [broker.queue_keys(name).paused for name in names]
+    # Asked for all of them at once, for it is asked again and again, and hardly ever is any there.
+    if not broker.client.exist(keys):
+        return {}
+    found = broker.client.call_all([("GET", key) for key in keys])
+    return {name: parse_pause(name, said) for name, said in zip(names, found, strict=True) if said is not None}
+
+
+def parse_pause(queue: str, said: bytes) -> Pause:
+    """Return what the value of the key says; it pauses its queue whatever it says."""
+    since, _, reason = said.partition(b" ")
+    since_ms = int(since) if since.isdigit() and len(since) <= _DIGITS else 0
+    return Pause(queue, since_ms / 1000, reason.decode(errors="replace"))

@@ -1,0 +1,146 @@
+"""Recovery: what consumers held that gave no heartbeat goes back, or to the caller once it crashed too often.
+
+One look, one round trip; who looks, when, and for how long a worker may be silent is the business of
+``worker.claimer``. Here, too, is what has to be set right when Redis' clock was set.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from . import keys, scripts
+from .broker import StreamBroker
+from .connection import explained
+from .entries import Delivery, delivery
+from .pages import STEP_BYTES
+
+__all__ = ("LONGEST_WAIT_MS", "MAX_BACKOFF_MS", "BusyQueues", "Recovery", "busy_queues", "clock_was_set", "recover")
+
+#: Greatest pause in ms between re-deliveries of a message whose processes keep dying.
+MAX_BACKOFF_MS = 60_000
+
+#: Kinds of waits that are counted from now on, and not until a date: the longest of each in ms. The kind stands in the
+#: member of the delayed set. (``limit`` is that of older versions.)
+LONGEST_WAIT_MS = {"crash": MAX_BACKOFF_MS, "limit": 10_000, "unknown": 30_000}
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What one look for entries of dead consumers did."""
+
+    moved: int
+    #: Pending entries that had been deleted or trimmed by someone else.
+    vanished: int
+    #: Entries over the delivery limit, now pending for the caller, with the consumer that had them last.
+    exhausted: tuple[tuple[Delivery, str], ...]
+    #: It ended at the limit of a step; the next look may come at once.
+    more: bool = False
+    #: Redis' time in milliseconds since the epoch.
+    clock_ms: int = field(default=0, compare=False)
+    #: Holders of which the caller did not say how long they may be silent; what they hold was left alone.
+    strangers: tuple[bytes, ...] = ()
+    #: What Redis said of the first entry that it refused to put back; it stays pending. Empty: none.
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BusyQueues:
+    """Which queues have pending entries."""
+
+    queues: tuple[str, ...]
+    #: Redis' time in milliseconds since the epoch.
+    clock_ms: int
+    #: Nothing lies on any stream, and so nothing can be pending before somebody adds to one.
+    all_empty: bool = False
+    #: An entry that was put back or became due waits for a reader, who may not listen there.
+    front_waits: bool = False
+
+
+def busy_queues(broker: StreamBroker, queues: Sequence[str]) -> BusyQueues:
+    """Return those of ``queues`` that have pending entries, and Redis' time."""
+    names = [broker.queue_keys(queue) for queue in queues]
+    streams = [key for one in names for key in (*one.streams, *one.fronts)]
+    if not streams:
+        return BusyQueues((), broker.clock_ms())
+    clock_ms, found, empty, waits = broker.client.run(scripts.BUSY, streams, [keys.GROUP, len(broker.steps)])
+    return BusyQueues(tuple(queues[int(index)] for index in found), int(clock_ms), bool(empty), bool(waits))
+
+
+def clock_was_set(broker: StreamBroker, queue: str) -> tuple[int, int]:
+    """Set right what was measured before Redis' clock was set back, or by another clock; safe to call twice.
+
+    Returns the number of pending entries whose idle time begins anew, and of delayed messages that are due earlier.
+    """
+    names = broker.queue_keys(queue)
+    waits = [word for kind, longest in LONGEST_WAIT_MS.items() for word in (kind, longest)]
+    anew, earlier = broker.client.run(
+        scripts.CLOCK_WAS_SET,
+        [names.delayed, names.wake, names.claims, *names.streams, *names.fronts],
+        [keys.GROUP, *waits],
+    )
+    return int(anew), int(earlier)
+
+
+def recover(
+    broker: StreamBroker,
+    queue: str,
+    consumer: str,
+    *,
+    idle_ms: int,
+    turn_ms: int,
+    pauses_ms: Sequence[int],
+    limit: int = 100,
+    patience: Mapping[bytes, int | None] | None = None,
+    expected_ms: int | None = None,
+    tolerance_ms: int = 0,
+) -> Recovery:
+    """Put back what consumers held that gave no heartbeat for ``idle_ms``, at most ``limit`` entries.
+
+    Args:
+        patience: for how many milliseconds a holder may be silent, None is for ever; by default all holders for
+            ``idle_ms``. What holders hold that it does not name is left alone: see :attr:`Recovery.strangers`.
+        expected_ms: what Redis' clock should say; when it is more than ``tolerance_ms`` off, nothing is done.
+
+    One caller looks per ``turn_ms``, whoever comes first; after as many entries as ``limit``, or as
+    :data:`STEP_BYTES` take, the next look may come at once. An entry goes back after the pause
+    for as many crashes as it has then (milliseconds, 0 is at once; ``outcome`` decided them); one with more crashes
+    than there are pauses becomes pending for ``consumer``, which must settle it.
+    """
+    names = broker.queue_keys(queue)
+    # In one word: there may be thousands. A name with a NUL is none of ours, and its holder is left alone.
+    pairs = [(name, b"" if ms is None else b"%d" % ms) for name, ms in (patience or {}).items() if b"\0" not in name]
+    said = b"".join(b"%b\0%b\0" % pair for pair in pairs)
+    moved, vanished, exhausted, more, clock_ms, strangers, refusal = broker.client.run(
+        scripts.RECOVER,
+        [
+            names.delayed,
+            names.delayed_messages,
+            names.wake,
+            names.claims,
+            *names.streams,
+            *names.fronts,
+            *names.marks,
+        ],
+        [
+            *(keys.GROUP, consumer, idle_ms, limit, STEP_BYTES, turn_ms, json.dumps(list(pauses_ms))),
+            *("" if expected_ms is None else expected_ms, tolerance_ms, "" if patience is None else 1, said),
+        ],
+    )
+    places = [*(streams := broker.streams([queue])), *(ref.at_front() for ref in streams)]
+    return Recovery(
+        moved,
+        vanished,
+        tuple(
+            (
+                delivery(places[index], entry_id, fields),
+                holder.decode(errors="replace"),
+            )
+            for index, entry_id, fields, holder in exhausted
+        ),
+        bool(more),
+        int(clock_ms),
+        tuple(strangers),
+        explained(scripts.RECOVER, refusal.decode()),
+    )

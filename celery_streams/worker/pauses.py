@@ -1,0 +1,60 @@
+"""PauseWatch: notices that queues were paused or resumed, says so in the log, and has the readers look.
+
+1. It looks at each heartbeat round, and when remote control says so, which may be off.
+2. What changed is announced to the crew as if its queues were new: readers that block are called back, and look.
+
+Called by the services thread of the parent, and by its main thread for remote control. Whether a message is read is
+not decided here: the script that reads looks for itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from ..broker import StreamBroker
+from ..hints import command
+from ..pauses import Pause, paused_queues
+
+__all__ = ("PauseWatch",)
+
+logger = logging.getLogger(__name__)
+
+
+class PauseWatch:
+    """Watches the queues that ``queues`` names at each look; ``on_change`` is called when it is not as it was."""
+
+    def __init__(
+        self, broker: StreamBroker, queues: Callable[[], Sequence[str]], on_change: Callable[[], None]
+    ) -> None:
+        self._broker = broker
+        self._queues = queues
+        self._on_change = on_change
+        self._known: dict[str, Pause] = {}
+        self._lock = threading.Lock()
+
+    def run_once(self) -> list[str]:
+        """Look once; returns the names of the paused queues.
+
+        Raises:
+            BrokerError: Redis is away, or refused.
+        """
+        with self._lock:
+            queues = list(self._queues())
+            found = paused_queues(self._broker, queues)
+            began = [pause for name, pause in found.items() if name not in self._known]
+            ended = [name for name in self._known if name not in found and name in queues]
+            self._known = found
+        for pause in began:
+            logger.warning(
+                "Queue %s is paused%s: its tasks do not start. Resume it with: %s",
+                pause.queue,
+                f" ({pause.reason})" if pause.reason else "",
+                command("resume", pause.queue),
+            )
+        for name in ended:
+            logger.info("Queue %s is resumed.", name)
+        if began or ended:
+            self._on_change()
+        return sorted(found)

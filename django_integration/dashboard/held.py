@@ -1,0 +1,58 @@
+"""Held: messages that the limits of their tasks hold back, by lane: who waits in line with whom, and how many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import HttpResponse
+from django.utils.translation import gettext as _
+
+from celery_streams.lanes import HeldLane, held_lanes
+
+from ..permissions import hook
+from .arguments import are_hidden
+from .exports import as_csv, as_json
+from .look import Look
+
+__all__ = ("held",)
+
+PAGE = 50
+
+#: Lanes of one queue that a page looks at; a key for each customer may make hundreds of thousands.
+MOST = 10_000
+
+COLUMNS = ("queue", "task", "lane", "held")
+
+
+def held(look: Look) -> HttpResponse:
+    """Show the longest lanes of one queue, or of all."""
+    queue = look.text("queue")
+    skip = look.number("skip", most=MOST)
+    known = look.streams.known_queues()
+    broker = look.streams.broker
+    found: list[HeldLane] = []
+    for name in [queue] if queue else known:
+        found += held_lanes(broker, name, most=MOST)
+    found.sort(key=lambda lane: (-lane.held, lane.queue, lane.name))
+    rows = [_row(look, lane) for lane in found]
+    kind = look.text("format", most=10)
+    if kind:
+        return as_csv("held", COLUMNS, rows) if kind == "csv" else as_json("held", rows)
+    shown = rows[skip : skip + PAGE]
+    context = {
+        "rows": shown,
+        "queue": queue,
+        "queues": known,
+        "looked_at": len(found) if len(found) >= MOST else 0,
+        "next": look.place.url("held", queue=queue, skip=skip + PAGE) if len(rows) > skip + PAGE else "",
+        "first": look.place.url("held", queue=queue) if skip else "",
+        "export": {kind: look.place.url("held", queue=queue, format=kind) for kind in ("csv", "json")},
+    }
+    return look.answer("held.html", _("Held messages"), context, state=shown)
+
+
+def _row(look: Look, lane: HeldLane) -> dict[str, Any]:
+    # A key is an argument: whoever may not see these does not see it, and the project's hook cannot redact a part.
+    hidden = are_hidden(look) or hook("CELERY_STREAMS_REDACT_ARGUMENTS") is not None
+    key = lane.name.removeprefix(lane.task).lstrip(" |@")
+    return {"queue": lane.queue, "task": lane.task, "lane": _("hidden") if hidden and key else key, "held": lane.held}

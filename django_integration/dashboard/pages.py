@@ -1,0 +1,92 @@
+"""Pages: the table of all pages, and what holds for each: who may see it, by which method, and what errors become."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import update_wrapper
+
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseNotAllowed
+from django.urls import URLPattern, path
+from django.utils.translation import gettext as _
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_protect
+
+from celery_streams import BrokerError, ConfigurationError
+
+from . import actions, dead, delayed, doctor, held, history, queues, workers
+from .look import Look
+from .place import Place
+
+__all__ = ("PAGES", "Page", "urls")
+
+logger = logging.getLogger("celery_streams.dashboard")
+
+View = Callable[..., HttpResponseBase]
+
+_READ, _CHANGE = ("GET", "HEAD"), ("POST",)
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page; what changes something asks for its own permission, too."""
+
+    name: str
+    route: str
+    view: Callable[[Look], HttpResponseBase]
+    methods: tuple[str, ...] = _READ
+
+
+PAGES = (
+    Page("queues", "", queues.queues),
+    Page("change_queue", "act/", queues.change_queue, _CHANGE),
+    Page("dead", "dead/", dead.dead),
+    Page("message", "dead/message/", dead.message),
+    Page("act", "dead/act/", actions.act, _CHANGE),
+    Page("delayed", "delayed/", delayed.delayed),
+    Page("change_delayed", "delayed/act/", delayed.change_delayed, _CHANGE),
+    Page("held", "held/", held.held),
+    Page("history", "history/", history.history),
+    Page("workers", "workers/", workers.workers),
+    Page("change_task", "workers/act/", workers.change_task, _CHANGE),
+    Page("doctor", "alerts/", doctor.doctor),
+)
+
+
+def urls(
+    place_of: Callable[[HttpRequest], Place], *, prefix: str = "", wrap: Callable[[View], View] | None = None
+) -> Iterable[URLPattern]:
+    """Yield the URL patterns of all pages; ``wrap`` guards each in its own way, as an admin site does."""
+    for page in PAGES:
+        view = _view(page, place_of)
+        yield path(page.route, view if wrap is None else wrap(view), name=prefix + page.name)
+
+
+def _view(page: Page, place_of: Callable[[HttpRequest], Place]) -> View:
+    def view(request: HttpRequest) -> HttpResponseBase:
+        look = Look(request, place_of(request), page.name)
+        try:
+            # Before anything is asked of Redis.
+            if not look.may("view_queues"):
+                raise PermissionDenied(_("You may not see the queues."))
+            if request.method not in page.methods:
+                return HttpResponseNotAllowed(page.methods)
+            return page.view(look)
+        except BrokerError as exc:
+            return _trouble(look, _("Redis does not answer"), str(exc), 503)
+        except (ConfigurationError, ImproperlyConfigured) as exc:
+            return _trouble(look, _("Not configured"), str(exc), 500)
+
+    update_wrapper(view, page.view)
+    guarded: View = never_cache(csrf_protect(view))
+    return guarded
+
+
+def _trouble(look: Look, title: str, text: str, status: int) -> HttpResponse:
+    logger.warning("The page %s cannot be shown: %s", look.page, text)
+    try:
+        return look.answer("message_only.html", title, {"text": text, "back": look.place.url("queues")}, status=status)
+    except ImproperlyConfigured as exc:  # no templates, or a hook that cannot be imported
+        return HttpResponse(f"{text}\n{exc}\n", status=500, content_type="text/plain; charset=utf-8")

@@ -1,0 +1,208 @@
+"""The dashboard in a real browser: its script, its policy, keys, people without rights, and accessibility."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from celery_streams.broker import StreamBroker
+from celery_streams.dead_letters import dead_letters
+from celery_streams.message import encode
+from tests.browser.conftest import AXE
+from tests.support.eventually import eventually
+from tests.support.redis_state import message
+
+pytestmark = pytest.mark.slow
+
+PLACES = ["/queues/", "/admin/celery_streams/dashboard/"]
+HOSTILE = "<img src=x onerror=alert(1)>'\"\x1b[2J"
+
+
+def bury(
+    broker: StreamBroker, number: int, *, task: str = "chat.tasks.send_message", queue: str = "send_message"
+) -> str:
+    content = encode(
+        {"task": task, "id": f"id-{number}"},
+        {"content_type": "application/json", "content_encoding": "utf-8"},
+        json.dumps([[number, HOSTILE], {}, {}]),
+    )
+    death = {"reason": "failed", "task": task, "task_id": f"id-{number}", "exception": f"ValueError({HOSTILE!r})"}
+    broker.client.call("SADD", "celery-streams:queues", queue)
+    fields = [*content.as_fields(), b"death", json.dumps(death).encode()]
+    return str(broker.client.call("XADD", broker.queue_keys(queue).dead, "*", *fields).decode())
+
+
+def left(broker: StreamBroker) -> list[str | None]:
+    return [letter.task_id for letter in dead_letters(broker, "send_message")]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_page_meets_the_policy_nor_a_person_who_reads_with_a_screen_reader(
+    visit: Any, broker: StreamBroker, place: str, scheme: str, tmp_path: Path
+) -> None:
+    one = bury(broker, 1)
+    bury(broker, 2, task=HOSTILE, queue=HOSTILE)
+    broker.delay("send_message", message(1), due_ms=2**42, member="1")
+    visitor = visit(color_scheme=scheme)
+    if not AXE.exists():
+        pytest.skip("needs axe-core: make browser-tests")
+    axe = AXE.read_text()
+
+    for path in (
+        "",
+        "dead/",
+        f"dead/message/?queue=send_message&id={one}",
+        "delayed/",
+        "history/",
+        "workers/",
+        "alerts/?examine=yes",
+    ):
+        page = visitor.visit(place + path)
+        page.screenshot(path=tmp_path / "page.png", full_page=True)
+        page.evaluate(axe)
+        found = page.evaluate(
+            "() => axe.run('[data-cs]', {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa']})"
+        )
+        serious = [(one["id"], node["html"]) for one in found["violations"] for node in one["nodes"]]
+        assert serious == [], (path, scheme)
+        assert visitor.violations() == [], path
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_figures_follow_and_what_a_person_has_typed_and_chosen_stays(
+    visit: Any, broker: StreamBroker, place: str
+) -> None:
+    bury(broker, 1)
+    visitor = visit()
+    page = visitor.visit(place + "dead/")
+    page.check('input[name="key"]')
+    page.fill("#f-exception", "typed")
+    page.focus("#f-exception")
+
+    bury(broker, 2)
+
+    page.wait_for_function("() => document.querySelectorAll('#cs-body tbody tr').length === 2", timeout=20_000)
+    assert page.input_value("#f-exception") == "typed"
+    assert page.evaluate("() => document.activeElement.id") == "f-exception"
+    chosen = page.eval_on_selector_all('input[name="key"]:checked', "boxes => boxes.map(box => box.value)")
+    assert len(chosen) == 1
+    assert visitor.violations() == []
+
+
+def test_pause_stops_everything(visit: Any, broker: StreamBroker) -> None:
+    visitor = visit()
+    page = visitor.visit("/queues/dead/")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+
+    page.click("[data-cs-pause]")
+    bury(broker, 1)
+    page.wait_for_timeout(6_000)  # longer than the page waits between two looks
+
+    assert asked == []
+    assert "No dead letters." in page.inner_text("#cs-body")
+    page.click("[data-cs-pause]")
+    page.wait_for_function("() => !document.body.innerText.includes('No dead letters.')", timeout=10_000)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("scripts", [True, False])
+def test_all_that_match_are_replayed_with_and_without_scripts(
+    visit: Any, broker: StreamBroker, place: str, scripts: bool
+) -> None:
+    for number in range(5):
+        bury(broker, number, task="wanted" if number % 2 else "other")
+    visitor = visit(java_script_enabled=scripts)
+    page = visitor.visit(place + "dead/")
+
+    page.fill("#f-task", "wanted")
+    page.click(".cs-filter button")
+    page.click("text=Replay all that match")
+    assert "Replay 2 dead letters?" in page.inner_text("#cs-body")
+    page.click(".cs-actions button")
+    page.wait_for_selector("text=2 dead letters replayed.")
+
+    assert left(broker) == ["id-0", "id-2", "id-4"]
+
+
+def test_thousands_are_deleted_step_by_step_without_another_click(visit: Any, broker: StreamBroker) -> None:
+    for number in range(12_000):
+        bury(broker, number)
+    page = visit().visit("/queues/dead/")
+
+    page.click("text=Delete all")
+    page.wait_for_selector("text=Delete 12000 dead letters for good?", timeout=30_000)
+    page.click(".cs-actions button")
+    page.wait_for_selector("text=12000 dead letters deleted.", timeout=60_000)
+
+    assert left(broker) == []
+
+
+def test_keys_move_choose_open_and_search(visit: Any, broker: StreamBroker) -> None:
+    for number in range(3):
+        bury(broker, number)
+    page = visit().visit("/queues/dead/")
+    page.wait_for_selector("[data-cs-help]:visible")
+
+    for key in ("j", "j", "x"):
+        page.keyboard.press(key)
+    assert page.eval_on_selector_all('input[name="key"]', "boxes => boxes.map(box => box.checked)") == [
+        False,
+        True,
+        False,
+    ]
+    page.keyboard.press("/")
+    assert page.evaluate("() => document.activeElement.id") == "f-task"
+    page.keyboard.type("jjj")
+    assert page.input_value("#f-task") == "jjj"
+    page.evaluate("() => document.activeElement.blur()")
+    page.keyboard.press("?")
+    assert page.is_visible("[data-cs-dialog]")
+
+
+def test_buttons_are_for_those_who_may(visit: Any, broker: StreamBroker) -> None:
+    bury(broker, 1)
+
+    viewer = visit("viewer").visit("/admin/celery_streams/dashboard/dead/").inner_text("#cs-body")
+    replayer = visit("replayer").visit("/admin/celery_streams/dashboard/dead/").inner_text("#cs-body")
+
+    assert ("Replay" in viewer, "Delete" in viewer, "hidden" in viewer) == (False, False, True)
+    assert ("Replay" in replayer, "Delete" in replayer, "hidden" in replayer) == (True, False, False)
+
+
+def test_page_says_that_nobody_is_logged_in_any_more(visit: Any, broker: StreamBroker) -> None:
+    visitor = visit()
+    page = visitor.visit("/queues/")
+
+    visitor.context.clear_cookies()
+
+    page.wait_for_selector("text=You are logged out.", timeout=20_000)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_pages_fit_on_a_phone(visit: Any, broker: StreamBroker, place: str) -> None:
+    bury(broker, 1, task="a" * 120)
+    visitor = visit(viewport={"width": 360, "height": 700})
+
+    for path in ("", "dead/", "delayed/", "history/", "workers/"):
+        page = visitor.visit(place + path)
+        wide = page.evaluate(
+            "() => document.querySelector('[data-cs]').scrollWidth - document.documentElement.clientWidth"
+        )
+        assert wide <= 0, path
+
+
+def test_ages_go_on_by_themselves(visit: Any, broker: StreamBroker) -> None:
+    bury(broker, 1)
+    page = visit().visit("/queues/dead/")
+    page.wait_for_selector("[data-cs-pause]:visible")
+    page.click("[data-cs-pause]")
+    page.click("[data-cs-pause]")
+
+    before = page.inner_text("time[data-cs-since]")
+
+    assert eventually(lambda: page.inner_text("time[data-cs-since]") != before, timeout=20)

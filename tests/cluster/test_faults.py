@@ -1,0 +1,184 @@
+"""What happens to nodes and slots while a worker runs: nothing is lost, and what lives elsewhere goes on."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from celery_streams import inspect
+from celery_streams.cluster_map import slot_of
+from celery_streams.exceptions import BrokerError
+from tests.acceptance.conftest import Project
+from tests.support.cluster import Cluster, cluster
+from tests.support.eventually import eventually
+
+pytestmark = pytest.mark.cluster
+
+#: Seconds; short, so that a moved slot stays open for longer.
+VISIBILITY_TIMEOUT = 4.0
+
+
+def stream(queue: str) -> str:
+    return f"celery-streams:{{{queue}}}"
+
+
+class Load:
+    """Publishes tasks to several queues, and knows which of them are stored."""
+
+    def __init__(self, project: Project, queues: list[str]) -> None:
+        self.project, self.queues = project, queues
+        self._act = project.app().tasks["tests.proj.actions.act"]
+        self.stored: dict[str, list[str]] = {queue: [] for queue in queues}
+
+    def publish(self, queue: str, **options: Any) -> bool:
+        """Publish a task of some milliseconds; returns whether it is stored."""
+        try:
+            made = self._act.apply_async(("sleep", 0), {"seconds": 0.002}, queue=queue, retry=False, **options)
+        except BrokerError:
+            return False
+        self.stored[queue].append(made.id)
+        return True
+
+    def ran(self, queue: str) -> Counter[str]:
+        """Return how often each stored task of a queue was started."""
+        counted = self.project.counted()
+        return Counter({task_id: counted[task_id] for task_id in self.stored[queue]})
+
+    def all_ran(self, queue: str) -> bool:
+        return all(self.ran(queue)[task_id] for task_id in self.stored[queue])
+
+    def left(self) -> int:
+        return sum(
+            one.length + one.delayed + one.dead
+            for one in (inspect.queue_status(self.project.broker, queue) for queue in self.queues)
+        )
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_others_are_read_on_while_a_shard_fails_over_and_it_is_read_again(
+    make_project: Callable[..., Project], pool: str
+) -> None:
+    with cluster(replicas=True, full_coverage=False) as nodes:
+        project = make_project(nodes, streams_visibility_timeout=VISIBILITY_TIMEOUT)
+        queues = nodes.queues_apart(3)
+        load = Load(project, queues)
+        running = project.worker(queues=",".join(queues), pool=pool)
+        for n in range(60):
+            assert load.publish(queues[n % 3], countdown=6 if n % 6 < 3 else None)
+        for queue in queues:
+            eventually(lambda queue=queue: len(load.ran(queue)) and sum(map(bool, load.ran(queue).values())) >= 10)
+        # Replication is asynchronous: what is there by now is to survive.
+        assert nodes.clients[nodes.owner(stream(queues[0]))].call("WAIT", 1, 5_000) == 1
+        dead = nodes.owner(stream(queues[0]))
+
+        nodes.servers[dead].kill()
+        others = queues[1:]
+        began, published = time.monotonic(), 0
+        while time.monotonic() - began < 1.0:
+            published += sum(load.publish(queue) for queue in others)
+        # All while the shard is away: it takes a second before its node counts as dead.
+        assert nodes.owner(stream(queues[0])) == dead or time.monotonic() - began > 1.0
+        assert published >= 20
+        for queue in others:
+            eventually(lambda queue=queue: sum(map(bool, load.ran(queue).values())) >= len(load.stored[queue]) - 10)
+
+        eventually(lambda: load.publish(queues[0]), timeout=20, message="the replica takes over")
+        for _ in range(20):
+            assert load.publish(queues[0])
+        for queue in queues:
+            eventually(lambda queue=queue: load.all_ran(queue), timeout=30, message=f"all of {queue} ran")
+        eventually(lambda: load.left() == 0, timeout=30)
+        for queue in others:
+            assert set(load.ran(queue).values()) == {1}
+        # What was acknowledged in the last moment may not have reached the replica.
+        assert sum(load.ran(queues[0]).values()) <= len(load.stored[queues[0]]) + 5
+        assert running.running
+
+
+def test_all_wait_while_a_shard_is_away_where_full_coverage_is_required(make_project: Callable[..., Project]) -> None:
+    with cluster(replicas=True, full_coverage=True) as nodes:
+        project = make_project(nodes, streams_visibility_timeout=VISIBILITY_TIMEOUT)
+        queues = nodes.queues_apart(3)
+        load = Load(project, queues)
+        project.worker(queues=",".join(queues))
+        long = (
+            [load._act.apply_async(("sleep", 0), {"seconds": 2 * VISIBILITY_TIMEOUT}, queue=queue) for queue in others]
+            if (others := queues[1:])
+            else []
+        )
+        for one in long:
+            project.starts(one.id)
+        dead = nodes.owner(stream(queues[0]))
+
+        nodes.servers[dead].kill()
+        eventually(lambda: not load.publish(others[0]), timeout=20, message="the others refuse, too")
+        for queue in queues:
+            eventually(lambda queue=queue: load.publish(queue), timeout=30, message="the replica takes over")
+
+        for queue in queues:
+            eventually(lambda queue=queue: load.all_ran(queue), timeout=30)
+        eventually(lambda: load.left() == 0, timeout=30)
+        for queue in others:
+            assert set(load.ran(queue).values()) == {1}
+        # They ran for longer than the visibility timeout, and their heartbeats failed for a while.
+        assert [project.counted()[one.id] for one in long] == [1, 1]
+
+
+def test_slot_held_open_for_longer_than_the_visibility_timeout_is_claimed_by_nobody(
+    make_project: Callable[..., Project], nodes: Cluster
+) -> None:
+    project = make_project(nodes, streams_visibility_timeout=VISIBILITY_TIMEOUT)
+    queues = nodes.queues_apart(2)
+    load = Load(project, queues)
+    for name in ("one", "two"):
+        project.worker(name=name, queues=",".join(queues))
+    slot, source = slot_of(stream(queues[0])), nodes.owner(stream(queues[0]))
+    target = (source + 1) % 3
+    long = load._act.apply_async(("sleep", 0), {"seconds": 2 * VISIBILITY_TIMEOUT}, queue=queues[0])
+    project.starts(long.id)
+    nodes.begin_move(slot, source, target)
+    try:
+        began = time.monotonic()
+        while time.monotonic() - began < 1.5 * VISIBILITY_TIMEOUT:
+            load.publish(queues[0])
+            load.publish(queues[1])
+            eventually(lambda: load.all_ran(queues[1]), message="the other queue is read on")
+        nodes.end_move(slot, source, target)
+        eventually(lambda: load.left() == 0, timeout=30)
+        assert project.counted()[long.id] == 1
+        for queue in queues:
+            assert set(load.ran(queue).values()) == {1}
+    finally:
+        nodes.begin_move(slot, target, source)
+        nodes.end_move(slot, target, source)
+
+
+def test_slot_that_moves_to_a_new_node_is_followed(make_project: Callable[..., Project]) -> None:
+    with cluster(spare=1) as nodes:
+        project = make_project(nodes)
+        queues = [queue for queue in nodes.queues_apart(12) if nodes.owner(stream(queue)) < 3][:3]
+        load = Load(project, queues)
+        project.worker(queues=",".join(queues))
+        slot, source = slot_of(stream(queues[0])), nodes.owner(stream(queues[0]))
+        for n in range(30):
+            load.publish(queues[n % 3])
+        nodes.begin_move(slot, source, 3)
+        for n in range(30):
+            assert load.publish(queues[n % 3])
+        nodes.move_keys(slot, source, 3)
+        for n in range(30):
+            assert load.publish(queues[n % 3])
+        nodes.end_move(slot, source, 3)
+        for n in range(30):
+            assert load.publish(queues[n % 3])
+
+        eventually(lambda: load.left() == 0, timeout=30)
+
+        assert nodes.owner(stream(queues[0])) == 3
+        for queue in queues:
+            assert set(load.ran(queue).values()) == {1}
+            assert load.all_ran(queue)

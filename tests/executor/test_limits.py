@@ -1,0 +1,633 @@
+"""Limits of tasks: what may not start now is moved aside once, in order, and comes back when there is room."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery.bin.base import CLIContext
+from click.testing import CliRunner
+
+import celery_streams
+from celery_streams import inspect as streams_inspect
+from celery_streams import keys, streams_of
+from celery_streams.bin.limits import limits
+from celery_streams.exceptions import ConfigurationError, LimitKeyError
+from celery_streams.lanes import Lane, admit, held_lanes, held_reasons, let_go, reconcile, release
+from celery_streams.limits import RateLimited, without_task
+from tests.support.bench import NOTHING, QUEUE, STREAM, Bench, but
+from tests.support.eventually import eventually
+from tests.support.redis_state import redis_state
+
+#: What is in Redis when nothing is held, waits or runs: the stream itself, and who reads it.
+IDLE = {STREAM, f"{STREAM}:3", f"{STREAM}:6", f"{STREAM}:9", keys.queues(keys.DEFAULT_PREFIX)}
+
+
+def limited(bench: Bench, **options: Any) -> Any:
+    """Register the task ``slow``, which notes the arguments that it is called with."""
+
+    @bench.task(**options)
+    def slow(number: int, customer: str = "") -> None:
+        bench.ran.append(f"{customer}{number}" if customer else number)
+
+    return slow
+
+
+def run_all(bench: Bench) -> None:
+    """Run what can be read now."""
+    bench.executor.prepare()
+    while found := bench.broker.read(bench.broker.streams([QUEUE]), "me", count=1):
+        bench.executor.execute(found[0])
+        bench.settler.flush()
+
+
+def release_all(bench: Bench) -> int:
+    return release(bench.broker, [QUEUE], {}).count
+
+
+def held(bench: Bench) -> int:
+    return streams_inspect.queue_status(bench.broker, QUEUE).held
+
+
+@pytest.mark.parametrize(("scope", "name"), [("worker", "slow@w@h"), ("global", "slow")])
+def test_task_beyond_its_rate_is_held_in_order_and_released_when_its_token_is_there(
+    make: Callable[..., Bench], scope: str, name: str
+) -> None:
+    bench = make(streams_rate_limit_scope=scope)
+    slow = limited(bench, rate_limit="2/s")  # what is looked at until the next token takes far less
+    for number in range(4):
+        slow.delay(number)
+
+    run_all(bench)
+
+    assert (bench.ran, bench.left(), held(bench)) == ([0], NOTHING, 3)
+    assert [(lane.name, lane.held) for lane in held_lanes(bench.broker, QUEUE)] == [(name, 3)]
+    assert release_all(bench) == 0
+    for number in (1, 2, 3):
+        eventually(lambda: release_all(bench) == 1, interval=0.002)
+        run_all(bench)
+        assert bench.ran[-1] == number
+    assert (bench.left(), held(bench)) == (NOTHING, 0)
+
+
+def test_reasons_why_messages_are_held_are_told_apart(bench: Bench) -> None:
+    @bench.task(streams_concurrency=1)
+    def narrow(number: int) -> None:
+        bench.ran.append(number)
+
+    slow = limited(bench, rate_limit="1/h", streams_rate_limit_key="customer")
+    for number in range(4):
+        slow.delay(number, "a")
+        slow.delay(number, "b")
+    run_all(bench)
+    assert held_reasons(bench.broker, QUEUE) == {"rate": 6, "concurrency": 0, "mixed": 0}
+    for number in range(3):
+        narrow.delay(number)
+    for one in (bench.broker.read(bench.broker.streams([QUEUE]), "me", count=1) for _ in range(3)):
+        lane = Lane("narrow", '{"task":"narrow","rate":"narrow","interval":0,"limit":1}', lasting=True)
+        admit(bench.broker, "me", one[0].entry, lane)
+
+    assert held_reasons(bench.broker, QUEUE) == {"rate": 6, "concurrency": 2, "mixed": 0}
+    assert held_reasons(bench.broker, "nobody's") == {"rate": 0, "concurrency": 0, "mixed": 0}
+
+
+def test_held_message_costs_nothing_until_its_time_and_is_moved_once(bench: Bench) -> None:
+    slow = limited(bench, rate_limit="1/h")
+    for number in range(50):
+        slow.delay(number)
+    run_all(bench)
+    before = redis_state(bench.broker.client)
+
+    for _ in range(5):
+        run_all(bench)
+        found = release(bench.broker, [QUEUE], {})
+
+    assert (found.count, found.next_ms is not None and found.next_ms > 3_500_000) == (0, True)
+    assert redis_state(bench.broker.client) == before
+    assert before[STREAM].entries == {}
+
+
+def test_each_key_has_a_rate_of_its_own(bench: Bench) -> None:
+    slow = limited(bench, rate_limit="1/h", streams_rate_limit_key="customer")
+    for number in range(3):
+        slow.delay(number, "a")
+        slow.delay(number, customer="b")
+    slow.delay(7)
+
+    run_all(bench)
+
+    assert bench.ran == ["a0", "b0", 7]
+    assert {lane.name: lane.held for lane in held_lanes(bench.broker, QUEUE)} == {"slow a": 2, "slow b": 2}
+
+
+def test_no_more_than_so_many_run_at_once_and_the_next_follows_when_one_is_settled(bench: Bench) -> None:
+    slow = limited(bench, streams_concurrency=2)
+    for number in range(5):
+        slow.delay(number)
+    bench.executor.prepare()
+    running = bench.broker.read(bench.broker.streams([QUEUE]), "me", count=5)
+    lane = lane_of_all(bench, slow)
+
+    found = [bench.settler.admit(one, *lane, ahead=False) for one in running]
+
+    assert [one is not None and one.admitted for one in found] == [True, True, False, False, False]
+    assert held(bench) == 3
+    bench.executor.execute(running[0])
+    assert held(bench) == 2  # the first is settled, and the third is released in the same step
+    run_all(bench)
+    bench.executor.execute(running[1])
+    run_all(bench)
+    assert bench.ran == [0, 2, 3, 4, 1] or bench.ran == [0, 2, 1, 3, 4] or sorted(bench.ran) == [0, 1, 2, 3, 4]
+    assert (bench.left(), held(bench)) == (NOTHING, 0)
+
+
+def lane_of_all(bench: Bench, task: Any) -> tuple[Any, ...]:
+    from celery_streams.limits import lane_of
+    from celery_streams.worker.task_options import limits_in_force
+
+    limits = limits_in_force(task, streams_of(bench.app))
+    return lane_of(task.name, limits, (None, None), node=""), task.name, limits
+
+
+def test_keys_are_served_in_turn_and_a_full_key_holds_up_no_other(bench: Bench) -> None:
+    order: list[str] = []
+
+    @bench.task(streams_concurrency=1, streams_concurrency_key="customer", streams_concurrency_per_key=1)
+    def slow(number: int, customer: str) -> None:
+        order.append(f"{customer}{number}")
+
+    for number in range(3):
+        slow.delay(number, "a")
+    for number in range(2):
+        slow.delay(number, "b")
+    slow.delay(0, "c")
+    bench.executor.prepare()
+    # Given one that runs while the others are read
+    first, *others = bench.broker.read(bench.broker.streams([QUEUE]), "me", count=6)
+    from celery_streams.worker.admission import held_back
+
+    assert held_back(decoded(bench, first), bench.executor.around) is None
+    for one in others:
+        bench.executor.execute(one)
+    assert held(bench) == 5
+
+    bench.executor.execute(first)
+    run_all(bench)
+
+    assert order == ["a0", "b0", "c0", "a1", "b1", "a2"]
+    assert held(bench) == 0
+
+
+def decoded(bench: Bench, delivery: Any) -> Any:
+    from celery_streams.worker.execution import Execution
+
+    execution = Execution(delivery, None, {}, {}, {})
+    assert bench.executor._decode(execution) is None
+    return execution
+
+
+@pytest.mark.parametrize(
+    "ending", ["ok", "error", "retry", "reject", "requeue", "ignore", "limited", "expired", "revoked"]
+)
+def test_place_is_given_back_in_every_ending(bench: Bench, ending: str) -> None:
+    from celery.exceptions import Ignore, Reject
+    from celery.worker import state as worker_state
+
+    @bench.task(bind=True, streams_concurrency=1, max_retries=5)
+    def ends(self: Any, how: str) -> None:
+        bench.ran.append(how)
+        if how == "error":
+            raise ValueError(how)
+        if how == "retry":
+            raise self.retry(countdown=1000)
+        if how == "limited":
+            raise RateLimited(0.001)
+        if how in ("reject", "requeue"):
+            raise Reject(how, requeue=how == "requeue")
+        if how == "ignore":
+            raise Ignore()
+
+    options: dict[str, Any] = {"expires": 0.001} if ending == "expired" else {}
+    sent = ends.apply_async((ending,), **options)
+    if ending == "revoked":
+        worker_state.revoked.add(sent.id)
+    bench.run()
+    state = redis_state(bench.broker.client)
+
+    assert f"{STREAM}:held:places" not in state
+    assert f"{STREAM}:held:running" not in state
+    assert bench.ran == ([] if ending in ("expired", "revoked") else [ending])
+
+
+def test_task_that_was_told_429_waits_with_its_key_and_burns_no_attempt(bench: Bench) -> None:
+    @bench.task(rate_limit="10/s", streams_rate_limit_key="customer")
+    def calls(number: int, customer: str) -> None:
+        bench.ran.append(f"{customer}{number}")
+        if bench.ran == ["a0"]:
+            raise celery_streams.RateLimited(0.3)
+
+    for number in range(2):
+        calls.delay(number, "a")
+    calls.delay(0, "b")
+    began = time.monotonic()
+
+    run_all(bench)
+
+    assert bench.ran == ["a0", "b0"]
+    assert held(bench) == 2
+    eventually(lambda: release_all(bench) == 1, interval=0.01)
+    assert time.monotonic() - began > 0.28
+    history = bench.history()
+    assert "crashes" not in history
+    run_all(bench)
+    eventually(lambda: release_all(bench) == 1 or held(bench) == 0, interval=0.01)
+    run_all(bench)
+    assert bench.ran == ["a0", "b0", "a0", "a1"]
+    assert bench.left() == NOTHING
+
+
+@pytest.mark.parametrize("way", ["fast", "slow"])
+def test_task_that_retries_for_every_exception_burns_no_attempt_either(bench: Bench, way: str) -> None:
+    @bench.task(bind=True, autoretry_for=(Exception,), retry_backoff=True, streams_acks_late=True)
+    def calls(self: Any) -> None:
+        bench.ran.append(self.request.retries)
+        if len(bench.ran) < 3:
+            raise RateLimited(0.01)
+
+    calls.apply_async(expires=600 if way == "slow" else None)
+    while len(bench.ran) < 3:
+        run_all(bench)
+        release_all(bench)
+
+    assert (bench.ran, bench.left(), held(bench)) == ([0, 0, 0], NOTHING, 0)
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), "soon", None])
+def test_task_that_is_limited_for_no_number_of_seconds_fails(bench: Bench, seconds: Any) -> None:
+    @bench.task()
+    def calls() -> None:
+        raise RateLimited(seconds)
+
+    calls.delay()
+    bench.run()
+
+    assert bench.left() == but(dead=["failed"])
+
+
+def test_limited_message_without_a_limit_is_held_and_tried_again(bench: Bench) -> None:
+    @bench.task()
+    def calls() -> None:
+        bench.ran.append(1)
+        if len(bench.ran) == 1:
+            raise RateLimited(0.05)
+
+    calls.delay()
+    run_all(bench)
+    assert (bench.ran, held(bench)) == ([1], 1)
+    eventually(lambda: release_all(bench) == 1)
+    run_all(bench)
+
+    assert (bench.ran, bench.left(), held(bench)) == ([1, 1], NOTHING, 0)
+
+
+def test_limited_task_that_was_acknowledged_early_becomes_a_dead_letter(make: Callable[..., Bench]) -> None:
+    bench = make(streams_acks_late=False)
+
+    @bench.task()
+    def calls() -> None:
+        raise RateLimited(1)
+
+    calls.delay()
+    bench.run()
+
+    assert bench.left() == but(dead=["failed"])
+
+
+def runs_early(bench: Bench, *, fails: bool = False, retries: bool = False) -> tuple[Any, list[Any]]:
+    """Return a task of which one may run, and what the first one sees: places given back, and the next one."""
+    seen: list[Any] = []
+
+    @bench.task(bind=True, streams_acks_late=False, streams_concurrency=1)
+    def one_at_a_time(self: Any, number: int) -> None:
+        bench.ran.append(number)
+        if number == 0:
+            second = bench.read()
+            seen.append(reconcile(bench.broker, QUEUE, {}))
+            seen.append(bench.settler.admit(second, *lane_of_all(bench, self), ahead=False))
+        if fails:
+            raise ValueError(number)
+        if retries and number == 0:
+            raise self.retry(countdown=1000, args=(5,))
+
+    return one_at_a_time, seen
+
+
+@pytest.mark.parametrize("ending", ["done", "failed", "retried"])
+def test_place_of_a_task_that_was_acknowledged_early_is_taken_until_it_ends(bench: Bench, ending: str) -> None:
+    task, seen = runs_early(bench, fails=ending == "failed", retries=ending == "retried")
+    for number in range(2):
+        task.delay(number)
+
+    bench.run()
+
+    assert seen[0] == 0
+    assert not seen[1].admitted
+    assert held(bench) == 0  # given back, and the next one released, in the end
+    run_all(bench)
+    assert bench.ran == [0, 1]
+    assert not [key for key in redis_state(bench.broker.client) if ":held" in key]
+
+
+def test_place_of_a_task_that_was_acknowledged_early_is_free_when_its_worker_runs_it_no_more(bench: Bench) -> None:
+    @bench.task(streams_acks_late=False, streams_concurrency=1)
+    def ends_with_its_process(number: int) -> None:
+        raise SystemExit
+
+    ends_with_its_process.delay(1)
+    with pytest.raises(SystemExit):
+        bench.run()
+    asked: list[Any] = []
+
+    def ended(early: Any) -> Any:
+        asked.append(dict(early))
+        return early if len(asked) > 1 else ()
+
+    assert (reconcile(bench.broker, QUEUE, {}, ended=ended), reconcile(bench.broker, QUEUE, {}, ended=ended)) == (0, 1)
+    assert [list(early.values()) for early in asked] == [["me"], ["me"]]
+    assert not [key for key in redis_state(bench.broker.client) if ":held" in key]
+
+
+def test_place_of_an_entry_that_somebody_deleted_is_given_back_at_the_next_look(bench: Bench) -> None:
+    slow = limited(bench, streams_concurrency=1)
+    slow.delay(1)
+    slow.delay(2)
+    bench.executor.prepare()
+    first, second = bench.broker.read(bench.broker.streams([QUEUE]), "me", count=2)
+    lane = lane_of_all(bench, slow)
+    assert bench.settler.admit(first, *lane, ahead=False)
+    bench.executor.execute(second)
+    assert held(bench) == 1
+
+    assert reconcile(bench.broker, QUEUE, {}) == 0
+    bench.broker.client.call("XDEL", first.stream.key, first.entry_id)
+    assert reconcile(bench.broker, QUEUE, {}) == 1
+
+    run_all(bench)
+    assert (bench.ran, held(bench)) == ([2], 0)
+
+
+def test_raised_limit_releases_those_that_wait(bench: Bench) -> None:
+    slow = limited(bench, rate_limit="1/h")
+    for number in range(4):
+        slow.delay(number)
+    run_all(bench)
+
+    found = release(bench.broker, [QUEUE], {"slow": {"interval": 0}}, everything=True)
+    while found.next_ms is not None:
+        run_all(bench)
+        found = release(bench.broker, [QUEUE], {"slow": {"interval": 0}})
+    run_all(bench)
+
+    assert (bench.ran, held(bench)) == ([0, 1, 2, 3], 0)
+
+
+def test_rate_that_was_raised_is_the_new_one_for_what_waits_for_a_token_of_the_old_one(bench: Bench) -> None:
+    slow = limited(bench, rate_limit="1/h")
+    for number in range(4):
+        slow.delay(number)
+    run_all(bench)
+    faster = {"slow": {"interval": 50.0}}
+
+    assert release(bench.broker, [QUEUE], faster, everything=True).count == 0
+    began = time.monotonic()
+    for _ in range(3):
+        eventually(lambda: release(bench.broker, [QUEUE], faster).count == 1, timeout=2)
+        slow.rate_limit = "20/s"
+        run_all(bench)
+
+    assert (bench.ran, held(bench)) == ([0, 1, 2, 3], 0)
+    assert time.monotonic() - began > 0.1
+
+
+def test_scripts_that_are_flushed_and_redis_that_forgets_nothing_change_nothing(bench: Bench) -> None:
+    slow = limited(bench, streams_concurrency=1)
+    slow.delay(1)
+    slow.delay(2)
+    bench.executor.prepare()
+    first, second = bench.broker.read(bench.broker.streams([QUEUE]), "me", count=2)
+    assert bench.settler.admit(first, *lane_of_all(bench, slow), ahead=False)
+    bench.executor.execute(second)
+
+    bench.broker.client.call("SCRIPT", "FLUSH")
+    bench.executor.execute(first)
+    run_all(bench)
+
+    assert (bench.ran, bench.left()) == ([1, 2], NOTHING)
+
+
+def test_nothing_is_left_behind_when_all_have_run(bench: Bench) -> None:
+    slow = limited(bench, streams_concurrency=1, streams_concurrency_key="customer", streams_concurrency_per_key=1)
+    for number in range(6):
+        slow.delay(number, "ab"[number % 2])
+
+    run_all(bench)
+
+    assert len(bench.ran) == 6
+    left = {key for key in redis_state(bench.broker.client) if ":held" in key}
+    assert left == set()
+
+
+def test_purge_and_letting_go_take_held_messages_along(bench: Bench) -> None:
+    slow = limited(bench, rate_limit="1/h")
+    for number in range(4):
+        slow.delay(number)
+    run_all(bench)
+    assert held(bench) == 3
+
+    assert let_go(bench.broker, QUEUE) == 3
+    assert streams_inspect.queue_status(bench.broker, QUEUE).waiting == 3
+    run_all(bench)
+    assert streams_inspect.purge(bench.broker, QUEUE) == 3
+
+    assert held(bench) == 0
+
+
+def test_rate_limits_can_be_switched_off(make: Callable[..., Bench]) -> None:
+    bench = make(worker_disable_rate_limits=True)
+    slow = limited(bench, rate_limit="1/h")
+    slow.delay(1)
+    slow.delay(2)
+
+    run_all(bench)
+
+    assert bench.ran == [1, 2]
+
+
+def test_what_was_set_at_run_time_wins_over_the_task_and_the_task_over_the_setting(make: Callable[..., Bench]) -> None:
+    from celery_streams.worker.task_options import limits_in_force
+
+    bench = make(streams_limits={"slow": {"rate": "5/s", "concurrency": 7}})
+    slow = limited(bench, rate_limit="1/s")
+    streams = streams_of(bench.app)
+
+    assert (limits_in_force(slow, streams).rate, limits_in_force(slow, streams).concurrency) == (1.0, 7)
+    streams.limits_in_redis = {"slow": {"concurrency": 3}}
+    assert limits_in_force(slow, streams).concurrency == 3
+
+
+async def later(task: Any, args: Any, kwargs: Any) -> str:
+    return "a key"
+
+
+class Later:
+    async def __call__(self, task: Any, args: Any, kwargs: Any) -> str:
+        return "a key"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"streams_concurrency": 0}, "concurrency must be a whole number from 1 to 1,000,000,000, got 0"),
+        ({"streams_concurrency": -1}, "from 1 to"),
+        ({"streams_concurrency": "many"}, "from 1 to"),
+        ({"streams_concurrency": 1.5}, "from 1 to"),
+        ({"streams_concurrency": 10**10}, "from 1 to 1,000,000,000, got 10000000000"),
+        ({"streams_concurrency": 10**5000}, "from 1 to 1,000,000,000"),
+        ({"streams_concurrency": True}, "from 1 to 1,000,000,000, got True"),
+        ({"streams_rate_limit_key": later}, "must not be an async function"),
+        ({"streams_concurrency_key": Later(), "streams_concurrency_per_key": 1}, "must not be an async function"),
+        ({"rate_limit": 1e-320}, "not negative, and finite"),
+        ({"rate_limit": float("nan")}, "not negative, and finite"),
+        ({"rate_limit": -1}, "not negative"),
+        ({"rate_limit": "often"}, "a rate is"),
+        ({"streams_concurrency_per_key": 1}, "without a concurrency_key"),
+        ({"streams_rate_limit_key": "custmer"}, "has no argument 'custmer' to limit by; did you mean 'customer'?"),
+        ({"streams_rate_limit_key": 3}, "an argument's name, or a callable"),
+    ],
+)
+def test_limit_that_means_nothing_is_said_in_one_line(bench: Bench, options: dict[str, Any], said: str) -> None:
+    slow = limited(bench, **options)
+
+    with pytest.raises(ConfigurationError) as raised:
+        bench.executor.prepare()
+
+    assert said in str(raised.value)
+    assert slow.name in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_limits_of_tasks_that_the_project_does_not_have_are_said(make: Callable[..., Bench]) -> None:
+    bench = make(streams_limits={"slo": {"rate": "1/s"}, "slow": {"rate": "2/s"}})
+    limited(bench)
+
+    said = without_task(streams_of(bench.app).conf.limits, bench.app.tasks)
+
+    assert said == ["streams_limits names 'slo', and the project has no such task; did you mean 'slow'?"]
+    context = CLIContext(app=bench.app, no_color=True, workdir=None)
+    assert said[0] in CliRunner().invoke(limits, obj=context).output
+
+
+def broken(task: Any, args: Any, kwargs: Any) -> str:
+    raise KeyError("no such thing")
+
+
+def huge(task: Any, args: Any, kwargs: Any) -> str:
+    return "k" * 1_000_000
+
+
+@pytest.mark.parametrize("key", [broken, huge])
+def test_publish_whose_key_cannot_be_told_fails_and_stores_nothing(bench: Bench, key: Any) -> None:
+    slow = limited(bench, rate_limit="1/s", streams_rate_limit_key=key)
+    before = redis_state(bench.broker.client)
+
+    with pytest.raises(LimitKeyError) as raised:
+        slow.delay(1)
+
+    assert len(str(raised.value)) < 300
+    assert redis_state(bench.broker.client) == before
+
+
+def test_message_of_a_publisher_that_does_not_know_the_task_is_limited_all_the_same(bench: Bench) -> None:
+    limited(bench, rate_limit="1/h", streams_rate_limit_key=lambda task, args, kwargs: args[1])
+    for number, customer in ((0, "a"), (1, "a"), (0, "b")):
+        bench.publish_task("slow", [[number, customer], {}, {}])
+    bench.publish_task("slow", [[0], {}, {}])
+
+    run_all(bench)
+
+    assert bench.ran == ["a0", "b0"]
+    assert bench.left() == but(dead=["invalid"])
+    assert json.loads(redis_state(bench.broker.client)[f"{STREAM}:held:lanes"]["slow a"])["task"] == "slow"
+
+
+def test_message_whose_arguments_do_not_fit_fails_as_it_does_without_limits(bench: Bench) -> None:
+    slow = limited(bench, rate_limit="1/h", streams_rate_limit_key="customer")
+    sent = [bench.publish_task(slow.name, [args, {}, {}]) for args in ([], [1, "a", "b"])]
+
+    run_all(bench)
+
+    assert bench.ran == []
+    assert bench.left() == but(dead=["failed", "failed"])
+    for task_id in sent:
+        assert isinstance(bench.app.AsyncResult(task_id).result, TypeError)
+
+
+def test_each_publish_says_the_keys_of_its_own_arguments(bench: Bench) -> None:
+    slow = limited(bench, rate_limit="1/h", streams_rate_limit_key="customer")
+    for customer in ("a", "b", "c", "a"):
+        slow.delay(0, customer)
+
+    run_all(bench)
+
+    assert bench.ran == ["a0", "b0", "c0"]
+    assert [lane.name for lane in held_lanes(bench.broker, QUEUE)] == ["slow a"]
+
+
+#: What a field of the lanes may hold that no lane is.
+ODD_LANES = [
+    b"",
+    b"{",
+    b"[" * 2_000,
+    b"7",
+    b"[]",
+    b"{}",
+    b'{"task":"slow","rate":"slow","interval":0,"number":1,"first":1}',
+    b'{"task":"slow","rate":"slow","interval":0,"number":1,"first":1,"last":1e999}',
+    b'{"task":"slow","rate":"slow","interval":0,"number":1,"first":NaN,"last":1}',
+    b'{"task":"slow","rate":[],"interval":0,"number":1,"first":1,"last":1}',
+    b'{"task":{},"rate":"slow","interval":0,"number":1,"first":1,"last":1}',
+    b'{"task":"slow","rate":"slow","interval":0,"number":1,"first":1,"last":1,"limit":null}',
+    b'{"task":"slow","rate":"slow","interval":0,"number":1,"first":1,"last":1,"key_limit":1}',
+]
+
+
+def test_odd_lanes_and_places_hold_up_no_other(bench: Bench) -> None:
+    slow = limited(bench, streams_concurrency=1)
+    for number in range(5):
+        slow.delay(number)
+    bench.executor.prepare()
+    running = bench.broker.read(bench.broker.streams([QUEUE]), "me", count=5)
+    lane = lane_of_all(bench, slow)
+    for one in running:
+        bench.settler.admit(one, *lane, ahead=False)
+    assert held(bench) == 4
+
+    _, lanes, ready, ring, _, places, _, _ = bench.broker.queue_keys(QUEUE).shelf
+    for number, said in enumerate(ODD_LANES):
+        name = b"odd-%d" % number
+        bench.broker.client.call("HSET", lanes, name, said)
+        bench.broker.client.call("HSET", places, b"0:1-%d" % number, said, b"odd-%d" % number, said)
+        bench.broker.client.call("ZADD", ready, 0, name)
+        bench.broker.client.call("ZADD", ring, 0, b"Tslow\0" + b"0" * 16 + b"\0" + name)
+    limits = {"slow": {"interval": 0, "limit": 1}}
+    assert release(bench.broker, [QUEUE], limits, everything=True).count == 0
+    assert reconcile(bench.broker, QUEUE, limits) == 0
+    bench.executor.execute(running[0])
+    run_all(bench)
+
+    assert bench.ran == [0, 1, 2, 3, 4]
+    assert held(bench) == 0
+    assert let_go(bench.broker, QUEUE) == 0

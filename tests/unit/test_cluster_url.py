@@ -1,0 +1,69 @@
+"""The URL of a Redis Cluster: what it means, and what is refused; nothing is connected to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from celery import Celery
+
+import celery_streams
+from celery_streams.cluster import ClusterClient, connect
+from celery_streams.connection import RedisClient
+from celery_streams.exceptions import ConfigurationError
+from celery_streams.redis_url import ConnectionOptions
+
+
+def made(url: str, **options: Any) -> ClusterClient:
+    client = connect(url, ConnectionOptions(**options))
+    assert isinstance(client, ClusterClient)
+    return client
+
+
+def test_several_start_nodes_share_user_and_options() -> None:
+    client = made("rediss+cluster://me:pw@one:7000?ssl_cert_reqs=none;two;[::1]:7002;redis+cluster://three:7003/0")
+
+    assert client._cluster.starts == [("one", 7000), ("two", 6379), ("::1", 7002), ("three", 7003)]
+    for address in client._cluster.starts:
+        node = client._cluster.at(address)
+        connection = node._pool.make_connection()
+        assert (connection.host, connection.port, connection.username, connection.password) == (*address, "me", "pw")
+        assert type(connection).__name__ == "SSLConnection"
+        assert connection.db == 0
+    assert "pw" not in client.shown
+
+
+def test_other_urls_lead_to_a_single_server() -> None:
+    assert type(connect("redis://one:6379/3")) is RedisClient
+
+
+@pytest.mark.parametrize("streams_url", [None, "redis+cluster://one:7000"])
+def test_cluster_as_the_broker_is_refused_with_the_setting_to_use(streams_url: str | None) -> None:
+    app = Celery("cluster", broker="redis+cluster://one:7000", set_as_current=False)
+    app.conf.streams_url = streams_url
+    celery_streams.install(app)
+
+    with pytest.raises(ConfigurationError, match="set streams_url to this URL"):
+        celery_streams.streams_of(app).new_broker()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis+cluster://one/3", "no database but 0"),
+        ("redis+cluster://one?db=2", "no database but 0"),
+        ("redis+cluster://one:x", "not a Redis URL"),
+        ("redis+cluster://one;two:x", "not a Redis URL"),
+        ("redis+cluster://one?no_such_option=1", "bad connection options"),
+    ],
+)
+def test_url_that_no_cluster_has_is_refused_in_one_line(url: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        made(url)
+
+    assert "\n" not in str(caught.value)
+
+
+def test_another_database_of_a_cluster_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="no database but 0"):
+        made("redis+cluster://one", other_database=3)

@@ -1,0 +1,28 @@
+"""Help texts as a terminal of eighty columns shows them."""
+
+from __future__ import annotations
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from celery_streams.bin.commands import streams
+from celery_streams.bin.dead import dead
+from celery_streams.bin.root import celery_streams
+
+
+@pytest.mark.parametrize("group", [celery_streams, streams, dead], ids=lambda group: group.name)
+def test_no_line_of_a_list_of_commands_is_cut_at_eighty_columns(group: click.Group) -> None:
+    shown = CliRunner(env={"COLUMNS": "80"}).invoke(group, ["--help"])
+
+    commands = shown.output.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(commands) == len(group.commands)
+    assert [line for line in commands if line.endswith("...")] == []
+
+
+@pytest.mark.parametrize("group", [streams, dead], ids=lambda group: group.name)
+def test_first_line_of_each_help_is_a_sentence(group: click.Group) -> None:
+    for name, command in group.commands.items():
+        first = (command.help or "").strip().partition("\n")[0]
+
+        assert first.endswith("."), name
