@@ -352,6 +352,9 @@ class ChildLoop:
             if self.stopping or self._too_large():
                 self._put_back(batch[index + 1 :])
                 break
+        if not (settler.gave_up or settler.waiting or settler.set_aside):
+            # Each settled by itself (held back, retried, dead): nothing is left for which the parent must beat.
+            self._confirmed()
         self._ran += ran
         self.pace.observe(ran=ran, seconds=now - began)
 

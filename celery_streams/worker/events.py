@@ -63,6 +63,7 @@ class BackgroundEvents(EventDispatcher):  # type: ignore[misc]
         on_silence: called by the thread when a broker that had been silent answers again.
         on_kept: called with how many events were kept so far, not counting those that were dropped.
         on_sent: called by the thread with how many of these are out of its hands.
+        patience: seconds that whoever sends an event of its own waits at most for what is kept.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class BackgroundEvents(EventDispatcher):  # type: ignore[misc]
         on_silence: Callable[[], None] = lambda: None,
         on_kept: Callable[[int], None] = lambda count: None,
         on_sent: Callable[[int], None] = lambda count: None,
+        patience: float = _LAST,
     ) -> None:
         self.producer: Producer | None = None
         #: Events that were dropped because too many were kept, and because the broker refused them.
@@ -88,7 +90,10 @@ class BackgroundEvents(EventDispatcher):  # type: ignore[misc]
         #: Set when everything is sent that was kept before they were put here.
         self._awaited: deque[threading.Event] = deque()
         self._on_kept, self._on_sent = on_kept, on_sent
+        self._patience = patience
         self._kept = self._sent = 0
+        #: What is kept is on its way to the broker.
+        self._sending = False
         self._thread: threading.Thread | None = None
         self._on_silence = on_silence
         self._silent = self._abandoned = self._away = False
@@ -149,7 +154,10 @@ class BackgroundEvents(EventDispatcher):  # type: ignore[misc]
     def extend_buffer(self, other: Any) -> None:
         """Take over what another dispatcher could not send."""
         if isinstance(other, BackgroundEvents):
-            self._waiting.extend([*other._in_hand, *other._waiting])
+            left = [*other._in_hand, *other._waiting]
+            self._kept += len(left)
+            self._on_kept(self._kept)
+            self._waiting.extend(left)
             self.dropped += other.dropped
 
     def close(self) -> None:
@@ -187,19 +195,20 @@ class BackgroundEvents(EventDispatcher):  # type: ignore[misc]
 
         events.default_dispatcher = default_dispatcher
 
-    def catch_up(self, timeout: float = _LAST) -> None:
+    def catch_up(self) -> None:
         """Wait until everything is sent that was kept so far; not while the broker is known to be away."""
         thread = self._thread
         # In a process that a task forked the thread does not run.
         if thread is None or thread is threading.current_thread() or not thread.is_alive() or self._away:
             return
-        if not self._waiting and not self._in_hand:
+        # On its way from one list to the other an event is in neither of them.
+        if not self._waiting and not self._sending and not self._in_hand:
             return
         sent = threading.Event()
         self._awaited.append(sent)
         self._hurry.set()
         self._due.set()
-        sent.wait(timeout)
+        sent.wait(self._patience)
 
     # -- the thread
 
@@ -279,14 +288,18 @@ class BackgroundEvents(EventDispatcher):  # type: ignore[misc]
         Raises:
             OperationalError, OSError, or what the transport has: the broker is away; what was not sent stays in hand.
         """
-        while not self._abandoned and self._take():
-            if self.producer is None:
-                self._connect()
-            routing_key = self._in_hand[0][0]
-            events = [event for _, event in self._in_hand]
-            self._deliver(events if routing_key == "task.multi" else events[0], routing_key)
-            self._took(len(self._in_hand))
-            self._in_hand = []
+        self._sending = True
+        try:
+            while not self._abandoned and self._take():
+                if self.producer is None:
+                    self._connect()
+                routing_key = self._in_hand[0][0]
+                events = [event for _, event in self._in_hand]
+                self._deliver(events if routing_key == "task.multi" else events[0], routing_key)
+                self._took(len(self._in_hand))
+                self._in_hand = []
+        finally:
+            self._sending = False
 
     def _take(self) -> bool:
         """Take in hand what goes into one message: task events that follow each other, or one other event."""

@@ -237,7 +237,7 @@ class Parent:
         """
         if self.services is None:
             return
-        self.services.stop_delayed()
+        self.services.stop_due()
         self.mailbox.guarded(self.crew.give_back)
         end_crew()
         services, self.services = self.services, None

@@ -341,15 +341,16 @@ class Services:
         self._pauses.soon = self._held.soon = True
         self.handed.look_again()
 
-    def stop_delayed(self) -> None:
-        """Stop promoting (a worker that shuts down leaves that to others); heartbeats go on."""
+    def stop_due(self) -> None:
+        """Stop promoting and releasing (a worker that shuts down leaves that to others); heartbeats go on."""
         self.promoter.stop()
+        self.held.stop()
 
     def stop(self, *, patience: float = 2.0) -> None:
         """Stop everything and wait for the threads; from now on each reply of Redis is waited for ``patience`` s."""
         for thread in self._threads:
             thread.stop()
-        self.promoter.stop()
+        self.stop_due()
         for broker in (self.broker, self._beating):
             broker.client.hasten(patience)
         deadline = time.monotonic() + patience

@@ -155,12 +155,13 @@ def test_backlog_of_a_rate_holds_up_no_other_task_and_keeps_its_order(project, a
     flood = [slow.delay("ok", number) for number in range(300)]
     beside = act.delay("ok", "beside")
 
+    began = time.time()
     worker(concurrency=1)
 
     project.starts(beside.id)
     eventually(lambda: len([run for run in project.ledger.runs() if run["task"] == slow.name]) >= 15)
     runs = [run for run in project.ledger.runs() if run["task"] == slow.name]
     (at,) = [run["at"] for run in project.ledger.runs(beside.id)]
-    assert at - runs[0]["at"] < 1.0
+    assert at < runs[14]["at"], "it waits for few of them"
     assert [run["id"] for run in runs] == [result.id for result in flood[: len(runs)]]
-    assert (len(runs) - 1) * 0.1 * 0.9 <= runs[-1]["at"] - runs[0]["at"] <= (len(runs) - 1) * 0.1 * 1.25
+    assert runs[-1]["at"] - began >= (len(runs) - 1) * 0.1 * 0.9

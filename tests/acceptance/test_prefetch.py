@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter
 
 import pytest
@@ -74,6 +75,7 @@ def starts_of(project, results):
 def test_limited_tasks_hold_no_slot_and_start_at_their_rate(project, act, worker):
     limited = act.app.tasks["tests.proj.actions.act_limited"]  # 10/s
     worker(concurrency=2)
+    began = time.time()
     first = [limited.delay("ok", n) for n in range(16)]
     others = [act.delay("ok", n) for n in range(30)]
 
@@ -82,7 +84,7 @@ def test_limited_tasks_hold_no_slot_and_start_at_their_rate(project, act, worker
 
     last_other = max(run["at"] for run in project.ledger.runs() if run["id"] in {result.id for result in others})
     assert last_other < runs[-1]["at"]
-    assert runs[-1]["at"] - runs[0]["at"] > 1.3
+    assert runs[-1]["at"] - began > 1.4
     assert [result.get(timeout=10) for result in first] == list(range(16))
     assert project.counted() == Counter(result.id for result in (*first, *others))
 
@@ -95,14 +97,15 @@ def test_rate_limit_counts_for_each_worker_or_for_all(project, act, worker, scop
     worker(name="two", concurrency=1, **settings)
     eventually(lambda: project.status().consumers >= 2)
 
+    began = time.time()
     runs = starts_of(project, [limited.delay("ok", n) for n in range(16)])
 
     hosts = {host: [run["at"] for run in runs if run["hostname"] == host] for host in ("one@test", "two@test")}
     assert all(hosts.values())
     if scope == "global":
-        assert runs[-1]["at"] - runs[0]["at"] > 1.3
+        assert runs[-1]["at"] - began > 1.4
     else:
-        assert all(at[-1] - at[0] > 0.09 * (len(at) - 2) for at in hosts.values())
+        assert all(at[-1] - began > 0.1 * (len(at) - 2) for at in hosts.values())
         assert min(abs(one - two) for one in hosts["one@test"] for two in hosts["two@test"]) < 0.08
 
 
@@ -132,11 +135,12 @@ def test_rate_limit_that_is_changed_by_remote_control_holds_for_children_and_the
             limited.name, rate_limit, destination=[running.hostname], reply=True, timeout=5, limit=1
         )
         assert answer == [{running.hostname: {"ok": "new rate limit set successfully"}}]
-        return seconds_between(count)
+        return seconds_until_last(count)
 
-    def seconds_between(count):
-        runs = starts_of(project, [limited.delay("ok", n) for n in range(count)])
-        return runs[-1]["at"] - runs[0]["at"]
+    def seconds_until_last(count):
+        # From the publish on, not from the first start: a busy machine may run the first task late, and none early.
+        began = time.time()
+        return starts_of(project, [limited.delay("ok", n) for n in range(count)])[-1]["at"] - began
 
     # The bounds leave room for one start too early: a child hears of the change a moment after the parent has answered.
     assert spread("2/s", 5) > 1.3
@@ -145,7 +149,7 @@ def test_rate_limit_that_is_changed_by_remote_control_holds_for_children_and_the
     if pool == "prefork":
         first = project.ledger.runs()[-1]["pid"]
         os.kill(first, signal.SIGKILL)
-        assert seconds_between(6) > 1.1
+        assert seconds_until_last(6) > 1.1
         assert project.ledger.runs()[-1]["pid"] != first
 
 

@@ -211,7 +211,7 @@ def test_successor_sends_what_is_left(make: Make, seen: list[dict[str, Any]], pr
 def test_event_of_another_dispatcher_of_the_app_comes_after_what_is_kept(
     make: Make, seen: list[dict[str, Any]]
 ) -> None:
-    events = make()
+    events = make(patience=30.0)
     events.goes_first()
     for number in range(0, 20, 2):
         events.send("task-started", number=number)
@@ -223,7 +223,7 @@ def test_event_of_another_dispatcher_of_the_app_comes_after_what_is_kept(
 
 @pytest.mark.parametrize("how", ["gone", "silent"])
 def test_nobody_waits_long_for_kept_events_while_the_broker_is_away(make: Make, proxy: Proxy, how: str) -> None:
-    events = make()
+    events = make(patience=0.5)
     if how == "gone":
         proxy.refuse_new = True
         proxy.reset()
@@ -234,7 +234,7 @@ def test_nobody_waits_long_for_kept_events_while_the_broker_is_away(make: Make, 
 
     began = time.monotonic()
     for _ in range(20):
-        events.catch_up(timeout=0.5)
+        events.catch_up()
 
     # A second at most until the broker is known to be away, in two tries; then nothing.
     assert time.monotonic() - began < 5

@@ -9,6 +9,7 @@ from typing import Any
 import billiard
 import pytest
 from celery import Celery
+from celery.exceptions import Reject
 
 from celery_streams import inspect, streams_of
 from celery_streams.broker import StreamBroker
@@ -125,6 +126,28 @@ def test_child_that_outgrows_its_memory_in_a_batch_gives_the_rest_of_it_back(
     status = inspect.queue_status(streams_of(project).broker, "celery")
     assert ran == [0]
     assert (status.waiting, status.pending) == (2, 0)
+
+
+@pytest.mark.parametrize("outcome", ["held back", "retried", "dead", "done"])
+def test_parent_does_not_beat_for_a_batch_that_is_settled(
+    app: Callable[..., Celery], broker: StreamBroker, table: SlotTable, outcome: str
+) -> None:
+    project = app(result_backend="cache+memory://")
+    project.set_current()
+    rate_limit = "1/h" if outcome == "held back" else None
+
+    @project.task(name="t", shared=False, ignore_result=True, bind=True, rate_limit=rate_limit)
+    def t(self: Any, number: int) -> None:
+        if outcome == "retried":
+            raise self.retry(countdown=600)
+        if outcome == "dead":
+            raise Reject("no use", requeue=False)
+
+    run_batch(project, broker, table, [message("t", 0)])
+    run_batch(project, broker, table, [message("t", number) for number in (1, 2)])
+
+    shot = table.slot(0).snapshot()
+    assert (shot.finished, shot.running, shot.waiting) == ((), None, ())
 
 
 def test_task_whose_outcome_was_not_stored_is_not_told_as_finished(

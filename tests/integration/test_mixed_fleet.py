@@ -196,6 +196,33 @@ def services(app: Celery) -> Services:
     )
 
 
+def own_threads() -> set[threading.Thread]:
+    return {one for one in threading.enumerate() if one.name.startswith("celery-streams")}
+
+
+def test_services_that_were_stopped_leave_no_thread(app: Callable[..., Celery]) -> None:
+    before = own_threads()
+    made = services(app())
+    made.start()
+    begun = own_threads() - before
+
+    made.stop()
+
+    assert len(begun) >= 3
+    eventually(lambda: not own_threads() - before)
+
+
+def test_worker_that_is_shutting_down_releases_nothing_more(app: Callable[..., Celery]) -> None:
+    made = services(app())
+    made.start()
+    try:
+        made.stop_due()
+
+        eventually(lambda: not made.held._thread.is_alive() and not made.promoter._thread.is_alive())
+    finally:
+        made.stop()
+
+
 @pytest.mark.parametrize("duty", ["limits", "claimer", "handback"])
 def test_heartbeats_go_on_while_another_duty_takes_long(
     app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch, duty: str
