@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from .broker import StreamBroker
 from .exceptions import BrokerError
-from .news import spread
+from .news import spread, story
 from .scripts import load
 
 __all__ = ("Pause", "parse_pause", "pause_queue", "paused_queues", "resume_queue")
@@ -46,21 +46,13 @@ def pause_queue(broker: StreamBroker, queue: str, *, reason: str = "") -> Pause:
 def resume_queue(broker: StreamBroker, queue: str) -> bool:
     """Have ``queue`` read again; returns whether it was paused. Two round trips."""
     names = broker.queue_keys(queue)
-    wake = (
-        "XADD",
-        names.wake,
-        "MAXLEN",
-        1,
-        "*",
-        "resumed",
-        9_000_000_000_000,
-    )  # for readers that have nothing else to wait for
-    removed, woken = broker.client.pipeline([("UNLINK", names.paused), wake])
-    if isinstance(removed, BrokerError):
-        raise removed
-    if isinstance(woken, BrokerError):
-        logger.debug("Cannot notify the readers of queue %s; they notice it within seconds: %s", queue, woken)
-    spread(broker, "pauses")
+    removed = broker.client.call("UNLINK", names.paused)
+    # For readers that have nothing else to wait for; a queue that was not paused has none, and may be nobody's at all.
+    wake = ("XADD", names.wake, "MAXLEN", 1, "*", "resumed", 9_000_000_000_000)
+    # Workers look in any case: the reply to an earlier attempt may have been lost.
+    for said in broker.client.pipeline([*([wake] if removed else []), story(broker, "pauses")]):
+        if isinstance(said, BrokerError):
+            logger.debug("Cannot notify the readers of queue %s; they notice it within seconds: %s", queue, said)
     return bool(removed)
 
 

@@ -181,6 +181,15 @@ def test_publishes_and_delayed_messages_go_on_and_what_is_due_waits(broker: Stre
     assert reading().next() == []
 
 
+def test_resumption_of_a_queue_that_is_not_paused_leaves_no_key_behind(broker: StreamBroker) -> None:
+    before = redis_state(broker.client)
+
+    assert not pauses.resume_queue(broker, "nobody's")
+
+    broker.client.call("DEL", keys.news(broker.prefix))
+    assert redis_state(broker.client) == before
+
+
 def test_forgotten_queue_leaves_no_pause_behind(broker: StreamBroker) -> None:
     before = redis_state(broker.client)
     broker.ensure_groups(["q"])
