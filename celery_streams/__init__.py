@@ -48,7 +48,8 @@ module                 process      owns
 ``revocations``        worker       the ids and stamps of revoked tasks
 ``scripts``            all          the Lua scripts
 ``keys``               all          every Redis key, and the data model
-``connection``         all          bytes to Redis and back; its errors
+``connection``         all          bytes to Redis and back
+``redis_errors``       all          what an error of Redis means
 ``cluster``            all          the same for a Redis Cluster: which command goes where, and what if it moved
 ``cluster_reads``      worker       reads that block over several slots of a Redis Cluster
 ``cluster_nodes``      all          the connections to each node, and which of them serves a slot

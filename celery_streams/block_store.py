@@ -14,6 +14,7 @@ from . import keys, notes, scripts
 from .broker import StreamBroker
 from .exceptions import BrokerError, BrokerFull, CeleryStreamsError, DuplicateTask, QueueFull
 from .message import Message, pack
+from .redis_errors import is_full
 
 __all__ = ("BLOCK_MS", "MESSAGE_WORDS", "MessageBlock", "QueuedMessage", "publish_blocks")
 
@@ -119,6 +120,6 @@ def _refusal(queue: str, said: str, max_length: int | None) -> CeleryStreamsErro
         return DuplicateTask(f"a duplicate of {first} on queue {queue!r}", first)
     if said == "full":
         return QueueFull(f"Queue {queue!r} holds {max_length} messages (streams_max_length); nothing was stored.")
-    if "OOM command" in said:
+    if is_full(said):
         return BrokerFull(f"Redis is full: {said}").of_publish(queue)
     return BrokerError(f"Redis refused a message for queue {queue!r}: {said}")

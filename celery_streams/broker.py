@@ -17,11 +17,12 @@ from typing import Any
 
 from . import keys, notes, scripts
 from .clock import steady_time
-from .connection import BlockingConnection, RedisClient, explained
+from .connection import BlockingConnection, RedisClient
 from .entries import Delivery, Entry, StreamRef, delivery
 from .exceptions import BrokerError, BrokerFull, BrokerUnavailable, GroupExists, NotPermitted, QueueFull
 from .message import Message, encode_history, pack
 from .pages import STEP_BYTES, STEP_WORDS
+from .redis_errors import explained
 
 __all__ = ("Promotion", "StreamBroker")
 

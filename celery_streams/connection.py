@@ -1,14 +1,13 @@
-"""RedisClient: how bytes get to Redis and back, and what its errors mean; it knows no key and no message.
+"""RedisClient: how bytes get to Redis and back; it knows no key and no message.
 
 A thin layer over redis-py's connections (TCP, TLS, Unix sockets, Sentinel), without its client object: replies are
 raw RESP2, pipelines do not become transactions, scripts go as EVALSHA with one fallback. Each driver error becomes
-one of ours here and nowhere else. Nothing is retried: only the caller knows whether a command may be sent twice.
+one of ours (``redis_errors``). Nothing is retried: only the caller knows whether a command may be sent twice.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import time
 import weakref
 from collections import deque
@@ -22,38 +21,27 @@ from .exceptions import (
     BrokerFull,
     BrokerUnavailable,
     ClusterNode,
-    CommandMissing,
     ConfigurationError,
-    DatabaseRefused,
-    GroupExists,
     GroupMissing,
     KeyMissing,
-    KeyNotPermitted,
-    KeyOfOtherType,
     LoginRefused,
     NotPermitted,
     ReplyLost,
     ScriptsRefused,
 )
 from .master_watch import MasterWatch
+from .redis_errors import count, no_cluster, no_scripts, translated
 from .redis_url import SOCKET_TIMEOUT, ConnectionOptions, make_pool, safe_url
 from .renewal import UNUSED_AT_MOST, connect, greatest_age, has_tokens, is_old, read_at_most
 from .scripts import Script
 
 __all__ = (
-    "ERROR_KINDS",
     "BlockingConnection",
     "RedisClient",
-    "count_errors",
-    "explained",
     "hasten",
     "in_full",
     "pairs",
 )
-
-#: What an error is counted as: no connection or no answer in time; a replica, a full Redis, one that starts or runs a
-#: script for too long; a login or command that was refused; and the rest.
-ERROR_KINDS = ("connection", "readonly", "full", "busy", "denied", "other")
 
 T = TypeVar("T")
 
@@ -63,67 +51,8 @@ _STALE_AFTER = 1.0
 #: Seconds after which a connection is closed that only a rush of threads had needed.
 _SPARE_AFTER = 30.0
 
-#: Error replies that pass by themselves (start-up, failover, a full disk, a long script).
-_PASSING = re.compile(
-    r"(?:^|: -?|-)(?:LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MISCONF|BUSY|NOREPLICAS|UNBLOCKED) "
-)
-
-#: Of these, what says that Redis has no time now, and that it is a replica by now.
-_BUSY = re.compile(r"(?:^|: -?|-)(?:LOADING|BUSY) ")
-_READONLY = re.compile(r"(?:^|: -?|-)READONLY ")
-
-#: Error replies that name keys, which may hold any word.
-_ABOUT_A_KEY = re.compile(r"(?:^|: -?|-)(NOGROUP|WRONGTYPE) ")
-
-#: The same, where redis-py has a class for the reply: then it cuts the word off the text.
-_PASSING_ERRORS = (
-    redis.exceptions.ReadOnlyError,
-    redis.exceptions.MasterDownError,
-    redis.exceptions.ClusterDownError,
-    redis.exceptions.TryAgainError,
-)
-
-#: What only a node of a Cluster says: that another one has the key, or that keys lie apart. redis-py has classes for
-#: the first three, and cuts the word off the text.
-_CLUSTER_WORDS: dict[type[Exception], str] = {
-    redis.exceptions.MovedError: "MOVED ",
-    redis.exceptions.AskError: "ASK ",
-    redis.exceptions.ClusterCrossSlotError: "CROSSSLOT ",
-}
-_CLUSTER = re.compile(r"(?:^|: -?|-)(?:MOVED|ASK|CROSSSLOT) |non local key in a cluster node")
-
-#: How servers say that there is only database 0: a Cluster, one of a single database, one without SELECT, an ACL.
-_ONE_DATABASE = re.compile(
-    r"(?:[A-Z]+ )?(?:SELECT is not allowed|(?:invalid )?DB index|(?:unknown command|this user .+ run the) .SELECT\b)",
-    re.IGNORECASE,
-)
-
-#: How they say that they run no scripts; what a script may not send is told otherwise.
-_NO_SCRIPTS = re.compile(r"(?:ERR )?unknown command .EVAL(?:SHA)?\b", re.IGNORECASE)
-
-#: How they say that they have no such command, which nobody can permit.
-_NO_COMMAND = re.compile(r"(?:ERR )?unknown (?:sub)?command ", re.IGNORECASE)
-
-#: How Redis 6.2 and 7.0 say that a script may not send a command, which they do not name; and where it stands.
-_KEY_DENIED = "access one of the keys"
-_SCRIPT_DENIED = "The user executing the script can't"
-_SCRIPT_LINE = re.compile(r"user_script: ?([0-9]+)")
-_SCRIPT_CALL = re.compile(r"redis\.p?call\(\s*'([A-Z]+)'(?:, '([A-Z]+)')?")
-
-#: What to do about a certificate that nobody known has signed.
-_UNVERIFIED = (
-    " (name the CA that signed it with ?ssl_ca_certs=FILE, or turn off verification with ?ssl_cert_reqs=CERT_NONE)"
-)
-
 #: URLs with a credential provider whose servers have let in this process, or the one that it was forked from.
 _LET_IN: set[str] = set()
-
-#: What to do about a Redis that takes no writes, because its disk or its memory is full.
-_DISK_FULL = "look at its log, and make room on its disk; then BGSAVE has it try again"
-_MEMORY_FULL = "raise maxmemory, or start more workers: they go on, and make room; streams_max_length bounds queues"
-
-#: Commands whose second word is a command of its own.
-_CONTAINERS = frozenset(("CLIENT", "CONFIG", "MEMORY", "XGROUP", "XINFO"))
 
 
 def pairs(flat: Sequence[Any]) -> dict[bytes, Any]:
@@ -314,7 +243,7 @@ class RedisClient:
             self.call("PING")
         mode = said.get(b"mode", b"")
         if mode == b"cluster":
-            raise ClusterNode(self._no_cluster("cluster_enabled"))
+            raise ClusterNode(no_cluster(self.shown, "cluster_enabled"))
         if mode == b"sentinel":
             raise ConfigurationError(
                 f"The server at {self.shown} is a Sentinel: use sentinel:// and name the master with ?master_name=..."
@@ -335,20 +264,7 @@ class RedisClient:
         except (BrokerFull, NotPermitted):
             pass  # it has the command; who lacks the permission is told with all others that are missing
         except BrokerError as exc:
-            raise ScriptsRefused(self._no_scripts(str(exc))) from exc
-
-    def _no_cluster(self, said: str) -> str:
-        return (
-            f"Redis at {self.shown} is a node of a Redis Cluster ({said}): set streams_url to "
-            "redis+cluster://HOST:PORT (rediss+cluster:// with TLS), and keep Celery's own broker on a single server "
-            "or Sentinel"
-        )
-
-    def _no_scripts(self, said: str) -> str:
-        return (
-            f"Redis at {self.shown} runs no Lua scripts ({said}), without which streams do not work; use a server or a "
-            "plan that permits EVAL"
-        )
+            raise ScriptsRefused(no_scripts(self.shown, str(exc))) from exc
 
     def open(self) -> BlockingConnection:
         """Return a connection of its own, for reads that block."""
@@ -485,55 +401,15 @@ class RedisClient:
 
     def _translate(self, exc: Exception, sent: str | Script) -> BrokerError:
         """Return our error for the driver's, and count it."""
-        error = self._translated(exc, sent)
-        if _on_error is not None and not isinstance(error, (GroupExists, GroupMissing, KeyMissing)):
-            _on_error(_kind(exc, error))
+        error = translated(
+            exc,
+            sent,
+            shown=self.shown,
+            database=bool(self._pool.connection_kwargs.get("db")),
+            let_in=self._has_tokens and self.url in _LET_IN,
+        )
+        count(exc, error)
         return error
-
-    def _translated(self, exc: Exception, sent: str | Script) -> BrokerError:
-        """Return our error for the driver's: the one place where the text of a reply decides anything."""
-        # Without the driver's full stop: sentences of ours go on behind it.
-        text = str(exc).rstrip(".") or type(exc).__name__
-        command = f"{sent.name}.lua" if isinstance(sent, Script) else sent
-        failed = f"Redis at {self.shown} failed {command}: {text}"
-        if isinstance(exc, redis.exceptions.AuthenticationError) or text.startswith(("NOAUTH", "WRONGPASS")):
-            if self._has_tokens and self.url in _LET_IN:
-                # Its token ended, or the next one is not known there yet: the provider is asked for another.
-                return BrokerUnavailable(f"Redis at {self.shown} refused the login with a token: {text}")
-            return LoginRefused(f"Redis at {self.shown} refused the login: {text}")
-        if self._pool.connection_kwargs.get("db") and _ONE_DATABASE.match(text):
-            return DatabaseRefused(
-                f"Redis at {self.shown} has no such database ({text}): use database 0, and streams_key_prefix to keep "
-                "projects apart"
-            )
-        if _NO_SCRIPTS.match(text):
-            return ScriptsRefused(self._no_scripts(text))
-        if _SCRIPT_DENIED in text and isinstance(sent, Script):
-            return NotPermitted(f"Redis at {self.shown} does not permit {_denied_call(sent, text)} ({command}): {text}")
-        if isinstance(exc, redis.exceptions.NoPermissionError) or "NOPERM" in text:
-            kind = KeyNotPermitted if _KEY_DENIED in text else NotPermitted
-            return kind(f"Redis at {self.shown} does not permit {command}: {text}")
-        if _NO_COMMAND.match(text):
-            return CommandMissing(f"Redis at {self.shown} does not have {command}: {text}")
-        if isinstance(exc, tuple(_CLUSTER_WORDS)) or _CLUSTER.search(text):
-            said = _CLUSTER_WORDS.get(type(exc), "")
-            return ClusterNode(self._no_cluster(f"{said}{text}"))
-        if isinstance(exc, (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)):
-            hint = _UNVERIFIED if "CERTIFICATE_VERIFY_FAILED" in text else ""
-            return BrokerUnavailable(f"Redis at {self.shown} cannot be reached: {text}{hint}")
-        about_key = _ABOUT_A_KEY.search(text)
-        if about_key:
-            return GroupMissing(failed) if about_key[1] == "NOGROUP" else KeyOfOtherType(failed)
-        if isinstance(exc, _PASSING_ERRORS) or _PASSING.search(text):
-            hint = f" ({_DISK_FULL})" if "MISCONF" in text else ""
-            return BrokerUnavailable(f"Redis at {self.shown} is not ready: {text}{hint}")
-        if isinstance(exc, redis.exceptions.OutOfMemoryError) or "OOM command" in text:
-            return BrokerFull(f"Redis at {self.shown} is full: {text} ({_MEMORY_FULL})")
-        if text.startswith("BUSYGROUP"):
-            return GroupExists(failed)
-        if text.startswith(("no such key", "ERR no such key")):
-            return KeyMissing(failed)
-        return BrokerError(failed)
 
 
 class BlockingConnection:
@@ -613,34 +489,6 @@ class BlockingConnection:
         self._connection.disconnect()
 
 
-#: Called with the kind of each error; None: nobody counts them.
-_on_error: Callable[[str], None] | None = None
-
-
-def count_errors(counted: Callable[[str], None]) -> None:
-    """Have each error of Redis that this process meets counted from now on, by one of :data:`ERROR_KINDS`.
-
-    What merely says that a key or group is there, or is not, is none.
-    """
-    global _on_error
-    _on_error = counted
-
-
-def _kind(exc: Exception, error: BrokerError) -> str:
-    if isinstance(error, BrokerFull):
-        return "full"
-    if isinstance(error, (NotPermitted, LoginRefused)):
-        return "denied"
-    if not isinstance(error, BrokerUnavailable):
-        return "other"
-    # redis-py has classes for these two, and cuts the word off the text of the first.
-    if isinstance(exc, redis.exceptions.ReadOnlyError) or _READONLY.search(str(exc)):
-        return "readonly"
-    if isinstance(exc, redis.exceptions.BusyLoadingError) or _BUSY.search(str(exc)):
-        return "busy"
-    return "connection" if not isinstance(exc, redis.ResponseError) else "other"
-
-
 def hasten(connection: Any, seconds: float) -> None:
     """Wait at most ``seconds`` for replies on one of redis-py's connections, open or not."""
     connection.socket_timeout = min(connection.socket_timeout or seconds, seconds)
@@ -664,22 +512,3 @@ def in_full(command: tuple[Any, ...]) -> tuple[Any, ...]:
         return command
     _, keys, args = command
     return ("EVAL", script.text, len(keys), *keys, *args)
-
-
-def explained(script: Script, text: str) -> str:
-    """Return what a script reports of a refusal, with the command that it was not permitted to send."""
-    return f"not permitted: {_denied_call(script, text)} ({text})" if _SCRIPT_DENIED in text else text
-
-
-def _denied_call(script: Script, text: str) -> str:
-    """Return the command that a script was not permitted to send: what stands in the line that the server names."""
-    lines = script.text.splitlines()
-    place = _SCRIPT_LINE.search(text)
-    number = int(place[1]) if place else 0
-    called = _calls(lines[number - 1]) if 0 < number <= len(lines) else []
-    return " or ".join(called or _calls(script.text))
-
-
-def _calls(text: str) -> list[str]:
-    found = _SCRIPT_CALL.findall(text)
-    return list(dict.fromkeys(f"{one} {two}" if one in _CONTAINERS and two else one for one, two in found))

@@ -13,8 +13,9 @@ from itertools import islice
 
 from . import keys
 from .broker import StreamBroker
-from .connection import explained, pairs
+from .connection import pairs
 from .exceptions import BrokerError, NotPermitted
+from .redis_errors import explained
 from .scripts import load
 
 __all__ = ("DAY", "EVERY", "STANDS", "Sample", "record", "samples")

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from . import keys, scripts
 from .broker import StreamBroker
-from .connection import explained
 from .entries import Delivery, delivery
 from .pages import STEP_BYTES
+from .redis_errors import explained
 
 __all__ = ("LONGEST_WAIT_MS", "MAX_BACKOFF_MS", "BusyQueues", "Recovery", "busy_queues", "clock_was_set", "recover")
 

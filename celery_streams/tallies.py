@@ -21,8 +21,8 @@ from itertools import islice
 
 from . import presence
 from .broker import StreamBroker
-from .connection import explained
 from .exceptions import BrokerError
+from .redis_errors import explained
 from .scripts import Script, load
 
 __all__ = ("COARSE", "FINE", "Mark", "Tally", "add", "mark", "marks", "tallies")

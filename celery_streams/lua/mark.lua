@@ -4,10 +4,12 @@
 -- ARGV     version, ms after which they expire, marks that are kept, then for each queue '1' if another living worker
 --          of that version reads it
 -- Returns  {marks written, what Redis said of the first queue that it refused, or ''}
+-- Needs    each_queue
 -- Of workers that are replaced one by one only the first is noted, and none whose version others run already.
-local version, written, refusal = ARGV[1], 0, ''
+local version = ARGV[1]
 
-local function mark(key, known)
+local function mark(i)
+    local key, known = KEYS[i], ARGV[i + 3] == '1'
     local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
     if last and (known or last[2][2] == version) then
         redis.call('PEXPIRE', key, ARGV[2])
@@ -18,12 +20,4 @@ local function mark(key, known)
     return 1
 end
 
-for i, key in ipairs(KEYS) do
-    local fine, said = pcall(mark, key, ARGV[i + 3] == '1')
-    if fine then
-        written = written + said
-    elseif refusal == '' then
-        refusal = type(said) == 'table' and said['err'] or tostring(said)
-    end
-end
-return {written, refusal}
+return each_queue(1, mark)

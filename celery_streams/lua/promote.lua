@@ -6,7 +6,7 @@
 -- Returns  {messages moved, members without a message, for each queue milliseconds until its next is due (-1 = nothing
 --          is delayed; -2 = Redis refused; 0 = there may be more to move now), what Redis said about the first queue
 --          that it refused, or ''}
--- Needs    clock, follow, forgettable, open_full, put_ahead, unpacked
+-- Needs    clock, follow, forgettable, open_full, put_ahead, refusal_of, unpacked
 -- The message that goes beyond the bytes is moved still, so that one that is larger than all that moves too.
 -- A value that is no packed message becomes an entry with the one field `packed`: a worker will dead-letter it.
 -- A message whose task no worker knew so far goes behind what waits: thousands of them would keep workers that do not
@@ -17,10 +17,9 @@ local group, steps, left, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]),
 local now = clock()
 local moved, missing, waits, refusal = 0, 0, {}, ''
 
--- Returns the message of a refusal, or nothing. From Redis 7 on it says where, as an error that is raised does.
+-- Returns the message of a refusal, or nothing.
 local function refused(reply)
-    if type(reply) ~= 'table' or not reply['err'] then return nil end
-    return reply['err'] .. (reply['line'] and ', on @user_script:' .. reply['line'] or '')
+    return type(reply) == 'table' and reply['err'] and refusal_of(reply) or nil
 end
 
 -- Returns the message of a refusal, or nothing; and milliseconds until the next is due, -1 when there is none.
@@ -32,7 +31,7 @@ local function promote(base)
     if #due > 0 then
         open_full(delayed)
         local fine, said = pcall(forgettable, delayed, messages)
-        if not fine then return refused(said) or tostring(said) end
+        if not fine then return refusal_of(said) end
     end
     for _, member in ipairs(due) do
         local packed = redis.pcall('HGET', messages, member)
@@ -49,7 +48,7 @@ local function promote(base)
             else
                 fine, said, copy = pcall(put_ahead, targets, stream, front, mark, group, fields or {'packed', packed})
             end
-            if not fine then return refused(said) or tostring(said) end
+            if not fine then return refusal_of(said) end
             if fields then follow(fields[2], delayed, member, said == true and front or stream, copy) end
             moved = moved + 1
             bytes = bytes - #packed

@@ -10,7 +10,8 @@
 --          Redis' time in ms since the epoch, holders that no pair names, what Redis said of the first entry that it
 --          refused, or ''}; exhausted is a list of {index of the stream or front, entry id, fields, consumer}: these
 --          are now pending for our consumer, which must dead-letter them
--- Needs    clock, follow, open_full, pack, pending, postpone, put_ahead, settle, size, split, storable, wake
+-- Needs    clock, follow, open_full, pack, pending, postpone, put_ahead, refusal_of
+-- Needs    settle, size, split, storable, wake
 -- One claimer looks in each turn, however many workers there are; a turn in which it found as many as it may put back
 -- is given up, so that the rest need not wait for the next one. The crash is counted in `history`; the first
 -- re-delivery is at once, the next ones wait 1, 2, 4 ... seconds from the last heartbeat, which was just before the
@@ -109,12 +110,7 @@ end
 
 -- Keeps the first thing that Redis said.
 local function note(said)
-    if refusal ~= '' then return end
-    if type(said) ~= 'table' then
-        refusal = tostring(said)
-    else
-        refusal = tostring(said['err']) .. (said['line'] and ', on @user_script:' .. said['line'] or '')
-    end
+    if refusal == '' then refusal = refusal_of(said) end
 end
 
 -- Tells whether Redis lets this script settle entries of the stream: what was stored and could not be settled would be

@@ -4,7 +4,7 @@
 -- ARGV     group, number of task streams of a queue, samples that are kept, ms after which a history expires, ms
 --          between two samples, ms for which a sample stands for those after it that say the same
 -- Returns  {samples written, what Redis said of the first queue that it refused, or ''}
--- Needs    clock, described, pending
+-- Needs    clock, described, each_queue, pending
 -- A sample that says something else comes behind one of a moment before that says what stood until then: between two
 -- samples nothing changed, or it changed evenly. Somebody who reads other queues besides may have written just now.
 -- A queue that is refused (a key of another type) has no sample, and ends it for no other.
@@ -62,13 +62,4 @@ local function write(base)
     return 1
 end
 
-local written, refusal = 0, ''
-for base = 1, #KEYS, 2 * steps + 3 do
-    local fine, said = pcall(write, base)
-    if fine then
-        written = written + said
-    elseif refusal == '' then
-        refusal = type(said) == 'table' and said['err'] or tostring(said)
-    end
-end
-return {written, refusal}
+return each_queue(2 * steps + 3, write)

@@ -3,7 +3,7 @@
 -- KEYS     for each queue: its tallies by the minute, and by ten minutes
 -- ARGV     for each of both: ms of a step, steps that are kept; then for each queue what was counted: 'name=number ...'
 -- Returns  {queues written, what Redis said of the first queue that it refused, or ''}
--- Needs    clock
+-- Needs    clock, each_queue
 -- A step is a field, named by its number since the epoch. What has a name that this version does not know is kept, and
 -- added up as the rest is: a later version counts it. A queue that is refused ends it for no other.
 local now = clock()
@@ -35,16 +35,8 @@ local function add(key, length, kept, counted)
     redis.call('PEXPIRE', key, string.format('%.0f', (kept + 1) * length))
 end
 
-local written, refusal = 0, ''
-for i = 1, #KEYS, 2 do
+return each_queue(2, function(i)
     local counted = ARGV[(i + 9) / 2]
-    local fine, said = pcall(function()
-        for at = 0, 1 do add(KEYS[i + at], tonumber(ARGV[2 * at + 1]), tonumber(ARGV[2 * at + 2]), counted) end
-    end)
-    if fine then
-        written = written + 1
-    elseif refusal == '' then
-        refusal = type(said) == 'table' and said['err'] or tostring(said)
-    end
-end
-return {written, refusal}
+    for at = 0, 1 do add(KEYS[i + at], tonumber(ARGV[2 * at + 1]), tonumber(ARGV[2 * at + 2]), counted) end
+    return 1
+end)

@@ -13,9 +13,9 @@ from typing import Any
 
 from ..app import Streams
 from ..broker import StreamBroker
-from ..connection import count_errors
 from ..entries import Delivery
 from ..message import Message
+from ..redis_errors import count_errors
 from ..signals import entry_lost, message_dead_lettered
 from .counts import OTHER, Counts
 from .execution import PASSING_BY, Execution, Report

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..connection import ERROR_KINDS
+from ..redis_errors import ERROR_KINDS
 from .outcome import Event, Reason
 
 __all__ = (
@@ -194,7 +194,7 @@ class Counts:
         self._add(queue, _STREAM if to_stream else _LIST, count)
 
     def redis_error(self, kind: str) -> None:
-        """Count an error of Redis, by one of :data:`connection.ERROR_KINDS`."""
+        """Count an error of Redis, by one of :data:`redis_errors.ERROR_KINDS`."""
         with self._lock:
             self._longs[self._row(*_ERRORS_ROW) + _ERROR_AT[kind]] += 1
 

@@ -19,7 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from ..clock import steady_time
-from ..connection import ERROR_KINDS
+from ..redis_errors import ERROR_KINDS
 from .counted import Counted
 from .counts import MOST_TASKS, OTHER, RUNTIME_BUCKETS, WAIT_BUCKETS, ErrorsRow, QueueRow, TaskRow
 from .crew import Crew

@@ -14,10 +14,10 @@ from celery import Celery
 
 from celery_streams.app import streams_of
 from celery_streams.broker import StreamBroker
-from celery_streams.connection import ERROR_KINDS
 from celery_streams.lanes import HELD_REASONS
 from celery_streams.message import Message
 from celery_streams.monitoring.prometheus import StreamsCollector
+from celery_streams.redis_errors import ERROR_KINDS
 from celery_streams.worker.metrics import CHILD_EXITS, WorkerMetrics
 from celery_streams.worker.metrics_server import MetricsServer
 from celery_streams.worker.outcome import Event, Reason

@@ -9,21 +9,22 @@ from collections.abc import Iterator
 
 import pytest
 
-from celery_streams import connection
+from celery_streams import redis_errors
 from celery_streams.broker import StreamBroker
-from celery_streams.connection import ERROR_KINDS, RedisClient, count_errors
+from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.exceptions import BrokerError
+from celery_streams.redis_errors import ERROR_KINDS, count_errors
 from tests.support.eventually import eventually
 
 
 @pytest.fixture
 def counted() -> Iterator[Counter[str]]:
     found: Counter[str] = Counter()
-    before = connection._on_error
+    before = redis_errors._on_error
     count_errors(lambda kind: found.update([kind]))
     yield found
-    connection._on_error = before
+    redis_errors._on_error = before
 
 
 def refused(client: RedisClient, *command: object) -> None:

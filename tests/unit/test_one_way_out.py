@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import celery_streams
@@ -43,6 +44,22 @@ def test_neither_path_of_a_message_knows_the_other_or_the_executor() -> None:
         "slow_path": {"inline_request"},
         "inline_request": set(),
     }
+
+
+def test_only_who_reads_the_replies_of_redis_looks_at_the_words_of_its_errors() -> None:
+    readers = {PACKAGE / "redis_errors.py", PACKAGE / "cluster_nodes.py"}
+    words = re.compile(
+        r"^-?(NO(GROUP|PERM|SCRIPT|AUTH)|BUSY(GROUP)?|WRONG(TYPE|PASS)|READONLY|LOADING|OOM|MOVED|ASK)\b"
+    )
+    found = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {node.value[:40]}"
+        for path in PACKAGE.rglob("*.py")
+        if path not in readers
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and words.match(node.value)
+    ]
+
+    assert found == []
 
 
 def test_no_two_modules_import_each_other_not_even_inside_functions_or_for_types() -> None:
