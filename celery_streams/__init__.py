@@ -30,6 +30,9 @@ module                 process      owns
 ``endable``            worker       a coroutine that limits can end
 ``running_task``       worker       what the code of a task may reach of its delivery
 ``conf``               all          the ``streams_*`` settings
+``setting_values``     all          what a setting may say
+``queue_choice``       all          which queues are on streams
+``spelling``           all          the known name that somebody may have meant
 ``message``            all          Celery's protocol <-> a stream entry
 ``compact``            all          what goes without saying in a message
 ``broker``             all          the hot path in Redis: publish, delay, promote, read, settle

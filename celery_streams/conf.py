@@ -10,9 +10,7 @@ with ``app.add_defaults``: on Celery 5.7 the latter shadows namespaced user sett
 
 from __future__ import annotations
 
-import difflib
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -21,9 +19,10 @@ from typing import Any
 
 from kombu.utils.imports import symbol_by_name
 
-from . import keys
-from .chance import chance
+from . import keys, setting_values
 from .exceptions import ConfigurationError
+from .queue_choice import QueueChoice
+from .spelling import misspelt, nearest
 
 __all__ = (
     "DJANGO_SETTINGS",
@@ -45,11 +44,6 @@ ENV_PREFIX = "CELERY_STREAMS_"
 
 #: Its part before the name of the setting, in lower case; also the namespace that Django projects use for Celery.
 ENV_NAMESPACE = "celery_"
-
-_WORDS = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off", ""), False)
-
-#: Characters that make a name of ``streams_queues`` a shell pattern.
-_WILDCARDS = frozenset("*?[")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,90 +93,6 @@ class Alerts:
     #: Seconds for which a queue has been paused.
     paused_warning: float | None = 3_600.0
     paused_critical: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class QueueChoice:
-    """Which queues are on streams: exact names, shell patterns, and shares for a canary."""
-
-    patterns: tuple[str, ...] = ("*",)
-    shares: Mapping[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, value: Any) -> QueueChoice:
-        """Read ``streams_queues``: a name, names (in the environment comma separated or JSON), or name -> share.
-
-        Raises:
-            ConfigurationError: the value is none of these, or a share lies outside 0.0 to 1.0.
-        """
-        if isinstance(value, str):
-            text = value.strip()
-            if text.startswith("{"):
-                try:
-                    value = json.loads(text)
-                except ValueError as exc:
-                    raise ConfigurationError(f"streams_queues is not valid JSON: {exc}") from exc
-            else:
-                value = _json_names(text)
-                if value is None:
-                    value = [part.strip() for part in text.split(",") if part.strip()]
-        if isinstance(value, Mapping):
-            shares: dict[str, float] = {}
-            for name, share in value.items():
-                try:
-                    shares[str(name)] = float(share)
-                except (TypeError, ValueError):
-                    raise ConfigurationError(
-                        f"streams_queues: the share of queue {name!r} must be a number from 0.0 to 1.0, got {share!r}"
-                    ) from None
-                if not 0.0 <= shares[str(name)] <= 1.0:
-                    raise ConfigurationError(
-                        f"streams_queues: the share of queue {name!r} must lie between 0.0 and 1.0, got {share!r}"
-                    )
-            return cls(patterns=tuple(shares), shares=shares)
-        if isinstance(value, Iterable) and not isinstance(value, bytes):
-            patterns = tuple(value)
-            for name in patterns:
-                if not isinstance(name, str) or not name:
-                    raise ConfigurationError(f"streams_queues must hold queue names, got {name!r}")
-            return cls(patterns=patterns)
-        raise ConfigurationError(
-            f"streams_queues must be a name, a list of names or patterns, or a mapping of name to share, got {value!r}"
-        )
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The queues that are chosen by their exact name, in the order of the setting."""
-        return tuple(name for name in self.patterns if not _WILDCARDS.intersection(name) and self.share(name) > 0.0)
-
-    def matches(self, queue: str) -> bool:
-        """Return whether any share of ``queue`` is on streams."""
-        return self.share(queue) > 0.0
-
-    def share(self, queue: str) -> float:
-        """Return the share (0.0 to 1.0) of ``queue`` that is published to its stream."""
-        if self.shares and queue in self.shares:
-            return self.shares[queue]
-        for pattern in self.patterns:
-            if pattern == queue or fnmatchcase(queue, pattern):
-                return self.shares.get(pattern, 1.0)
-        return 0.0
-
-    def draw(self, queue: str, *, chance: Callable[[], float] = chance.random) -> bool:
-        """Return whether this one message of ``queue`` goes to the stream."""
-        share = self.share(queue)
-        return share >= 1.0 or (share > 0.0 and chance() < share)
-
-
-def _json_names(text: str) -> list[str] | None:
-    """Return the names of a JSON list; None when it is none: a shell pattern may begin with a bracket, too."""
-    if not text.startswith("["):
-        return None
-    try:
-        names = json.loads(text)
-    except ValueError:
-        return None
-    return names if all(isinstance(name, str) for name in names) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +161,7 @@ class StreamsConf:
         options = conf.get("broker_transport_options") or {}
         steps = options.get("priority_steps")
         if steps:
-            values["priority_steps"] = _steps("priority_steps of broker_transport_options", steps)
+            values["priority_steps"] = setting_values.steps("priority_steps of broker_transport_options", steps)
         prefix = options.get("global_keyprefix")
         if prefix:
             values["key_prefix"] = f"{prefix}{values.get('key_prefix', keys.DEFAULT_PREFIX)}"
@@ -286,7 +196,7 @@ def plain_switch(conf: Mapping[str, Any], *, environ: Mapping[str, str] = os.env
     if raw is None:
         raw = _setting(conf, "streams_enabled", False)
     if isinstance(raw, str):
-        return _WORDS.get(raw.strip().lower())
+        return setting_values.WORDS.get(raw.strip().lower())
     return bool(raw) if raw is None or isinstance(raw, int) else None
 
 
@@ -299,8 +209,8 @@ def _switch(raw: Any) -> bool:
         return False
     if isinstance(raw, str):
         word = raw.strip().lower()
-        if word in _WORDS:
-            return _WORDS[word]
+        if word in setting_values.WORDS:
+            return setting_values.WORDS[word]
         if "." in word or ":" in word:
             try:
                 return bool(symbol_by_name(raw.strip())())
@@ -309,119 +219,6 @@ def _switch(raw: Any) -> bool:
     elif isinstance(raw, int):
         return bool(raw)
     raise ConfigurationError(f"streams_enabled must be True, False, a callable or its dotted path, got {raw!r}")
-
-
-# -- converters: one function for each kind of value ------------------------------------------------------------------
-
-
-def _text(name: str, raw: Any) -> str | None:
-    if raw is None or raw == "":
-        return None
-    if not isinstance(raw, str):
-        raise ConfigurationError(f"{name} must be a string, got {raw!r}")
-    return raw
-
-
-def _prefix(name: str, raw: Any) -> str:
-    text = _text(name, raw)
-    if not text or "{" in text or "}" in text:
-        raise ConfigurationError(f"{name} must be a non-empty string without braces, got {raw!r}")
-    return text
-
-
-def _boolean(name: str, raw: Any) -> bool:
-    if isinstance(raw, str):
-        word = raw.strip().lower()
-        if word in _WORDS:
-            return _WORDS[word]
-    elif isinstance(raw, (bool, int)):
-        return bool(raw)
-    raise ConfigurationError(f"{name} must be True or False, got {raw!r}")
-
-
-def _number(name: str, raw: Any, kind: Callable[[Any], Any], least: float) -> Any:
-    try:
-        value = kind(raw)
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigurationError(f"{name} must be a number, got {raw!r}") from None
-    if not math.isfinite(value):
-        raise ConfigurationError(f"{name} must be a finite number, got {raw!r}")
-    if value < least:
-        raise ConfigurationError(f"{name} must be at least {least:g}, got {raw!r}")
-    return value
-
-
-def _seconds(name: str, raw: Any) -> Any:
-    return _number(name, getattr(raw, "total_seconds", lambda: raw)(), float, 0.0)
-
-
-def _visibility(name: str, raw: Any) -> Any:
-    return _number(name, getattr(raw, "total_seconds", lambda: raw)(), float, 1.0)
-
-
-def _optional_age(name: str, raw: Any) -> Any:
-    return None if raw in (None, "") else _visibility(name, raw)
-
-
-def _optional_seconds(name: str, raw: Any) -> Any:
-    return None if raw in (None, "") else _seconds(name, raw)
-
-
-def _count(name: str, raw: Any) -> Any:
-    return _number(name, raw, int, 1)
-
-
-def _optional_count(name: str, raw: Any) -> Any:
-    return None if raw in (None, "") else _count(name, raw)
-
-
-def _steps(name: str, raw: Any) -> tuple[int, ...]:
-    try:
-        return tuple(sorted(int(step) for step in raw))
-    except (TypeError, ValueError) as exc:
-        raise ConfigurationError(f"{name} must be a list of numbers such as [0, 3, 6, 9], got {raw!r}") from exc
-
-
-def _databases(name: str, raw: Any) -> bool | tuple[str, ...]:
-    if raw is None or isinstance(raw, bool):
-        return bool(raw)
-    if isinstance(raw, str):
-        try:
-            return _boolean(name, raw)
-        except ConfigurationError:
-            raw = [part.strip() for part in raw.split(",") if part.strip()]
-    if isinstance(raw, (list, tuple, set, frozenset)) and raw and all(isinstance(one, str) for one in raw):
-        return tuple(raw)
-    raise ConfigurationError(f"{name} must be True, False, or aliases of databases, got {raw!r}")
-
-
-def _scope(name: str, raw: Any) -> str:
-    if raw not in ("worker", "global"):
-        raise ConfigurationError(f"{name} must be 'worker' or 'global', got {raw!r}")
-    return str(raw)
-
-
-def _limits(name: str, raw: Any) -> Mapping[str, Mapping[str, Any]]:
-    if isinstance(raw, str):
-        try:
-            raw = json.loads(raw)
-        except ValueError as exc:
-            raise ConfigurationError(f"{name} is not valid JSON: {exc}") from exc
-    if not isinstance(raw, Mapping) or not all(isinstance(one, Mapping) for one in raw.values()):
-        raise ConfigurationError(f'{name} must be a mapping of task to limits such as {{"rate": "10/s"}}, got {raw!r}')
-    return {str(task): dict(said) for task, said in raw.items()}
-
-
-def _tracked(name: str, raw: Any) -> bool | tuple[str, ...]:
-    if isinstance(raw, str) and raw.strip().lower() not in _WORDS:
-        raw = _json_names(raw.strip()) or [part.strip() for part in raw.split(",") if part.strip()]
-    if isinstance(raw, (str, bool, int)):
-        return _boolean(name, raw)
-    if isinstance(raw, Iterable) and not isinstance(raw, (bytes, Mapping)):
-        names = tuple(raw)
-        if all(isinstance(one, str) and one for one in names):
-            return names
-    raise ConfigurationError(f"{name} must be True, False, or names of tasks or patterns, got {raw!r}")
 
 
 def _choice(name: str, raw: Any) -> QueueChoice:
@@ -444,31 +241,31 @@ def _alerts(name: str, raw: Any) -> Alerts:
 
 
 def _threshold(name: str, raw: Any) -> Any:
-    return None if raw is None else _number(name, raw, int if isinstance(raw, int) else float, 0.0)
+    return None if raw is None else setting_values.number(name, raw, int if isinstance(raw, int) else float, 0.0)
 
 
 _CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
-    "url": _text,
+    "url": setting_values.text,
     "queues": _choice,
-    "key_prefix": _prefix,
-    "visibility_timeout": _visibility,
-    "acks_late": _boolean,
-    "delivery_limit": _count,
-    "dead_letter_failures": _boolean,
-    "dead_letter_max_length": _optional_count,
-    "dead_letter_max_memory": _optional_count,
-    "dead_letter_ttl": _optional_seconds,
-    "max_connection_age": _optional_age,
-    "max_length": _optional_count,
-    "publish_on_commit": _databases,
-    "unknown_task_ttl": _seconds,
-    "rate_limit_scope": _scope,
-    "compact_messages": _boolean,
-    "celery_queue_length": _boolean,
-    "count_tasks": _boolean,
-    "limits": _limits,
-    "track": _tracked,
-    "track_ttl": _optional_seconds,
+    "key_prefix": setting_values.prefix,
+    "visibility_timeout": setting_values.visibility,
+    "acks_late": setting_values.boolean,
+    "delivery_limit": setting_values.count,
+    "dead_letter_failures": setting_values.boolean,
+    "dead_letter_max_length": setting_values.optional_count,
+    "dead_letter_max_memory": setting_values.optional_count,
+    "dead_letter_ttl": setting_values.optional_seconds,
+    "max_connection_age": setting_values.optional_age,
+    "max_length": setting_values.optional_count,
+    "publish_on_commit": setting_values.databases,
+    "unknown_task_ttl": setting_values.seconds,
+    "rate_limit_scope": setting_values.scope,
+    "compact_messages": setting_values.boolean,
+    "celery_queue_length": setting_values.boolean,
+    "count_tasks": setting_values.boolean,
+    "limits": setting_values.limits,
+    "track": setting_values.tracked,
+    "track_ttl": setting_values.optional_seconds,
     "alerts": _alerts,
 }
 
@@ -485,9 +282,6 @@ _DEFAULTS: dict[str, Any] = {
         if item.name in _CONVERTERS and isinstance(item.default, (str, int, float, type(None)))
     },
 }
-
-#: How alike two names must be to be compared letter by letter (``difflib``), and by how many letters they may differ.
-_NEARLY, _LETTERS = 0.8, 2
 
 #: Settings that only ``django_integration`` reads, from Django's settings.
 DJANGO_SETTINGS: tuple[str, ...] = (
@@ -582,26 +376,12 @@ def _compare(name: str, space: str, found: dict[str, str]) -> None:
     plain = name.lower()
     if plain.startswith(space + "streams_"):
         return  # ours, or an unknown one of ours
-    known = {space + setting: setting for setting in (*SETTINGS, *DJANGO_SETTINGS)}
-    near = difflib.get_close_matches(plain, known, n=1, cutoff=_NEARLY)
-    # Somebody's CELERY_STREAMING_URL is as near as a misspelt CELERY_STREAM_URL: the word decides, and what follows.
-    if near and _is_misspelt(plain.replace("_", ""), near[0].replace("_", "")):
-        shown = near[0].upper() if name.isupper() else near[0]
+    near = misspelt(plain, [space + setting for setting in (*SETTINGS, *DJANGO_SETTINGS)])
+    if near is not None:
+        shown = near.upper() if name.isupper() else near
         found[name] = f"{name} is not a setting and has no effect; did you mean {shown!r}?"
-
-
-def _is_misspelt(name: str, known: str) -> bool:
-    """Return whether at most two letters were left out, added or exchanged."""
-    changes = difflib.SequenceMatcher(None, name, known, autojunk=False).get_opcodes()
-    return sum(max(to - start, other - at) for tag, start, to, at, other in changes if tag != "equal") <= _LETTERS
 
 
 def _check_names(conf: Mapping[str, Any], environ: Mapping[str, str]) -> None:
     for message in unknown_settings(conf, environ).values():
         raise ConfigurationError(message)
-
-
-def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """Return a question with the known name that is nearest to ``word``; nothing when none is as near as ``cutoff``."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {found[0]!r}?" if found else ""

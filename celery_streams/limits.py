@@ -16,9 +16,9 @@ from typing import Any
 from celery.exceptions import Ignore, Reject
 from celery.utils.time import rate
 
-from .conf import nearest
 from .exceptions import ConfigurationError, LimitKeyError
 from .lanes import Lane
+from .spelling import nearest
 
 __all__ = (
     "KEYS_HEADER",

@@ -7,8 +7,8 @@ from typing import Any
 from celery import shared_task as celery_shared_task
 
 from .async_tasks import as_function
-from .conf import nearest
 from .exceptions import ConfigurationError
+from .spelling import nearest
 
 __all__ = ("TASK_OPTIONS", "shared_task")
 

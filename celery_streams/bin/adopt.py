@@ -15,12 +15,12 @@ from celery.platforms import EX_FAILURE
 from kombu.serialization import dumps
 
 from ..app import Streams, streams_of
-from ..conf import nearest
 from ..exceptions import ConfigurationError
 from ..foreign_streams import ForeignEntry, ForeignStream
 from ..message import Message, encode
 from ..printable import printable
 from ..redis_url import place
+from ..spelling import nearest
 from .terminal import bad_input, echo, echo_json, one_line_errors, plural
 
 __all__ = ("adopt",)

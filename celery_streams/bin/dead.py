@@ -13,7 +13,6 @@ from celery.exceptions import CeleryCommandException
 from celery.platforms import EX_FAILURE
 
 from ..app import Streams, streams_of
-from ..conf import nearest
 from ..dead_letters import (
     DeadLetter,
     dead_letter,
@@ -27,6 +26,7 @@ from ..exceptions import CannotRun, MessageError
 from ..inspect import redis_time
 from ..obstacles import Obstacle
 from ..printable import printable
+from ..spelling import nearest
 from .dead_filters import Selection, choose, option, selecting
 from .terminal import (
     Rows,

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..app import streams_of
-from ..conf import nearest
 from ..monitoring.checks import CHECKS, LEVELS
 from ..monitoring.doctor import Diagnosis, diagnose
 from ..printable import printable
+from ..spelling import nearest
 from .terminal import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING, bad_input, console, echo_json, one_line_errors
 
 __all__ = ("doctor",)

@@ -9,12 +9,12 @@ from celery import Celery
 from celery.bin.base import CeleryCommand, CeleryOption
 
 from ..app import Streams, streams_of
-from ..conf import nearest
 from ..exceptions import ConfigurationError
 from ..lanes import held_lanes, limits_in_redis, reset_limits, set_limits
 from ..limits import Limits, limits_of, parse_numbers, without_task
 from ..locks import count_locks
 from ..printable import printable
+from ..spelling import nearest
 from .base import require_installed
 from .terminal import Rows, bad_input, console, echo, echo_json, one_line_errors, plural
 

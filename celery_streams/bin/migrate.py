@@ -9,9 +9,9 @@ import click
 from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
 
 from ..app import Streams, streams_of
-from ..conf import nearest
 from ..installation import is_installed
 from ..migration import Direction, Migration, Moves, Plan
+from ..spelling import nearest
 from .terminal import Rows, bad_input, console, echo, echo_json, one_line_errors, progress_bar
 
 __all__ = ("migrate",)

@@ -27,9 +27,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..app import Streams
-from ..conf import nearest
 from ..exceptions import CeleryStreamsError, ConfigurationError
 from ..printable import printable
+from ..spelling import nearest
 
 __all__ = (
     "AGE",
