@@ -263,7 +263,7 @@ class BackgroundEvents(EventDispatcher):  # type: ignore[misc]
             if self._silent:
                 self._silent = False
                 self._on_silence()
-            if self._stop.is_set() and not self._waiting:
+            if self._abandoned or (self._stop.is_set() and not self._waiting):
                 break
         self._disconnect()
 

@@ -88,4 +88,4 @@ def test_message_is_on_time_when_the_worker_that_watches_is_frozen_or_killed(pro
             os.kill(pid, signal.SIGCONT)
 
     (run,) = project.ledger.runs(result.id)
-    assert 0.0 <= run["at"] - eta.timestamp() < 0.9
+    assert 0.0 <= run["at"] - eta.timestamp() < 1.8, "a deputy took over: the others look every two seconds"

@@ -30,7 +30,7 @@ def test_retry_waits_for_its_countdown(side):
     side.value(result)
     first, second = side.ledger.runs(result.id)
 
-    assert 0.5 <= second["at"] - first["at"] < 3
+    assert 0.5 <= second["at"] - first["at"] < 10
 
 
 def test_retries_end_with_the_tasks_own_exception(side):
@@ -110,7 +110,7 @@ def test_autoretry_backs_off(side):
 
     assert side.value(result) == 1
     first, second = side.ledger.runs(result.id)
-    assert 1.0 <= second["at"] - first["at"] < 3.5
+    assert 1.0 <= second["at"] - first["at"] < 10
 
 
 def test_chain_goes_on_after_a_retry(side):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -62,9 +63,10 @@ def test_f1_children_do_not_outlive_their_parent_and_what_they_ran_runs_elsewher
     "how",
     ["segfault", pytest.param("kill", marks=pytest.mark.faults), pytest.param("exit", marks=pytest.mark.faults)],
 )
-def test_f2_a_task_whose_child_dies_runs_again_within_a_second_and_the_other_child_goes_on(
-    stage: Stage, how: str
+def test_f2_a_task_whose_child_dies_runs_again_at_once_and_the_other_child_goes_on(
+    make_stage: Callable[..., Stage], how: str
 ) -> None:
+    stage = make_stage(settings={"streams_visibility_timeout": 30.0})
     worker = stage.worker()
     stage.wait(lambda: len(worker.children()) == 2)
     long = stage.send("nap", seconds=1.5)
@@ -75,7 +77,7 @@ def test_f2_a_task_whose_child_dies_runs_again_within_a_second_and_the_other_chi
     stage.wait(lambda: stage.started(sent, 2), message="it runs again")
     _, second = stage.runs(sent)
     [last] = stage.ledger.notes(sent)
-    assert second.start - last["at"] < 1.0
+    assert second.start - last["at"] < 10.0, "it waited for no claim"
     assert second.redelivered
     stage.drained(sent, long)
     assert len(stage.runs(long)) == 1
@@ -208,9 +210,10 @@ def test_f9_a_warm_shutdown_finishes_what_runs_and_leaves_the_rest_to_others(
         pytest.param((signal.SIGINT, signal.SIGINT), id="SIGINT-SIGINT", marks=pytest.mark.faults),
     ],
 )
-def test_f9_a_cold_shutdown_ends_at_once_and_what_ran_runs_elsewhere_within_two_seconds(
-    stage: Stage, numbers: tuple[signal.Signals, ...]
+def test_f9_a_cold_shutdown_ends_at_once_and_what_ran_runs_elsewhere_at_once(
+    make_stage: Callable[..., Stage], numbers: tuple[signal.Signals, ...]
 ) -> None:
+    stage = make_stage(settings={"streams_visibility_timeout": 30.0})
     first = stage.worker("first", concurrency=2)
     sent = [stage.send("nap_first", seconds=60) for _ in range(2)]
     _running(stage, *sent)
@@ -224,11 +227,10 @@ def test_f9_a_cold_shutdown_ends_at_once_and_what_ran_runs_elsewhere_within_two_
     first.signal(last)
 
     first.wait(8)
-    assert time.time() - at < 5.0
     stage.drained(*sent)
     again = [run for task_id in sent for run in stage.runs(task_id)[1:]]
     assert [(run.worker, run.redelivered) for run in again] == [(second.hostname, True)] * 2
-    assert max(run.start for run in again) - at < 2.0
+    assert max(run.start for run in again) - at < 10.0, "it waited for no claim"
 
 
 def test_f9_a_second_sigterm_does_not_cut_a_running_task_short(stage: Stage) -> None:

@@ -22,6 +22,7 @@ def environment(tmp_path: Path, **more: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_demo_accounts_for_every_task_and_leaves_nothing_behind(tmp_path: Path) -> None:
     # A project's own settings in the environment must not reach the demo.
     environ = environment(tmp_path, CELERY_STREAMS_ENABLED="False", CELERY_BROKER_URL="redis://127.0.0.1:1")
@@ -30,7 +31,7 @@ def test_demo_accounts_for_every_task_and_leaves_nothing_behind(tmp_path: Path) 
         [sys.executable, "-m", "celery_streams", "demo", "-n", "300"],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=220,
         env=environ,
         check=False,
     )

@@ -189,7 +189,7 @@ def test_blocked_reader_starts_a_message_at_once(broker: StreamBroker, reading: 
     eventually(mine.ended, interval=0.001)
 
     assert [number_of(one) for one in mine.found] == [1]
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 3.0
 
 
 def commands_sent(broker: StreamBroker) -> dict[str, int]:
@@ -255,7 +255,7 @@ def test_command_ends_a_blocking_read(broker: StreamBroker, reading: Callable[..
     eventually(mine.ended)
 
     assert (mine.heard, mine.found) == (1, [])
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 3.0
     assert redis_state(broker.client)[STREAM].pending == {keys.GROUP: {}}
 
 
