@@ -33,7 +33,6 @@ MODE = os.environ.get("SUITE_MODE", "inprocess")
 
 #: How the worker processes are started.
 PROGRAMS = {"stock": ("celery",), "streams": ("celery_streams",)}
-OPTIONS = {"stock": ("--without-gossip", "--without-mingle", "--without-heartbeat"), "streams": ()}
 
 #: Tests that look into the worker's own process, which is another one here.
 IN_PROCESS_ONLY = {
@@ -93,7 +92,7 @@ class ExternalWorker:
                         "-P",
                         "prefork",
                     ),
-                    *("-l", os.environ.get("WORKER_LOGLEVEL", "INFO"), *OPTIONS[MODE]),
+                    *("-l", os.environ.get("WORKER_LOGLEVEL", "INFO")),
                 ],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
                 stdin=subprocess.DEVNULL,
