@@ -139,11 +139,14 @@ class StreamsPool(BasePool):  # type: ignore[misc]
         """Add what was started elsewhere since the last time to Celery's totals."""
 
     def report_of_soft(self, holder: Restrictable, shot: Snapshot) -> Callable[[], None]:
-        """Return what says, in the main thread, that a task is over its soft limit. One round trip, if it is known."""
+        """Return what says, in the main thread, that a task is over its soft limit.
+
+        One round trip, unless it is known, and half a second at most: the limit is told after it.
+        """
         request: Any = None
         try:
             if shot.running is not None:
-                request = self.parent.requests.of(holder, shot, shot.running)
+                request = self.parent.request_soon(holder, shot, shot.running)
         except BrokerError as exc:
             logger.debug("Nobody knows which task is over its soft time limit while Redis is unreachable: %s", exc)
         return lambda: None if request is None else request.on_timeout(True, shot.soft)
@@ -227,10 +230,14 @@ class StreamsPool(BasePool):  # type: ignore[misc]
 
     # -- stop
 
-    def on_close(self) -> None:
-        """The worker is told to stop: what is asked of Redis from now on must not hold it up for long."""
-        self._closed_at = time.monotonic()
+    def hasten(self) -> None:
+        """What the main thread asks of Redis from now on must not hold it up for long (called in signal handlers)."""
         self.parent.close()
+
+    def on_close(self) -> None:
+        """The worker is told to stop."""
+        self._closed_at = time.monotonic()
+        self.hasten()
 
     def must_end(self) -> bool:
         """Return whether an outcome that Redis does not take is to be given up now."""

@@ -303,9 +303,9 @@ class TaskPool(StreamsPool):
 
     # -- stop
 
-    def on_close(self) -> None:
-        """The worker is told to stop."""
-        super().on_close()
+    def hasten(self) -> None:
+        """Wait only a moment for each reply; what a task that runs has to settle takes its time."""
+        super().hasten()
         if self._reader is not None and not self._at_work:
             self._reader.broker.client.hasten(LEAVING)
 

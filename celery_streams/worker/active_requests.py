@@ -15,6 +15,7 @@ from weakref import WeakSet
 
 from celery.worker import state as worker_state
 
+from ..broker import StreamBroker
 from ..entries import Delivery, Entry
 from ..exceptions import BrokerUnavailable
 from .crew import Crew
@@ -108,8 +109,11 @@ class ActiveRequests:
                 if request is not None:
                     reserved[held] = request
 
-    def of(self, holder: Restrictable, shot: Snapshot, held: Entry) -> Any:
+    def of(self, holder: Restrictable, shot: Snapshot, held: Entry, *, broker: StreamBroker | None = None) -> Any:
         """Return Celery's Request for an entry that ``holder`` holds; None when nobody can tell what it is.
+
+        Args:
+            broker: asked for the message, in place of the main thread's own.
 
         Raises:
             BrokerUnavailable: Redis is away.
@@ -118,7 +122,7 @@ class ActiveRequests:
         if known is not None:
             return known
         try:
-            request = self._build(holder, shot, held)
+            request = self._build(holder, shot, held, broker or self._lost.broker)
         except BrokerUnavailable:
             raise
         except Exception as exc:  # noqa: BLE001
@@ -129,12 +133,12 @@ class ActiveRequests:
         at_work = None if request is None else worker_state.requests.get(request.id)
         return at_work if at_work is not None and _is_for(at_work, held) else request
 
-    def _build(self, holder: Restrictable, shot: Snapshot, held: Entry) -> Any:
+    def _build(self, holder: Restrictable, shot: Snapshot, held: Entry, broker: StreamBroker) -> Any:
         if shot.acked_early and held == shot.running:
             message = self._crew.kept_message(holder)
             delivery = None if message is None else Delivery(held, message)
         else:
-            delivery = self._lost.broker.fetch(held)
+            delivery = broker.fetch(held)
         if delivery is None:
             return None
         return build_request(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from celery import bootsteps
+from celery import bootsteps, signals
 from celery.utils.graph import DependencyGraph
 from celery.utils.sysinfo import load_average
 from celery.worker import heartbeat, state
@@ -271,6 +271,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         # READONLY, MISCONF and OOM pass; Celery takes such replies while it connects for a reason to end the worker,
         # unless broker_channel_error_retry is set, and with it would end children that are at work.
         self.connection_errors = (*self.connection_errors, *self.channel_errors)
+        signals.worker_shutting_down.connect(self._hasten, sender=self.hostname)
 
     class Blueprint(CeleryConsumer.Blueprint):  # type: ignore[misc]
         """Celery's steps, five of them exchanged; native delayed delivery is RabbitMQ's.
@@ -341,6 +342,12 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         lost, self._lost = self._lost, None
         if lost is not None and self.connection is lost:
             raise ConnectionResetError("the broker was silent for too long; subscriptions may be lost")
+
+    def _hasten(self, **_: Any) -> None:
+        """Wait only a moment for each answer: a signal told the worker to stop, and the main thread may be waiting."""
+        if self.connection is not None:
+            bound_open_connection(self.connection, _LEAVING)
+        self.pool.hasten()
 
     def stop(self) -> None:
         """Stop all steps; a broker that is silent must not hold up the worker's end at each of them."""

@@ -17,7 +17,7 @@ from celery.worker import state as worker_state
 
 from ..app import Streams
 from ..consumers import forget_consumer
-from ..entries import Delivery, StreamRef
+from ..entries import Delivery, Entry, StreamRef
 from ..exceptions import BrokerError, BrokerUnavailable, NotPermitted
 from .access import QueueAccess
 from .active_requests import ActiveRequests
@@ -26,10 +26,11 @@ from .counted import Counted
 from .counting import count_process
 from .crew import Crew
 from .dead_children import DeadChildren
-from .hand_back import Handback
+from .hand_back import Handback, Restrictable
 from .lost_tasks import LostTasks
 from .mailbox import Mailbox
 from .services import Services
+from .slots import Snapshot
 from .task_options import least_delivery_limit
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ _CRASHES, _MOST_CRASHES = 600.0, 1_000
 
 #: Seconds that a worker which stops waits for each reply.
 _LEAVING = 1.0
+
+#: Seconds for which a soft time limit waits for what its task is, and those after a silence for which none does: many
+#: tasks may be over their limits at once.
+_SOON, _UNKNOWN_FOR = 0.5, 5.0
 
 
 class Parent:
@@ -85,6 +90,9 @@ class Parent:
         self._told: list[str] = []
         #: Shared by the services; see there.
         self._broker = streams.new_broker()
+        #: For who cannot wait.
+        self._brief = streams.new_broker(timeout=_SOON)
+        self._silent_until = 0.0
         self.access = QueueAccess(self._broker, lambda: self._told, self._on_access)
         self._known: set[StreamRef] = set()
         #: Queues whose streams and groups were made; should they vanish, those who read make them again.
@@ -204,6 +212,21 @@ class Parent:
                 logger.error("Cannot make the consumer groups of %s yet: %s", ", ".join(queues), exc)
         except BrokerError as exc:
             logger.error("Cannot make the consumer groups of %s yet: %s", ", ".join(queues), exc)
+
+    def request_soon(self, holder: Restrictable, shot: Snapshot, held: Entry) -> Any:
+        """Return Celery's Request for an entry, for somebody who cannot wait; None when nobody can tell what it is.
+
+        Raises:
+            BrokerUnavailable: Redis does not answer at once.
+        """
+        known = self.requests.known.get(held)
+        if known is not None or time.monotonic() < self._silent_until:
+            return known
+        try:
+            return self.requests.of(holder, shot, held, broker=self._brief)
+        except BrokerUnavailable:
+            self._silent_until = time.monotonic() + _UNKNOWN_FOR
+            raise
 
     def give_back(self) -> None:
         """Put back at once what children fetched and did not start."""

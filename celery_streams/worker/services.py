@@ -1,11 +1,12 @@
 """Services: the threads of the parent that keep everything else honest, with connections of their own.
 
-One beats: heartbeat and presence, which nothing may keep waiting, for others would claim what runs here. One looks
-after the rest, each at its own interval: time limits and hand-back (ten times a second, without Redis while nothing is
-held), pauses, and the claimer. Delayed messages have a thread of their own (``delayed``), which also hears of ``news``:
-while it does, what changes hardly ever is looked at then, and seldom besides. None of them waits for Redis without
-bound, and none depends on the main thread, which may be busy with signals and callbacks. All but those who beat, or
-block, share their connections: hardly ever do two of them ask at once.
+One beats: heartbeat and presence, which nothing may keep waiting, for others would claim what runs here. One watches
+time limits, which hold while Redis is silent, too. One looks after the rest, each at its own interval: hand-back (ten
+times a second, as the limits, without Redis while nothing is held), pauses, and the claimer. Delayed messages have a
+thread of their own (``delayed``), which also hears of ``news``: while it does, what changes hardly ever is looked at
+then, and seldom besides. None of them waits for Redis without bound, and none depends on the main thread, which may be
+busy with signals and callbacks. All but those who beat, or block, share their connections: hardly ever do two of them
+ask at once.
 
 A fork must not happen while such a thread holds a lock that the child would inherit: the pool forks inside
 :meth:`Services.paused`, between two rounds.
@@ -265,9 +266,14 @@ class Services:
                 on_denied=self.look_at_access,
             ),
             _Rounds(
+                "limits",
+                [_Duty("time limits", self.limits.run_once, _TICK)],
+                on_away=self._away,
+                on_denied=self.look_at_access,
+            ),
+            _Rounds(
                 "services",
                 [
-                    _Duty("time limits", self.limits.run_once, _TICK),
                     self._access,
                     _Duty("hand-back", self.handback.run_once, _TICK),
                     _Duty("handed over", self._look_at_handed, HANDED_LOOK),

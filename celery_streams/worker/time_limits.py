@@ -1,7 +1,7 @@
 """Time limits: what the parent does about tasks that run for longer than they may, from what the slots say.
 
 The pool is told once of a soft limit, and sends SIGUSR1 to the child; once of a hard limit, and kills the child.
-Called by the services thread of the parent about ten times a second; it costs no Redis command.
+Called by a thread of the parent about ten times a second, which waits for nothing else; it costs no Redis command.
 """
 
 from __future__ import annotations

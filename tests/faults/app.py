@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 from celery import Celery, shared_task
+from celery.exceptions import SoftTimeLimitExceeded
 
 import celery_streams
 from tests.faults.ledger import Ledger
@@ -145,6 +146,14 @@ def _own(task: Any, seconds: float) -> None:
     """Wait, then say whether the message is still ours."""
     time.sleep(seconds)
     ledger().note(task.request.id, owned=celery_streams.still_owned())
+
+
+def _soft(task: Any, seconds: float) -> None:
+    """Nap until the soft time limit, and say that it came."""
+    try:
+        time.sleep(seconds)
+    except SoftTimeLimitExceeded:
+        ledger().note(task.request.id, soft=True)
 
 
 def _unserialisable(task: Any) -> object:

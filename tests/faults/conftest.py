@@ -110,7 +110,18 @@ class Stage:
 
     def send(self, action: str, *, task: str = "quiet", **options: Any) -> str:
         """Publish one task; options of ``apply_async`` are those that it knows, all others go to the action."""
-        known = ("countdown", "eta", "priority", "retry", "task_id", "queue", "expires", "retry_policy", "time_limit")
+        known = (
+            "countdown",
+            "eta",
+            "priority",
+            "retry",
+            "task_id",
+            "queue",
+            "expires",
+            "retry_policy",
+            "time_limit",
+            "soft_time_limit",
+        )
         publish = {name: options.pop(name) for name in known if name in options}
         publish.setdefault("retry", False)
         publish.setdefault("task_id", uuid.uuid4().hex)

@@ -57,6 +57,19 @@ def test_f13_resets_in_the_middle_of_the_load_lose_nothing_and_run_nothing_twice
     assert len(stage.runs()) == len(sent)
 
 
+def test_f13_a_soft_time_limit_is_told_while_redis_is_silent(stage: Stage, proxy: Proxy) -> None:
+    """Each reply is waited for longer than the test is; only the name of the task is not in the log then."""
+    options = {"broker_transport_options": {"socket_timeout": 120.0}}
+    stage.worker(url=proxy.url, concurrency=2, settings=options)
+    limited = [stage.send("soft", seconds=60, soft_time_limit=2.0) for _ in range(2)]
+    stage.wait(lambda: all(stage.started(one) for one in limited))
+
+    proxy.swallow_new = True
+    proxy.black_hole()
+
+    stage.wait(lambda: {note["id"] for note in stage.ledger.notes()} == set(limited), timeout=25)
+
+
 @pytest.mark.faults
 def test_f13_a_network_with_latency_only_makes_it_slower(stage: Stage, proxy: Proxy) -> None:
     proxy.latency = 0.05

@@ -67,8 +67,8 @@ def test_f28_chains_groups_and_chords_end_right_while_children_and_redis_are_kil
     stage.wait(lambda: {note["id"] for note in stage.ledger.notes()} >= {body.id for body in chords}, timeout=15)
     totals = [note["total"] for body in chords for note in stage.ledger.notes(body.id)]
     assert set(totals) == {20}
-    # Once more for a process that was killed while it ran a body and had not acknowledged it, or had sent one and Celery
-    # had not noted that; and for each child that waited for the answer to a publish when Redis was killed.
+    # Once more for a process that was killed while it ran a body and had not acknowledged it, or had sent one and
+    # Celery had not noted that; and for each child that waited for the answer to a publish when Redis was killed.
     assert len(totals) - len(chords) <= kills + waiting, (
         "the body of each chord runs once, but for what was killed at it"
     )
