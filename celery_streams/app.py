@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from uuid import uuid4
 from weakref import WeakValueDictionary
@@ -32,6 +33,7 @@ from .limits import KEYS_HEADER, Limits, keys_of, limits_of
 from .locks import HEADER, Lock
 from .message import Message, encode
 from .printable import guard_loggers
+from .published import CountingBroker
 from .redis_url import ConnectionOptions, safe_url
 from .unique import Unique, lock_of, unique_of
 
@@ -96,7 +98,7 @@ class Streams:
         #: Results of unique tasks whose messages may be held, by id.
         self._awaited: WeakValueDictionary[str, Any] = WeakValueDictionary()
         #: Called with the queues of a task that went to Celery's lists; None: nobody counts.
-        self.on_listed: Callable[[Sequence[str]], None] | None = None
+        self._on_listed: Callable[[Sequence[str]], None] | None = None
         self._broker_class: Callable[..., StreamBroker] = StreamBroker
         #: What a worker counts and exposes (``worker.metrics``), set by the worker command; None: nothing.
         self.metrics: Any = None
@@ -141,9 +143,16 @@ class Streams:
         client = self._client(self.conf.url, timeout=timeout)
         return make(client, prefix=self.conf.key_prefix, steps=self.conf.priority_steps)
 
-    def publish_through(self, make: Callable[..., StreamBroker]) -> None:
-        """Have this process publish through what ``make`` returns, from now on."""
-        self._broker_class, self._broker = make, None
+    def count_published(self, counted: Callable[..., None]) -> None:
+        """Call ``counted(queue, count, to_stream=...)`` for what this process publishes, instead of who did before."""
+
+        def on_listed(queues: Sequence[str]) -> None:
+            for queue in queues:
+                counted(queue, 1, to_stream=False)
+
+        self._on_listed = on_listed
+        self._broker_class = partial(CountingBroker, counted=partial(counted, to_stream=True))
+        self._broker = None
 
     def new_list_client(self) -> RedisClient:
         """Return a client of the project's own broker, where Celery's lists are.
@@ -239,8 +248,8 @@ class Streams:
 
     def listed(self, exchange: Any, routing_key: str | None) -> None:
         """Say that a task went to the lists of the queues that are bound so."""
-        if self.on_listed is not None:
-            self.on_listed(self._bindings.find(_name(exchange), routing_key or ""))
+        if self._on_listed is not None:
+            self._on_listed(self._bindings.find(_name(exchange), routing_key or ""))
 
     def bound_queues(self, exchange: Any, routing_key: str | None) -> list[Queue]:
         """Return the project's queues that are bound to a named exchange with this routing key, to be declared.

@@ -11,6 +11,7 @@ module          owns
 ``growth``      what became more within some minutes
 ``course``      how a queue fared within an hour or a day
 ``prometheus``  the status as Prometheus gauges
+``publishers``  what a process that only publishes counts for Prometheus
 ``doctor``      looks for what will hurt
 ``checks``      what a look means (pure)
 ``nodes``       the same of each node of a Redis Cluster

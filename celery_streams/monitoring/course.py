@@ -11,7 +11,7 @@ from ..broker import StreamBroker
 from ..history import EVERY, STANDS, Sample, samples
 from ..tallies import COARSE, FINE, Mark, Tally, marks, tallies
 
-__all__ = ("DAY", "HOUR", "Course", "Spread", "Step", "course", "lay_out", "spread")
+__all__ = ("DAY", "HOUR", "Course", "Pace", "Spread", "Step", "course", "lay_out", "pace", "spread")
 
 #: Seconds.
 HOUR, DAY = 3_600.0, 86_400.0
@@ -21,6 +21,9 @@ _STALE = STANDS + 2 * EVERY
 
 #: Of 100 messages so many took no longer.
 _MOST = 0.95
+
+#: Seconds over which a pace is told: shorter than a sample stands, and long enough that one message is no flood.
+_PACE = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,16 @@ class Course:
         return self.steps[-1].at + self.length
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Entries a minute, in the mean of the last minutes: messages, retries, and what became due."""
+
+    #: That came into the streams of a queue.
+    arrived: float
+    #: That left them: done, failed, put off, or held back.
+    left: float
+
+
 def course(broker: StreamBroker, queue: str, *, seconds: float = HOUR) -> Course:
     """Return how a queue fared: the last hour by the minute, or the last day by ten minutes.
 
@@ -126,6 +139,21 @@ def lay_out(
         for start, before, after in zip(starts, ends, ends[1:], strict=False)
     )
     return Course(queue, length, steps, tuple(one for one in marked if one.at >= starts[0]))
+
+
+def pace(held: Sequence[Sample], *, now: float) -> Pace | None:
+    """Return how fast a queue fills and empties; None where nobody wrote it down, or Redis does not say (before 7)."""
+    start = now - _PACE
+    end = _at(held, now)
+    begin = _at(held, start) or next((one for one in held if one.at > start), None)
+    if end is None or begin is None or (begin is end and end.at > start):
+        return None
+    if begin.added is None or end.added is None or end.added < begin.added:
+        return None
+    minutes = min(now - begin.at, _PACE) / 60
+    arrived = end.added - begin.added
+    grown = (end.waiting + end.pending) - (begin.waiting + begin.pending)
+    return Pace(arrived / minutes, max(arrived - grown, 0) / minutes)
 
 
 def _at(held: Sequence[Sample], moment: float) -> Sample | None:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from ..app import Streams
-from ..broker import StreamBroker
 from ..entries import Delivery
-from ..message import Message
 from ..redis_errors import count_errors
 from ..signals import entry_lost, message_dead_lettered
 from .counts import OTHER, Counts
@@ -23,7 +21,7 @@ from .executor import Executor
 from .outcome import Event
 from .settle import Settler
 
-__all__ = ("CountingBroker", "CountingExecutor", "count_process", "executor_for")
+__all__ = ("CountingExecutor", "count_process", "executor_for")
 
 #: Under which our receivers are known: a forked child takes the place of its parent.
 _RECEIVER = "celery-streams-counts"
@@ -113,29 +111,6 @@ def executor_for(counts: Counts | None) -> Callable[..., Executor]:
     return Executor if counts is None else partial(CountingExecutor, counts=counts)
 
 
-class CountingBroker(StreamBroker):
-    """Counts what is published through it; retries are not, for they are an outcome of their tasks."""
-
-    def __init__(self, *args: Any, counts: Counts, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._counts = counts
-
-    def publish(self, queue: str, message: Message, *, max_length: int | None = None) -> bytes:
-        """Store and count one message."""
-        entry_id = super().publish(queue, message, max_length=max_length)
-        self.stored(queue, 1)
-        return entry_id
-
-    def delay(self, queue: str, message: Message, *, due_ms: int, member: str, max_length: int | None = None) -> None:
-        """Likewise one that is due later."""
-        super().delay(queue, message, due_ms=due_ms, member=member, max_length=max_length)
-        self.stored(queue, 1)
-
-    def stored(self, queue: str, count: int) -> None:
-        """Count the messages of a block."""
-        self._counts.published(queue, count, to_stream=True)
-
-
 def count_process(counts: Counts, streams: Streams) -> None:
     """Count in this process what is published, what becomes a dead letter, entries that were another's, and errors.
 
@@ -143,13 +118,8 @@ def count_process(counts: Counts, streams: Streams) -> None:
     """
     tasks = streams.app.tasks
 
-    def on_listed(queues: Sequence[str]) -> None:
-        for queue in queues:
-            counts.published(queue, 1, to_stream=False)
-
     count_errors(counts.redis_error)
-    streams.on_listed = on_listed
-    streams.publish_through(partial(CountingBroker, counts=counts))
+    streams.count_published(counts.published)
 
     def on_dead_letter(queue: str, reason: str, task: str | None = None, **_: Any) -> None:
         counts.dead_letter(queue, task if task is not None and task in tasks else OTHER, reason)

@@ -15,7 +15,7 @@ from celery_streams.message import Message
 from ..permissions import hook
 from .look import Look
 
-__all__ = ("Shown", "are_hidden", "show")
+__all__ = ("Shown", "are_hidden", "are_raw_hidden", "show", "show_called")
 
 #: Characters of arguments in a list, and on the page of one message.
 SHORT, LONG = 120, 200_000
@@ -38,6 +38,11 @@ def are_hidden(look: Look) -> bool:
     )
 
 
+def are_raw_hidden(look: Look) -> bool:
+    """Return whether what may hold arguments in a form that nobody can redact stays hidden: headers, raw fields."""
+    return are_hidden(look) or hook("CELERY_STREAMS_REDACT_ARGUMENTS") is not None
+
+
 def show(look: Look, task: str | None, message: Message | None, *, most: int = SHORT) -> Shown:
     """Return the arguments of a message, redacted by ``CELERY_STREAMS_REDACT_ARGUMENTS``, cut to ``most`` characters.
 
@@ -50,7 +55,24 @@ def show(look: Look, task: str | None, message: Message | None, *, most: int = S
     called = decode_arguments(message, accept=look.streams.app.conf.accept_content)
     if called.error is not None:
         return Shown(why_not=called.error)
-    args, kwargs = called.args, called.kwargs
+    return _redacted(task, called.args, called.kwargs, most=most)
+
+
+def show_called(look: Look, task: str, args: Any, kwargs: Any) -> Shown:
+    """Return the arguments that a worker says a task runs with, likewise.
+
+    What it says as text, since it could not send more, cannot be redacted.
+    """
+    if are_hidden(look):
+        return Shown(why_not=_("hidden"))
+    if isinstance(args, (list, tuple)) and isinstance(kwargs, dict):
+        return _redacted(task, list(args), kwargs, most=SHORT)
+    if are_raw_hidden(look):
+        return Shown(why_not=_("hidden"))
+    return Shown(_cut(args, SHORT), "" if kwargs is None else _cut(kwargs, SHORT))
+
+
+def _redacted(task: str | None, args: Any, kwargs: Any, *, most: int) -> Shown:
     redact = hook("CELERY_STREAMS_REDACT_ARGUMENTS")
     if redact is not None:
         try:

@@ -20,8 +20,8 @@ from celery_streams.exceptions import MessageError
 from celery_streams.printable import printable
 
 from ..permissions import hook
-from .arguments import LONG, are_hidden, show
-from .exports import MOST, as_csv, as_json
+from .arguments import LONG, are_hidden, are_raw_hidden, show
+from .exports import MOST, as_file
 from .look import Look
 
 __all__ = ("dead", "describe", "find", "key_of", "message", "parse_key", "read_filter")
@@ -105,10 +105,10 @@ def dead(look: Look) -> HttpResponse:
     from celery_streams.worker.outcome import Reason
 
     wanted, given, wrong = read_filter(look)
-    kind = look.text("format", most=10)
+    kind = look.exported()
     if kind and not wrong:
         rows = _rows(look, given["queue"], wanted)
-        return as_csv("dead-letters", COLUMNS, rows) if kind == "csv" else as_json("dead-letters", rows)
+        return as_file(kind, "dead-letters", COLUMNS, rows)
     before = Cursor.parse(look.text("before"))
     found = Found((), 0, 0, None) if wrong else find(look, given["queue"], wanted, before=before, limit=PAGE)
     arguments = look.text("arguments") if look.text("arguments") == "shown" else ""
@@ -181,6 +181,7 @@ def message(look: Look) -> HttpResponse:
         if value and value != letter.task_id:
             family.append((label, value, look.place.url("dead", id=str(value))))
     arguments = "shown" if look.text("arguments") == "shown" else ""
+    raw_hidden = are_raw_hidden(look)
     context = {
         "letter": letter,
         "key": key_of(letter.queue, letter.entry_id),
@@ -188,12 +189,12 @@ def message(look: Look) -> HttpResponse:
         "hidden": are_hidden(look),
         "show_arguments": look.place.url("message", queue=queue, id=entry_id, arguments="shown"),
         "stays": [one.text for one in obstacles(look.streams.broker, [letter])[0]],
-        "headers": _readable(headers, hide=not look.may("view_arguments") or are_hidden(look)),
+        "headers": _readable(headers, hide=raw_hidden),
         "history": _readable(history, hide=False),
         "retries": headers.get("retries"),
         "family": family,
         "trouble": trouble,
-        "fields": [] if content is not None else [(_text(name), _text(value)) for name, value in letter.fields],
+        "fields": [] if content is not None or raw_hidden else [(_text(one), _text(two)) for one, two in letter.fields],
         "act": look.place.url("act"),
         "back": look.place.url("dead", queue=queue),
         "same_task": look.place.url("dead", task=letter.task) if letter.task else "",

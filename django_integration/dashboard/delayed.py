@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
 from typing import Any
 
 from celery.states import REVOKED
@@ -15,13 +17,17 @@ from celery_streams.message import Message
 from celery_streams.obstacles import task_id_of
 from celery_streams.printable import printable
 
-from .arguments import show
+from .arguments import LONG, SHORT, Shown, are_hidden, show
 from .audit import note
+from .exports import FORMATS, MOST, as_file
 from .look import Look
 
 __all__ = ("change_delayed", "delayed")
 
-PAGE = 50
+#: Messages on a page, and of one step of an export.
+PAGE, _STEP = 50, 1_000
+
+COLUMNS = ("queue", "due", "task", "task_id", "retries", "args", "kwargs")
 
 
 def delayed(look: Look) -> HttpResponse:
@@ -30,6 +36,9 @@ def delayed(look: Look) -> HttpResponse:
     skip = look.number("skip", most=10**7)
     known = look.streams.known_queues()
     broker = look.streams.broker
+    kind = look.exported()
+    if kind:
+        return as_file(kind, "delayed", COLUMNS, _flat(look, [queue] if queue else known))
     found: list[DelayedMessage] = []
     if queue:
         found = delayed_messages(broker, queue, limit=PAGE + 1, offset=skip)
@@ -37,21 +46,50 @@ def delayed(look: Look) -> HttpResponse:
         for name in known:
             found += delayed_messages(broker, name, limit=10)
         found.sort(key=lambda one: one.due)
+    shown = "shown" if look.text("arguments") == "shown" else ""
     more = bool(queue) and len(found) > PAGE
     context = {
         "rows": [_row(look, one) for one in found[: PAGE if queue else None]],
         "queue": queue,
         "queues": known,
         "act": look.place.url("change_delayed"),
-        "next": look.place.url("delayed", queue=queue, skip=skip + PAGE) if more else "",
+        "hidden": are_hidden(look),
+        "show_arguments": look.place.url("delayed", queue=queue, skip=skip, arguments="shown"),
+        "export": {name: look.place.url("delayed", queue=queue, arguments=shown, format=name) for name in FORMATS},
+        "next": look.place.url("delayed", queue=queue, skip=skip + PAGE, arguments=shown) if more else "",
         "first": look.place.url("delayed", queue=queue) if skip else "",
         "note": _note(look.number("done"), look.number("count")) if look.text("count") else "",
     }
-    state = [[one.queue, one.member, one.due] for one in found]
+    state = [shown, *([one.queue, one.member, one.due] for one in found)]
     return look.answer("delayed.html", _("Delayed messages"), context, state=state)
 
 
-def _row(look: Look, one: DelayedMessage) -> dict[str, Any]:
+def _flat(look: Look, queues: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield all delayed messages of some queues, those of a queue in the order of their time."""
+    count = 0
+    for queue in queues:
+        skip = 0
+        while page := delayed_messages(look.streams.broker, queue, limit=_STEP, offset=skip):
+            skip += len(page)
+            for one in page:
+                if count >= MOST:
+                    yield {"queue": f"The first {MOST} only"}
+                    return
+                count += 1
+                row = _row(look, one, most=LONG)
+                arguments: Shown = row["arguments"]
+                yield {
+                    "queue": one.queue,
+                    "due": datetime.fromtimestamp(one.due, timezone.utc).isoformat(timespec="milliseconds"),
+                    "task": row["task"],
+                    "task_id": row["task_id"],
+                    "retries": row["retries"],
+                    "args": arguments.args or None,
+                    "kwargs": arguments.kwargs or None,
+                }
+
+
+def _row(look: Look, one: DelayedMessage, *, most: int = SHORT) -> dict[str, Any]:
     headers: dict[str, Any] = {}
     if one.message is not None:
         try:
@@ -67,7 +105,7 @@ def _row(look: Look, one: DelayedMessage) -> dict[str, Any]:
         "task": task,
         "task_id": None if one.message is None else _id(one.message),
         "retries": retries if isinstance(retries, int) and retries else 0,
-        "arguments": show(look, task, one.message),
+        "arguments": show(look, task, one.message, most=most),
     }
 
 

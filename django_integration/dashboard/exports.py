@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 from django.http import StreamingHttpResponse
 
 from celery_streams import BrokerError
 
-__all__ = ("MOST", "as_csv", "as_json", "cell")
+__all__ = ("FORMATS", "MOST", "as_csv", "as_file", "as_json", "cell")
+
+#: As what a list can be taken along.
+FORMATS = ("csv", "json")
 
 #: Rows of one export at most; the last row says so when there would be more.
 MOST = 100_000
@@ -56,6 +60,17 @@ def as_json(name: str, rows: Iterable[Mapping[str, Any]]) -> StreamingHttpRespon
         yield "\n]\n"
 
     return _file(lines(), "application/json", f"{name}.json")
+
+
+def as_file(kind: str, name: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> StreamingHttpResponse:
+    """Return rows as a file of one of :data:`FORMATS`.
+
+    Raises:
+        BrokerError: Redis is away before the first row; later it is said in the file.
+    """
+    lines = iter(rows)
+    rows = chain(list(islice(lines, 1)), lines)
+    return as_csv(name, columns, rows) if kind == "csv" else as_json(name, rows)
 
 
 def _file(lines: Iterator[str], content_type: str, name: str) -> StreamingHttpResponse:

@@ -11,7 +11,7 @@ from celery_streams.lanes import HeldLane, held_lanes
 
 from ..permissions import hook
 from .arguments import are_hidden
-from .exports import as_csv, as_json
+from .exports import as_file
 from .look import Look
 
 __all__ = ("held",)
@@ -35,9 +35,9 @@ def held(look: Look) -> HttpResponse:
         found += held_lanes(broker, name, most=MOST)
     found.sort(key=lambda lane: (-lane.held, lane.queue, lane.name))
     rows = [_row(look, lane) for lane in found]
-    kind = look.text("format", most=10)
+    kind = look.exported()
     if kind:
-        return as_csv("held", COLUMNS, rows) if kind == "csv" else as_json("held", rows)
+        return as_file(kind, "held", COLUMNS, rows)
     shown = rows[skip : skip + PAGE]
     context = {
         "rows": shown,

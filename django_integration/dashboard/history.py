@@ -13,7 +13,7 @@ from celery_streams.printable import printable
 
 from ..templatetags.celery_streams_dashboard import seconds
 from .charts import FLOOR, HEIGHT, LEFT, WIDTH, Chart, chart, mark, ticks
-from .exports import as_csv, as_json
+from .exports import as_file
 from .last import see
 from .look import Look
 
@@ -40,10 +40,10 @@ def history(look: Look) -> HttpResponse:
         return look.answer("message_only.html", _("History"), context, status=404 if wanted else 200)
     seen = see(look, f"history {span:.0f} {queue}", lambda: course(look.streams.broker, queue, seconds=span))
     found = seen.value
-    kind = look.text("format", most=10)
-    if kind and not seen.error:
+    kind = look.exported(seen.error)
+    if kind:
         rows = [_flat(step) for step in found.steps]
-        return as_csv("history", COLUMNS, rows) if kind == "csv" else as_json("history", rows)
+        return as_file(kind, "history", COLUMNS, rows)
     context = {
         **seen.context,
         "queues": names,

@@ -18,7 +18,7 @@ from django.utils.cache import get_conditional_response
 from django.utils.translation import get_language
 from django.utils.translation import gettext as _
 
-from celery_streams import Streams, __version__, streams_of
+from celery_streams import BrokerError, Streams, __version__, streams_of
 from celery_streams.printable import printable
 
 from ..permissions import ACTIONS, LOOKS, dashboard_permission
@@ -84,6 +84,20 @@ class Look:
         """Return a parameter as a whole number between ``least`` and ``most``; ``least`` for what is none."""
         text = self.text(name, most=20)
         return min(max(int(text), least), most) if text.isdecimal() and text.isascii() else least
+
+    def exported(self, error: str = "") -> str:
+        """Return as which kind of file the list is asked for; empty: as a page.
+
+        Args:
+            error: why there are no figures of now: a program must not take those of a while ago for them.
+
+        Raises:
+            BrokerError: of ``error``, if a file is asked for.
+        """
+        kind = self.text("format", most=10)
+        if kind and error:
+            raise BrokerError(error)
+        return kind
 
     def answer(
         self,

@@ -17,6 +17,7 @@ from django.views.decorators.csrf import csrf_protect
 from celery_streams import BrokerError, ConfigurationError
 
 from . import actions, dead, delayed, doctor, held, history, queues, workers
+from .exports import FORMATS
 from .look import Look
 from .place import Place
 
@@ -37,21 +38,23 @@ class Page:
     route: str
     view: Callable[[Look], HttpResponseBase]
     methods: tuple[str, ...] = _READ
+    #: As what else it comes, by ``?format=``.
+    formats: tuple[str, ...] = ()
 
 
 PAGES = (
-    Page("queues", "", queues.queues),
+    Page("queues", "", queues.queues, formats=FORMATS),
     Page("change_queue", "act/", queues.change_queue, _CHANGE),
-    Page("dead", "dead/", dead.dead),
+    Page("dead", "dead/", dead.dead, formats=FORMATS),
     Page("message", "dead/message/", dead.message),
     Page("act", "dead/act/", actions.act, _CHANGE),
-    Page("delayed", "delayed/", delayed.delayed),
+    Page("delayed", "delayed/", delayed.delayed, formats=FORMATS),
     Page("change_delayed", "delayed/act/", delayed.change_delayed, _CHANGE),
-    Page("held", "held/", held.held),
-    Page("history", "history/", history.history),
-    Page("workers", "workers/", workers.workers),
+    Page("held", "held/", held.held, formats=FORMATS),
+    Page("history", "history/", history.history, formats=FORMATS),
+    Page("workers", "workers/", workers.workers, formats=FORMATS),
     Page("change_task", "workers/act/", workers.change_task, _CHANGE),
-    Page("doctor", "alerts/", doctor.doctor),
+    Page("doctor", "alerts/", doctor.doctor, formats=FORMATS),
 )
 
 
@@ -73,6 +76,9 @@ def _view(page: Page, place_of: Callable[[HttpRequest], Place]) -> View:
                 raise PermissionDenied(_("You may not see the queues."))
             if request.method not in page.methods:
                 return HttpResponseNotAllowed(page.methods)
+            kind = look.text("format")
+            if kind and request.method in _READ and kind not in page.formats:
+                return _trouble(look, _("No such format"), _no_format(page, kind), 400)
             return page.view(look)
         except BrokerError as exc:
             return _trouble(look, _("Redis does not answer"), str(exc), 503)
@@ -82,6 +88,13 @@ def _view(page: Page, place_of: Callable[[HttpRequest], Place]) -> View:
     update_wrapper(view, page.view)
     guarded: View = never_cache(csrf_protect(view))
     return guarded
+
+
+def _no_format(page: Page, kind: str) -> str:
+    about = {"kind": kind, "known": ", ".join(page.formats)}
+    if not page.formats:
+        return str(_("This page cannot be had as “%(kind)s”.") % about)
+    return str(_("This page cannot be had as “%(kind)s”; there are: %(known)s.") % about)
 
 
 def _trouble(look: Look, title: str, text: str, status: int) -> HttpResponse:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from django.http import HttpResponse, HttpResponseRedirect
 from django.utils.translation import gettext as _
 
 from celery_streams import BrokerError, pause, resume
-from celery_streams.history import samples
+from celery_streams.history import Sample, samples
+from celery_streams.monitoring.course import Pace, pace
 from celery_streams.monitoring.status import QueueReport, Status, collect
 from celery_streams.printable import printable
 
 from .audit import note
-from .exports import as_csv, as_json
+from .exports import as_file
 from .last import see
 from .look import Look
 
@@ -45,16 +47,23 @@ def queues(look: Look) -> HttpResponse:
     wanted = look.text("name").lower()
     if wanted:
         reports = [report for report in reports if wanted in report.state.queue.lower()]
-    kind = look.text("format", most=10)
-    if kind and not error:
+    kind = look.exported(error)
+    if kind:
         rows = [{name: value for name, value in report.as_dict().items() if name in COLUMNS} for report in reports]
-        return as_csv("queues", COLUMNS, rows) if kind == "csv" else as_json("queues", rows)
+        return as_file(kind, "queues", COLUMNS, rows)
     level = found.level if found else "critical"
-    lines = _lines(look, [report.state.queue for report in reports]) if not error else {}
+    held = _held(look, [report.state.queue for report in reports]) if not error else {}
+    lines = {queue: line for queue, history in held.items() if (line := _line(history))}
+    now = look.streams.broker.clock_ms() / 1000 if held else 0.0
+    paces = {queue: _pace(fast) for queue, history in held.items() if (fast := pace(history, now=now))}
     context = {
         "status": found,
-        "rows": [{**_row(look, report), "line": lines.get(report.state.queue)} for report in reports],
+        "rows": [
+            {**_row(look, report), "line": lines.get(report.state.queue), "pace": paces.get(report.state.queue)}
+            for report in reports
+        ],
         "with_lines": bool(lines),
+        "with_paces": bool(paces),
         "totals": found.totals if found else None,
         "with_held": any(report.state.held for report in reports),
         "with_locks": any(report.state.locks for report in reports),
@@ -69,23 +78,32 @@ def queues(look: Look) -> HttpResponse:
         "export": {"csv": look.place.url("queues", name=wanted, format="csv"),
                    "json": look.place.url("queues", name=wanted, format="json")},
     }  # fmt: skip
-    state = [lines, error, found and [_steady(report) for report in reports], found and found.enabled]
+    state = [lines, paces, error, found and [_steady(report) for report in reports], found and found.enabled]
     return look.answer("queues.html", _("Queues"), context, state=state, status=503 if error and not found else 200)
 
 
-def _lines(look: Look, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Return what waited within the last hour as points of a line 60 wide and 16 high, by queue; not of very many."""
-    if len(names) > MOST_LINES:
-        return {}
-    found = {}
-    for queue, history in samples(look.streams.broker, names, seconds=3_600.0).items():
-        if len(history) < 2:
-            continue
-        most = max(max(one.waiting for one in history), 1)
-        end = history[-1].at
-        points = (f"{60 - (end - one.at) / 60:.1f},{15 - 14 * one.waiting / most:.1f}" for one in history)
-        found[queue] = {"points": " ".join(points), "most": max(one.waiting for one in history)}
-    return found
+def _held(look: Look, names: list[str]) -> dict[str, list[Sample]]:
+    """Return what the queues held within the last hour; not of very many."""
+    return {} if len(names) > MOST_LINES else samples(look.streams.broker, names, seconds=3_600.0)
+
+
+def _line(history: Sequence[Sample]) -> dict[str, Any] | None:
+    """Return what waited as points of a line 60 wide and 16 high; None where one moment is all that is known."""
+    if len(history) < 2:
+        return None
+    most = max(max(one.waiting for one in history), 1)
+    end = history[-1].at
+    points = (f"{60 - (end - one.at) / 60:.1f},{15 - 14 * one.waiting / most:.1f}" for one in history)
+    return {"points": " ".join(points), "most": max(one.waiting for one in history)}
+
+
+def _pace(found: Pace) -> dict[str, str]:
+    return {"arrived": per_minute(found.arrived), "left": per_minute(found.left)}
+
+
+def per_minute(value: float) -> str:
+    """Return a rate as people read it."""
+    return f"{value:,.0f}" if value >= 10 or value == round(value) else f"{value:.1f}"
 
 
 def change_queue(look: Look) -> HttpResponse:

@@ -12,12 +12,15 @@ from celery_streams import presence
 from celery_streams.monitoring.workers import WORKERS_AWAY
 from celery_streams.printable import printable
 
-from .arguments import are_hidden
+from .arguments import show_called
 from .audit import note
+from .exports import FORMATS, as_file
 from .last import see
 from .look import Look
 
 __all__ = ("change_task", "workers")
+
+COLUMNS = ("worker", "alive", "silent", "queues", "unread", "consumers", "crashes", "pid", "version")
 
 #: Seconds for workers to answer.
 PATIENCE = 1.0
@@ -27,6 +30,9 @@ def workers(look: Look) -> HttpResponse:
     """Show all workers, the dead too; with ``?running=yes`` what they run, which asks each of them."""
     seen = see(look, "workers", lambda: (presence.workers(look.streams.broker), time.time()))
     found, at = seen.value
+    kind = look.exported(seen.error)
+    if kind:
+        return as_file(kind, "workers", COLUMNS, map(_flat, found))
     asked = look.text("running") == "yes" and not seen.error
     running, trouble = _running(look) if asked else ([], "")
     context = {
@@ -43,14 +49,31 @@ def workers(look: Look) -> HttpResponse:
         "asked": asked,
         "running": running,
         "trouble": trouble,
+        "export": {kind: look.place.url("workers", format=kind) for kind in FORMATS},
         "ask": look.place.url("workers", running="yes"),
         "act": look.place.url("change_task"),
         "note": _("The command was sent to all workers.") if look.text("done") else "",
     }
     state = (
-        None if asked else [seen.error, *([one.worker, one.is_alive, one.queues, len(one.consumers)] for one in found)]
+        None
+        if asked
+        else [seen.error, *([one.worker, one.is_alive, one.queues, len(one.consumers), one.crashes] for one in found)]
     )
     return look.answer("workers.html", _("Workers"), context, state=state)
+
+
+def _flat(worker: presence.WorkerPresence) -> dict[str, Any]:
+    return {
+        "worker": worker.node,
+        "alive": worker.is_alive,
+        "silent": round(worker.silent, 1),
+        "queues": ", ".join(worker.queues),
+        "unread": ", ".join(worker.unread_queues()),
+        "consumers": len(worker.consumers),
+        "crashes": worker.crashes,
+        "pid": worker.pid,
+        "version": worker.version,
+    }
 
 
 def _running(look: Look) -> tuple[list[dict[str, Any]], str]:
@@ -61,14 +84,13 @@ def _running(look: Look) -> tuple[list[dict[str, Any]], str]:
             answers = app.control.inspect(timeout=PATIENCE, connection=connection).active() or {}
     except WORKERS_AWAY as exc:
         return [], str(exc)
-    hidden = are_hidden(look)
     found = [
         {
             "worker": node,
             "id": str(task.get("id")),
             "name": str(task.get("name")),
             "started": task.get("time_start") if isinstance(task.get("time_start"), (int, float)) else None,
-            "args": _("hidden") if hidden else printable(task.get("args"))[:200],
+            "arguments": show_called(look, str(task.get("name")), task.get("args"), task.get("kwargs")),
             "pid": task.get("worker_pid"),
         }
         for node, tasks in answers.items()

@@ -5,6 +5,7 @@ They need Playwright and a Chromium of the system (``make browser-tests``); with
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from celery_streams.embedded import EmbeddedRedis
+from django_integration.permissions import ACTIONS, LOOKS
 from tests.support.django_site import PROJECT, answer, environment
 from tests.support.eventually import eventually
 
@@ -65,10 +67,12 @@ def listens(port: int) -> bool:
 
 @pytest.fixture(scope="session")
 def site_url(chromium: Any, redis_server: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the sample project, which serves; users root, viewer (may look), replayer (may replay)."""
+    """The address of the sample project, which serves; users root, viewer (may look), and one named as each action."""
     folder = tmp_path_factory.mktemp("site")
     env = environment(redis_server.url, CHAT_DATABASE=str(folder / "db.sqlite3"))
-    users = '{"root": null, "viewer": ["view_queues"], "replayer": ["view_queues", "view_arguments", "replay"]}'
+    users = json.dumps(
+        {"root": None, "viewer": ["view_queues"], **{one: ["view_queues", one] for one in ACTIONS if one not in LOOKS}}
+    )
     answer(f"import io, sys; sys.stdin = io.StringIO({users!r})\n{_USERS}", env=env)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -98,6 +102,10 @@ class Visitor:
         self.page.fill("#id_username", name)
         self.page.fill("#id_password", "pw")
         self.page.click("[type=submit]")
+
+    def choose_dark(self) -> None:
+        """Choose the admin's dark theme, whatever the system prefers."""
+        self.page.evaluate("() => localStorage.setItem('theme', 'dark')")
 
     def visit(self, path: str) -> Any:
         """Go to a page of the site, and wait until its script is at work where scripts run."""

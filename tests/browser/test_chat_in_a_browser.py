@@ -144,6 +144,25 @@ def test_dashboard_is_one_click_away_and_meets_the_policy(come: Any) -> None:
     assert violations(page) == []
 
 
+def test_running_task_is_ended_on_the_dashboard(come: Any) -> None:
+    page = come()
+    page.click("text=is slow")
+    write(page, "Stop this one")
+    wait_for_state(page, "Stop this one", "running")
+    chat = page.url
+
+    page.click("text=Dashboard")
+    page.click("text=Workers")
+    page.click("text=Ask the workers")
+    page.click('tr:has-text("send_message") >> text=Terminate')
+    page.click("#cs-body .cs-actions button")
+    page.wait_for_selector("text=The command was sent to all workers.")
+
+    assert violations(page) == []
+    page.goto(chat)
+    wait_for_state(page, "Stop this one", "revoked")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_page_is_for_small_screens_and_for_who_reads_with_a_screen_reader(come: Any, scheme: str, width: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 from celery_streams.broker import StreamBroker
 from celery_streams.dead_letters import dead_letters
 from celery_streams.message import encode
+from celery_streams.tallies import Tally, mark
 from tests.browser.conftest import AXE
 from tests.support.eventually import eventually
 from tests.support.redis_state import message
@@ -18,6 +19,15 @@ from tests.support.redis_state import message
 pytestmark = pytest.mark.slow
 
 PLACES = ["/queues/", "/admin/celery_streams/dashboard/"]
+#: By permission: where its button is, what stands on it, and what is said in the end.
+ACTIONS = {
+    "replay": ("dead/", "Replay all …", "1 dead letter replayed."),
+    "purge": ("dead/", "Delete all …", "1 dead letter deleted."),
+    "pause": ("", "Pause …", "The queue is paused."),
+    "run_now": ("delayed/", "Run chosen now", "1 done."),
+    "cancel": ("delayed/", "Cancel chosen", "1 done."),
+}
+
 HOSTILE = "<img src=x onerror=alert(1)>'\"\x1b[2J"
 
 
@@ -35,19 +45,38 @@ def bury(
     return str(broker.client.call("XADD", broker.queue_keys(queue).dead, "*", *fields).decode())
 
 
+def let_time_pass(broker: StreamBroker, queue: str) -> None:
+    """Record and count a few minutes of a queue, in which a worker of another version began."""
+    key, counted = broker.queue_keys(queue).history, broker.queue_keys(queue).tallies
+    now = broker.clock_ms()
+    for minutes in range(60, -1, -5):
+        broker.client.call("XADD", key, f"{now - minutes * 60_000}-0", "w", minutes, "x", 1, "a", 7 * (60 - minutes))
+    text = Tally(done=7, failed=2, waits={0.25: 9}, runs={1.0: 9}, wait_sum=1.8, run_sum=4.5)
+    words = " ".join(f"{name}={number}" for name, number in text.names().items())
+    for key, length in zip(counted, (60_000, 600_000), strict=True):
+        for step in range(2, 5):
+            broker.client.call("HSET", key, now // length - step, words)
+    mark(broker, [queue], worker="w", version="0.2 <b>")
+
+
 def left(broker: StreamBroker) -> list[str | None]:
     return [letter.task_id for letter in dead_letters(broker, "send_message")]
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("place", "scheme"),
+    [*((place, scheme) for place in PLACES for scheme in ("light", "dark")), (PLACES[1], "chosen")],
+)
 def test_no_page_meets_the_policy_nor_a_person_who_reads_with_a_screen_reader(
     visit: Any, broker: StreamBroker, place: str, scheme: str, tmp_path: Path
 ) -> None:
     one = bury(broker, 1)
     bury(broker, 2, task=HOSTILE, queue=HOSTILE)
     broker.delay("send_message", message(1), due_ms=2**42, member="1")
-    visitor = visit(color_scheme=scheme)
+    let_time_pass(broker, "send_message")
+    visitor = visit(color_scheme="light" if scheme == "chosen" else scheme)
+    if scheme == "chosen":
+        visitor.choose_dark()
     if not AXE.exists():
         pytest.skip("needs axe-core: make browser-tests")
     axe = AXE.read_text()
@@ -57,11 +86,16 @@ def test_no_page_meets_the_policy_nor_a_person_who_reads_with_a_screen_reader(
         "dead/",
         f"dead/message/?queue=send_message&id={one}",
         "delayed/",
-        "history/",
+        "history/?queue=send_message",
+        "history/?queue=send_message&span=day",
+        "held/",
         "workers/",
         "alerts/?examine=yes",
     ):
         page = visitor.visit(place + path)
+        assert (page.locator("svg.cs-chart polyline").count() > 1) is path.startswith("history/"), path
+        if scheme == "chosen":
+            assert page.get_attribute("html", "data-theme") == "dark"
         page.screenshot(path=tmp_path / "page.png", full_page=True)
         page.evaluate(axe)
         found = page.evaluate(
@@ -167,11 +201,36 @@ def test_keys_move_choose_open_and_search(visit: Any, broker: StreamBroker) -> N
 def test_buttons_are_for_those_who_may(visit: Any, broker: StreamBroker) -> None:
     bury(broker, 1)
 
-    viewer = visit("viewer").visit("/admin/celery_streams/dashboard/dead/").inner_text("#cs-body")
-    replayer = visit("replayer").visit("/admin/celery_streams/dashboard/dead/").inner_text("#cs-body")
+    broker.delay("send_message", message(1), due_ms=2**42, member="1")
 
-    assert ("Replay" in viewer, "Delete" in viewer, "hidden" in viewer) == (False, False, True)
-    assert ("Replay" in replayer, "Delete" in replayer, "hidden" in replayer) == (True, False, False)
+    for place in PLACES:
+        visitor = visit("viewer")
+        for path in ("", "dead/", "delayed/"):
+            page = visitor.visit(place + path)
+            assert page.locator("#cs-body form[method=post] button").count() == 0, path
+        assert "hidden" in page.inner_text("#cs-body")
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_each_action_is_done_by_who_may_do_it_and_nothing_else(visit: Any, broker: StreamBroker, action: str) -> None:
+    bury(broker, 1)
+    broker.delay("send_message", message(1), due_ms=2**42, member="1")
+    path, button, done = ACTIONS[action]
+    visitor = visit(action)
+
+    found: set[str] = set()
+    for other in ("", "dead/", "delayed/"):
+        page = visitor.visit("/admin/celery_streams/dashboard/" + other)
+        found.update(page.locator("#cs-body form[method=post] button").all_inner_texts())
+    assert found & {text for _, text, _ in ACTIONS.values()} == {button}
+
+    page = visitor.visit("/admin/celery_streams/dashboard/" + path)
+    if path == "delayed/":
+        page.check('input[name="key"]')
+    page.click(f"text={button}")
+    page.click("#cs-body .cs-actions button")
+    page.wait_for_selector(f"text={done}")
+    assert visitor.violations() == []
 
 
 def test_page_says_that_nobody_is_logged_in_any_more(visit: Any, broker: StreamBroker) -> None:

@@ -49,6 +49,24 @@ def admin(site: Celery) -> Client:
     return person(superuser=True)
 
 
+def look_of(**about: Any) -> Any:
+    """Return a look at the first page by a person."""
+    from django.test import RequestFactory
+
+    from django_integration.dashboard.look import Look
+    from django_integration.dashboard.place import Place
+
+    request = RequestFactory().get("/queues/")
+    request.user = user_of(person(**about))
+    return Look(request, Place("celery_streams:"), "queues")
+
+
+def user_of(client: Client) -> Any:
+    from django.contrib.auth.models import User
+
+    return User.objects.get(pk=client.session["_auth_user_id"])
+
+
 def bury(
     broker: StreamBroker,
     number: int,
@@ -286,12 +304,14 @@ def test_last_figures_are_shown_while_redis_is_away(
     try:
         broker.client.call("CLIENT", "KILL", "ID", number)
         page = admin.get("/queues/" + path)
+        file = admin.get("/queues/" + path, {"format": "csv"})
     finally:
         broker.client.call("CONFIG", "SET", "requirepass", "")
 
     assert page.status_code == 200
     assert b"These are the last figures, of" in page.content
     assert shown in page.content
+    assert file.status_code == 503
 
 
 def test_alerts_are_those_of_the_command_line_with_what_grew(admin: Client, broker: StreamBroker) -> None:
@@ -535,7 +555,7 @@ def redact(task: str, args: Any, kwargs: Any) -> Any:
 
 
 def test_arguments_are_redacted_also_for_a_search(admin: Client, broker: StreamBroker) -> None:
-    one = bury(broker, 1, args=["the-secret"])
+    one = bury(broker, 1, args=["the-secret"], argsrepr="('the-secret',)")
     bury(broker, 2, args=["odd"])
 
     with override_settings(CELERY_STREAMS_REDACT_ARGUMENTS=redact):
@@ -546,9 +566,36 @@ def test_arguments_are_redacted_also_for_a_search(admin: Client, broker: StreamB
         found = admin.get("/queues/dead/", {"text": "the-secret"}).content.decode()
 
     assert all("the-secret" not in page for page in pages)
+    assert "argsrepr" in pages[1]
     assert "***" in pages[0]
     assert "not redacted: KeyError" in pages[0]
     assert "Nothing matches" in found
+
+
+def test_fields_of_what_is_no_message_are_as_secret_as_arguments(site: Celery, broker: StreamBroker) -> None:
+    broker.client.call("SADD", "celery-streams:queues", "q")
+    one = broker.client.call("XADD", broker.queue_keys("q").dead, "*", "odd", "the-secret").decode()
+
+    def page(client: Client) -> str:
+        return str(client.get("/queues/dead/message/", {"queue": "q", "id": one}).content.decode())
+
+    assert "the-secret" in page(person(superuser=True))
+    assert "the-secret" not in page(person("view_queues"))
+    with override_settings(CELERY_STREAMS_REDACT_ARGUMENTS=redact):
+        assert "the-secret" not in page(person(superuser=True))
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "shown"),
+    [(["the-secret"], {}, '["***"] {}'), ("('the-secret',)", "{}", "hidden"), (None, None, "hidden")],
+)
+def test_arguments_of_what_runs_are_redacted(site: Celery, args: Any, kwargs: Any, shown: str) -> None:
+    from django_integration.dashboard.arguments import show_called
+
+    with override_settings(CELERY_STREAMS_REDACT_ARGUMENTS=redact):
+        found = show_called(look_of(superuser=True), "chat.tasks.send_message", args, kwargs)
+
+    assert (found.why_not or f"{found.args} {found.kwargs}") == shown
 
 
 # -- exports ----------------------------------------------------------------------------------------------------------
@@ -575,6 +622,42 @@ def test_filtered_list_can_be_taken_along_as_json(admin: Client, broker: StreamB
     assert [row["task_id"] for row in rows] == ["id-2"]
     assert json.loads(rows[0]["args"]) == [2**70]
     assert [row["queue"] for row in queues] == ["mark_as_read", "send_message"]
+
+
+@pytest.mark.parametrize("page", [*PAGES, "dead/message/?queue=q&id=1-1"])
+def test_format_that_there_is_not_is_said(admin: Client, broker: StreamBroker, page: str) -> None:
+    response = admin.get(f"/queues/{page}{'&' if '?' in page else '?'}format=x<ml")
+
+    assert response.status_code == 400
+    text = text_of(response.content.decode())
+    assert "This page cannot be had as “x<ml”" in text
+    assert ("there are: csv, json" in text) is ("message" not in page)
+
+
+@pytest.mark.parametrize("page", ["delayed/", "workers/", "alerts/"])
+@pytest.mark.parametrize("place", PLACES)
+def test_every_list_offers_its_files(admin: Client, broker: StreamBroker, place: str, page: str) -> None:
+    bury(broker, 1)
+    broker.publish("send_message", message(1))
+    delay(broker, 7)
+
+    source = admin.get(place + page).content.decode()
+    rows = json.loads(b"".join(admin.get(place + page, {"format": "json"})))
+    table = list(csv.DictReader(io.StringIO(b"".join(admin.get(place + page, {"format": "csv"})).decode("utf-8-sig"))))
+
+    assert f"{page}?format=csv" in source
+    assert len(rows) == len(table) == {"delayed/": 1, "workers/": 0, "alerts/": len(rows)}[page]
+    if page == "delayed/":
+        assert rows[0]["queue"] == "send_message"
+        assert rows[0]["args"] is not None
+    if page == "alerts/":
+        assert ("critical", "no_consumer") in [(row["level"], row["name"]) for row in rows]
+
+
+def test_files_are_of_now_or_not_at_all(admin: Client) -> None:
+    with override_settings(CELERY_STREAMS_URL=AWAY):
+        for page in PAGES:
+            assert admin.get("/queues/" + page, {"format": "csv"}).status_code == 503
 
 
 # -- delayed, workers -------------------------------------------------------------------------------------------------
@@ -739,3 +822,36 @@ def test_queue_table_has_a_line_of_the_last_hour(admin: Client, broker: StreamBr
 
     assert 'aria-label="Waiting in the last hour: 40 at most"' in page
     assert '<polyline points="31.0,13.2 41.0,1.0 60.0,11.5"' in page
+
+
+def test_queue_table_says_how_fast_queues_fill_and_empty_and_each_row_has_all_cells(
+    admin: Client, broker: StreamBroker
+) -> None:
+    now = broker.clock_ms()
+    for queue, added in (("send_message", 60), ("mark_as_read", 0)):
+        broker.publish(queue, message(1))
+        for minutes, waiting, count in ((6, 0, 100), (1, 10, 100 + added)):
+            key = broker.queue_keys(queue).history
+            broker.client.call("XADD", key, f"{now - minutes * 60_000}-0", "w", waiting if added else 0, "a", count)
+
+    page = admin.get("/queues/").content.decode()
+
+    rows = [part.partition("</tr>")[0] for part in page.split("<tr")[1:]]
+    cells = [row.count("<td") + row.count("<th ") for row in rows if "cs-n" in row]
+    assert len(cells) == 4
+    assert len(set(cells)) == 1
+    assert '<td class="cs-n">12</td><td class="cs-n">10</td>' in page
+    assert '<td class="cs-n">0</td><td class="cs-n">0</td>' in page
+
+
+def test_vendored_script_is_the_one_that_was_published() -> None:
+    from hashlib import sha256
+    from pathlib import Path
+
+    import django_integration
+
+    static = Path(django_integration.__file__).parent / "static" / "celery_streams"
+    script = (static / "idiomorph.esm.js").read_bytes()
+
+    assert sha256(script).hexdigest() == "e1e2c7dbd606233d302bac48074fd1307c15609b77ea485c18f1b13d6be67c14"
+    assert "Zero-Clause BSD" in (static / "idiomorph.LICENSE").read_text()

@@ -1072,3 +1072,33 @@ def test_consumer_class_of_an_installed_app_can_be_replaced_on_the_instance(
 
     with fresh.connection_for_read() as connection:
         assert type(fresh.amqp.TaskConsumer(connection)) is Replaced
+
+
+def test_process_that_only_publishes_counts_by_the_side_when_it_is_told_to(app: MakeApp, broker: StreamBroker) -> None:
+    from prometheus_client import CollectorRegistry
+
+    from celery_streams.monitoring.publishers import count_published
+
+    registry, other = CollectorRegistry(), CollectorRegistry()
+    made = app(streams_queues=["celery"])
+    t = with_task(made)
+    t.delay()
+    count_published(made, registry)
+    count_published(made, registry)  # as where a module is imported twice
+
+    t.delay()
+    t.apply_async(countdown=600)
+    with celery_streams.bulk(made):
+        for _ in range(4):
+            t.delay()
+    t.apply_async(queue="plain")
+
+    def counted(queue: str, side: str) -> float | None:
+        return registry.get_sample_value("celery_streams_published_total", {"queue": queue, "side": side})
+
+    assert (counted("celery", "stream"), counted("plain", "list")) == (6, 1)
+    assert (counted("celery", "list"), counted("plain", "stream")) == (None, None)
+    count_published(made, other)
+    for number in range(201):
+        celery_streams.streams_of(made).broker.publish(f"q{number}", Message(b"{}", b"{}", b""))
+    assert other.get_sample_value("celery_streams_published_total", {"queue": "other", "side": "stream"}) == 1

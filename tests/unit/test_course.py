@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from celery_streams.history import Sample
-from celery_streams.monitoring.course import Course, Spread, lay_out, spread
+from celery_streams.monitoring.course import Course, Pace, Spread, lay_out, pace, spread
 from celery_streams.tallies import Mark, Tally
 
 #: The end of the fifth minute, and a half.
@@ -83,3 +83,21 @@ def test_spread_says_mean_and_within_what_nearly_all_ended(
     buckets: dict[float, int], total: float, expected: Spread | None
 ) -> None:
     assert spread(buckets, total) == expected
+
+
+def test_pace_is_the_mean_of_the_last_five_minutes() -> None:
+    assert pace([at(-3, added=0), at(0.4, 3, added=50), at(5, 8, added=75)], now=NOW) == Pace(5.0, 4.0)
+    assert pace([at(-1, 8, added=75), at(4, 8, added=75)], now=NOW) == Pace(0.0, 0.0)
+
+
+def test_pace_of_a_queue_that_is_new_is_that_of_the_minutes_it_has() -> None:
+    assert pace([at(3.5, added=0), at(4.5, 4, added=10)], now=NOW) == Pace(5.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [[], [at(4, added=1)], [at(-9, added=1)], [at(-1), at(4)], [at(-1, added=9), at(4, added=1)]],
+    ids=["nothing", "one moment", "nobody wrote", "not told", "made anew"],
+)
+def test_pace_that_nobody_knows_is_none(held: Any) -> None:
+    assert pace(held, now=NOW) is None
