@@ -185,8 +185,8 @@ class Streams:
         if is_cluster_url(url):
             raise ConfigurationError(
                 f"{safe_url(url)}: Celery's own broker cannot be a Redis Cluster, for kombu has no transport for it: "
-                "set streams_url to this URL, and broker_url and result_backend to a single server or Sentinel, which "
-                "remote control, events and results need"
+                "set streams_url to this URL, and broker_url to a single server or Sentinel, which remote control and "
+                "events need"
             )
 
     def _broker_url(self) -> str:

@@ -26,6 +26,7 @@ __all__ = (
     "active_apps",
     "autoretried_function",
     "change_backends",
+    "choose_backends",
     "chord_claims_are_known",
     "config_source",
     "consumes_from_chosen",
@@ -252,6 +253,21 @@ def change_backends(app: Any, change: Callable[[Any], None]) -> None:
         backend = make()
         change(backend)
         return backend
+
+    app._get_backend = made
+
+
+def choose_backends(app: Any, choose: Callable[[str], Any]) -> None:
+    """Have ``app`` make its result backend of the class that ``choose`` returns for its URL; None is Celery's choice.
+
+    Celery knows a class by the part of the scheme before the ``+``, and takes ``redis+cluster`` for ``redis``.
+    """
+    make = app._get_backend
+
+    def made() -> Any:
+        url = app.backend_cls or app.conf.result_backend
+        chosen = choose(url) if isinstance(url, str) else None
+        return make() if chosen is None else chosen(app=app, url=url)
 
     app._get_backend = made
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from .chance import chance
 from .cluster_map import Address, key_of, slot_of
 from .cluster_nodes import ClusterNodes, NodeClient
 from .cluster_reads import ClusterReads
@@ -98,6 +99,24 @@ class ClusterClient(RedisClient):
             BrokerUnavailable: no node of the cluster can be reached.
         """
         return self._cluster.unserved()
+
+    def pool_of_a_node(self) -> Any:
+        """Return redis-py's pool of a master that answers: for subscriptions, which any node serves.
+
+        Raises:
+            BrokerUnavailable: none answers.
+        """
+        error: BrokerUnavailable | None = None
+        masters = list(self._cluster.masters())
+        for node in chance.sample(masters, len(masters)):
+            try:
+                node.call("PING")
+            except BrokerUnavailable as exc:
+                self._cluster.doubt(node)
+                error = exc
+                continue
+            return node.pool()
+        raise error or BrokerUnavailable(f"The cluster at {self.shown} is not ready: no slot is served")
 
     # -- commands
 

@@ -38,6 +38,10 @@ class NodeClient(RedisClient):
         host, port = address
         super().__init__(f"redis://{f'[{host}]' if ':' in host else host}:{port}/0", options)
 
+    def pool(self) -> Any:
+        """Return a pool of redis-py's own for this node."""
+        return self._new_pool()
+
     def _new_pool(self) -> Any:
         template = self._template()
         host, port = self.address

@@ -17,6 +17,7 @@ from . import celery_private
 from .aliases import answer_for_duplicates
 from .amqp import OUR_AMQP, STOCK_AMQP, adopt
 from .app import streams_of
+from .cluster import is_cluster_url
 from .exceptions import ConfigurationError
 from .holding import publish_groups_in_bulk
 from .pausing import OUR_CONTROL, STOCK_CONTROL, adopt_control
@@ -73,11 +74,17 @@ def install(app: Celery | None = None, *, queues: Any = None, enabled: Any = Non
         app.on_after_finalize.connect(_check_tasks, weak=False, dispatch_uid=f"celery-streams-tasks-{id(app)}")
         publish_groups_in_bulk()
         publish_by_plans(app, streams_of(app))
+        celery_private.choose_backends(app, _backend_for)
         answer_for_duplicates(app, streams_of(app))
     if changes:
         app.conf.update(changes)
         streams_of(app).reload()
     return app
+
+
+def _backend_for(url: str) -> Any:
+    """Return our class for results on a Redis Cluster, which is imported only then; None for all other results."""
+    return symbol_by_name("celery_streams.cluster_results:ClusterBackend") if is_cluster_url(url) else None
 
 
 def _check_tasks(sender: Any = None, **kwargs: Any) -> None:

@@ -107,8 +107,8 @@ def make_pool(url: str, options: ConnectionOptions) -> Any:
     scheme = url.partition("://")[0].lower()
     if scheme in ("redis+cluster", "rediss+cluster"):
         raise ConfigurationError(
-            f"{safe_url(url)} is the URL of a Redis Cluster, which only streams_url can be; use a single server, "
-            "Sentinel or a Unix socket here"
+            f"{safe_url(url)} is the URL of a Redis Cluster, which only streams_url and result_backend can be; use a "
+            "single server, Sentinel or a Unix socket here"
         )
     if scheme != "sentinel" and scheme not in _SCHEMES:
         raise ConfigurationError(

@@ -74,10 +74,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--on-cluster"):
-        left_out = pytest.mark.skip(reason="is about a single server")
         for item in items:
-            if item.get_closest_marker("one_server"):
-                item.add_marker(left_out)
+            marker = item.get_closest_marker("one_server")
+            if marker is not None:
+                item.add_marker(pytest.mark.skip(reason=f"one server: {marker.args[0]}"))
 
 
 @pytest.fixture(scope="session")

@@ -215,6 +215,14 @@ def _check_databases(streams: Streams) -> Finding:
     """The streams share their database with nothing that is emptied."""
     ours = place(streams.url)
     backend = str(streams.app.conf.result_backend or "")
+    if is_cluster_url(backend) and place(backend) == ours:
+        return Finding(
+            "database",
+            "info",
+            "Results are kept in the cluster of the streams",
+            "Both share the memory of its nodes; FLUSHALL to clear results deletes every queued task.",
+            "Give one of them another cluster or server: streams_url or result_backend.",
+        )
     if backend and "://" in backend and place(backend) == ours:
         return Finding(
             "database",

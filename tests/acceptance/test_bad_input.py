@@ -58,6 +58,7 @@ def server_with_password():
 WORKER = ("worker", "-A", "tests.proj", "-l", "INFO", "-c", "1")
 
 
+@pytest.mark.one_server("the server that is away is Celery's own broker")
 def test_server_that_is_away_is_named(project, free_port):
     environment = project.environment(
         broker=f"redis://127.0.0.1:{free_port}/0", enabled=True, broker_connection_retry_on_startup=False
@@ -68,7 +69,7 @@ def test_server_that_is_away_is_named(project, free_port):
     assert f"127.0.0.1:{free_port}" in line
 
 
-@pytest.mark.one_server
+@pytest.mark.one_server("the wrong password stands in the broker's URL")
 def test_wrong_password_is_told_and_not_shown(project, server_with_password):
     environment = project.environment(
         broker=f"redis://:verysecret@127.0.0.1:{server_with_password.port}/0",
@@ -82,7 +83,7 @@ def test_wrong_password_is_told_and_not_shown(project, server_with_password):
     assert "verysecret" not in done.stdout + done.stderr
 
 
-@pytest.mark.one_server
+@pytest.mark.one_server("the URL is that of the broker")
 @pytest.mark.parametrize(
     "url", ["amqp://guest@localhost//", "ftp://localhost/0", "redis://localhost:notaport/0", "redis://localhost/notadb"]
 )

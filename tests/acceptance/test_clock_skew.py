@@ -10,7 +10,7 @@ from tests.support.eventually import eventually
 from tests.support.redis_state import redis_now_ms
 from tests.support.stepping_redis import stepping_redis
 
-pytestmark = pytest.mark.one_server
+pytestmark = pytest.mark.one_server("the clock of its server is set")
 
 HOUR = 3_600.0
 #: Longer than any host that runs these tests has been up: kombu's timers know no time before that.

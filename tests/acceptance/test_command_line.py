@@ -239,7 +239,7 @@ def test_children_are_given_to_queues_and_their_successors_keep_them(project, ac
     assert behind.get(timeout=10) == "behind"
 
 
-@pytest.mark.one_server
+@pytest.mark.one_server("the banner shows the password of the broker's URL")
 def test_banner_tells_queues_pool_and_streams_without_the_password_and_what_has_no_effect(project, worker):
     client = RedisClient(project.urls["broker"])
     client.call("ACL", "SETUSER", "hidden", "on", ">verysecret", "~*", "&*", "+@all")

@@ -11,6 +11,7 @@ import threading
 import pytest
 
 import celery_streams
+from celery_streams.cluster import connect
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
 from tests.acceptance.conftest import Project
@@ -121,17 +122,18 @@ class Evicting(threading.Thread):
     def __init__(self, url):
         super().__init__(daemon=True)
         self.deleted: set[bytes] = set()
-        self._client = RedisClient(url)
+        self._client = connect(url)
         self._done = threading.Event()
 
     def run(self):
         while not self._done.is_set():
-            names = self._client.call("KEYS", "celery-streams:*")
-            left = self._client.pipeline([("PTTL", key) for key in names]) if names else []
-            doomed = [key for key, ms in zip(names, left, strict=True) if ms > 0]
-            if doomed:
-                self._client.call("DEL", *doomed)
-            self.deleted.update(doomed)
+            for node in self._client.nodes:
+                names = node.call("KEYS", "celery-streams:*")
+                left = node.pipeline([("PTTL", key) for key in names]) if names else []
+                doomed = [key for key, ms in zip(names, left, strict=True) if ms > 0]
+                if doomed:
+                    node.pipeline([("DEL", key) for key in doomed])
+                self.deleted.update(doomed)
 
     def stop(self):
         self._done.set()
@@ -147,7 +149,7 @@ def test_nothing_is_lost_or_run_twice_while_every_key_with_an_expiry_is_evicted(
     (front, *_) = broker.streams(["celery"])
     for held in broker.read([front], "dead@host/1.ab", count=10):
         make_idle(broker, held.stream, "dead@host/1.ab", held.entry_id, idle_ms=60_000)
-    evicting = Evicting(project.urls["broker"])
+    evicting = Evicting(celery_streams.streams_of(app).url)
     evicting.start()
 
     # When two workers run everything that the package has keys with an expiry for

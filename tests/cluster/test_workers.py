@@ -55,6 +55,7 @@ def _differs(found: dict[str, int]) -> bool:
     ],
 )
 def test_worker_drains_queues_on_all_nodes(project: Project, nodes: Cluster, pool: str) -> None:
+    project.urls["results"] = nodes.url
     queues = nodes.queues_apart(3)
     app = project.app()
     act = app.tasks["tests.proj.actions.act"]
@@ -116,6 +117,7 @@ def test_tasks_of_a_killed_worker_run_on_another(make_project: Callable[..., Pro
 
 @pytest.mark.cluster
 def test_what_operators_ask_works(project: Project, nodes: Cluster) -> None:
+    project.urls["results"] = nodes.url
     queues = nodes.queues_apart(3)
     app = project.app()
     act = app.tasks["tests.proj.actions.act"]
@@ -130,6 +132,7 @@ def test_what_operators_ask_works(project: Project, nodes: Cluster) -> None:
     assert found.level != "critical", found
     assert "each of 3 nodes" in by_check["version"].what
     assert "cluster-require-full-coverage yes" in by_check["cluster"].what
+    assert "another database" not in by_check["database"].todo
 
     for words, said in (
         (("status", *queues, "--json"), queues[0]),
