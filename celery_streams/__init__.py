@@ -49,7 +49,7 @@ module                 process      owns
 ``transfers``          all          a message goes to another queue, where a Redis Cluster keeps them apart
 ``handovers``          worker       entries that a worker cannot run go to one that can
 ``consumers``          worker       the names in the consumer group
-``revocations``        worker       the ids and stamps of revoked tasks
+``revocations``        all          the ids and stamps of revoked tasks
 ``scripts``            all          the Lua scripts
 ``keys``               all          every Redis key, and the data model
 ``connection``         all          bytes to Redis and back

@@ -456,10 +456,13 @@ class Streams:
         headers = queued.message.decode_headers()
         unique = self._unique(headers.get("task"))
         duplicate = tell(headers, held.queue, error.task_id)
-        if duplicate.in_group or (unique is not None and unique.raises):
+        if duplicate.in_group:
             return duplicate
+        raises = unique is not None and unique.raises
+        replaces = unique is not None and unique.replaces and not raises
         lock = Lock.parse(headers.get(HEADER))
-        if unique is not None and unique.replaces and lock is not None:
+        # What waits for its time may have been revoked.
+        if lock is not None and (replaces or error.waits):
             try:
                 publish_or_find(
                     self.broker,
@@ -470,7 +473,7 @@ class Streams:
                     due_ms=queued.due_ms,
                     member=queued.member,
                     max_length=self.conf.max_length,
-                    replaces=True,
+                    replaces=replaces,
                 )
             except DuplicateTask as exc:
                 duplicate = exc
@@ -479,6 +482,8 @@ class Streams:
             else:
                 held.stored()
                 return None
+        if raises:
+            return duplicate
         logger.info("%s.", duplicate)
         result = self._awaited.pop(queued.id, None)
         if result is not None:

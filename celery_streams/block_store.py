@@ -115,9 +115,9 @@ def _block_outcome(
 
 
 def _refusal(queue: str, said: str, max_length: int | None) -> CeleryStreamsError:
-    if said.startswith("duplicate "):
-        first = said.partition(" ")[2]
-        return DuplicateTask(f"a duplicate of {first} on queue {queue!r}", first)
+    reason, _, first = said.partition(" ")
+    if reason in ("duplicate", "waits"):
+        return DuplicateTask(f"a duplicate of {first} on queue {queue!r}", first, waits=reason == "waits")
     if said == "full":
         return QueueFull(f"Queue {queue!r} holds {max_length} messages (streams_max_length); nothing was stored.")
     if is_full(said):

@@ -10,6 +10,7 @@ from .broker import StreamBroker
 from .exceptions import DuplicateTask
 from .locks import Lock, publish_unique, replace_unique
 from .message import Message, encode_json
+from .revocations import was_revoked
 
 __all__ = ("publish_or_find", "result_of_first", "tell")
 
@@ -33,7 +34,8 @@ def publish_or_find(
 ) -> None:
     """Store a message with its lock, or put it in the place of the message that holds it, with the id of that.
 
-    Two round trips to replace, and more only while the task starts at the same moment.
+    Two round trips to replace, and more only while the task starts at the same moment. One that waits for its time
+    binds nobody once it was revoked: no worker will run it. That takes two round trips more to find out.
 
     Raises:
         DuplicateTask: a message is there already; ``replaced`` says whether it is this one now.
@@ -41,7 +43,8 @@ def publish_or_find(
     """
     headers = message.decode_headers()
     task_id, in_group = str(headers.get("id")), bool(headers.get("group"))
-    first, replaced = "", False
+    first = revoked = ""
+    replaced = False
     for _ in range(_ATTEMPTS):
         found = publish_unique(
             broker,
@@ -53,10 +56,14 @@ def publish_or_find(
             due_ms=due_ms,
             member=member,
             max_length=max_length,
+            revoked=revoked,
         )
         if found is None:
             return
-        first = found
+        first = found.task_id
+        if (found.waits or replaces) and first != revoked and was_revoked(broker, first):
+            revoked = first
+            continue
         if in_group or not replaces:
             break
         replaced = replace_unique(broker, queue, _with_id(message, first), lock, first=first)

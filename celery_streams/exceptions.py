@@ -89,6 +89,7 @@ class DuplicateTask(CeleryStreamsError):
         duplicate_id: id of the task whose message was not stored.
         in_group: it belongs to a group or chord, which cannot do without it.
         replaced: it took the place of the one that was there, and its id.
+        waits: the one that is there was delayed or held back.
     """
 
     def __init__(
@@ -98,15 +99,17 @@ class DuplicateTask(CeleryStreamsError):
         duplicate_id: str = "",
         in_group: bool = False,
         replaced: bool = False,
+        waits: bool = False,
     ) -> None:
         super().__init__(text)
+        self.waits = waits
         self.task_id = task_id
         self.duplicate_id = duplicate_id
         self.in_group = in_group
         self.replaced = replaced
 
     def __reduce__(self) -> Any:
-        return type(self), (self.args[0], self.task_id, self.duplicate_id, self.in_group, self.replaced)
+        return type(self), (self.args[0], self.task_id, self.duplicate_id, self.in_group, self.replaced, self.waits)
 
 
 class CannotRun(MessageError):

@@ -19,6 +19,7 @@ from .scripts import load
 
 __all__ = (
     "HEADER",
+    "Holder",
     "Lock",
     "count_locks",
     "is_unique",
@@ -66,6 +67,15 @@ class Lock:
         return cls(name, int(lasts) if lasts else None, until == "start")
 
 
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The task whose message holds a lock."""
+
+    task_id: str
+    #: Its message waits for its time: it is delayed, or held back.
+    waits: bool
+
+
 def is_unique(message: Message) -> bool:
     """Return whether a message may hold a lock."""
     return _MARK in message.headers
@@ -82,10 +92,12 @@ def publish_unique(
     due_ms: int = 0,
     member: str = "",
     max_length: int | None = None,
-) -> str | None:
-    """Store a message, at once or until ``due_ms``, with its lock; or return the id of the task that holds the lock.
+    revoked: str = "",
+) -> Holder | None:
+    """Store a message, at once or until ``due_ms``, with its lock; or return whose message holds the lock.
 
-    The same ``token`` again, because a reply was lost, stores nothing twice.
+    The same ``token`` again, because a reply was lost, stores nothing twice. A message of the task ``revoked`` holds no
+    lock any more while it waits for its time, or has not started and its lock ends then.
 
     Raises:
         QueueFull: as in :meth:`StreamBroker.publish`.
@@ -105,14 +117,14 @@ def publish_unique(
         [
             *(lock.name, "" if lock.lasts_ms is None else lock.lasts_ms, task_id, token, due_ms, member),
             *(max_length or 0, message.headers, message.properties, message.body),
-            pack(message) if due_ms else b"",
+            *(pack(message) if due_ms else b"", revoked),
         ],
         [noted and noted.when("stored")],
     )
-    stored, said = broker.client.run(script, names_of_all, args)
+    stored, said, *waits = broker.client.run(script, names_of_all, args)
     if stored < 0:
         raise QueueFull(f"Queue {queue!r} holds {max_length} messages (streams_max_length); nothing was stored.")
-    return None if stored else str(said.decode(errors="replace"))
+    return None if stored else Holder(said.decode(errors="replace"), waits=waits == [1])
 
 
 def replace_unique(broker: StreamBroker, queue: str, message: Message, lock: Lock, *, first: str) -> bool:

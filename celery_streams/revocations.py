@@ -6,17 +6,20 @@ ahead for a moment, ours stands against it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any, cast
 
 from . import keys
 from .broker import StreamBroker
 from .clock import steady_time
-from .exceptions import MessageError
+from .exceptions import MessageError, NotPermitted
 from .message import decode_json, encode_json
 from .pages import steps
 
-__all__ = ("revoke", "revoke_stamps", "revoked", "revoked_stamps")
+__all__ = ("revoke", "revoke_stamps", "revoked", "revoked_stamps", "was_revoked")
+
+logger = logging.getLogger(__name__)
 
 
 def revoke(broker: StreamBroker, task_ids: Iterable[str], *, seconds: float) -> None:
@@ -27,6 +30,16 @@ def revoke(broker: StreamBroker, task_ids: Iterable[str], *, seconds: float) -> 
 def revoked(broker: StreamBroker, *, limit: int = 50_000) -> list[str]:
     """Return the revoked task ids that are not forgotten yet, the newest ``limit``. Two round trips."""
     return [task_id.decode(errors="replace") for task_id in _remembered(broker, keys.revoked(broker.prefix), limit)]
+
+
+def was_revoked(broker: StreamBroker, task_id: str) -> bool:
+    """Return whether workers know that a task is revoked. One round trip; who may not look does not know."""
+    try:
+        score, clock = broker.client.call_all([("ZSCORE", keys.revoked(broker.prefix), task_id), ("TIME",)])
+    except NotPermitted as exc:
+        logger.debug("Cannot tell whether task %s was revoked: %s", task_id, exc)
+        return False
+    return score is not None and float(score) > int(clock[0])
 
 
 def revoke_stamps(broker: StreamBroker, pairs: Iterable[tuple[str, Any]], *, seconds: float) -> None:

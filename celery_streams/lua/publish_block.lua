@@ -7,8 +7,8 @@
 --          its id, due time in ms since the epoch (0 = now), number of its task stream (for later: its member of the
 --          delayed set), headers (for later: the packed message), properties, body (for later: both empty)
 -- Returns  JSON: [position, reason] of each message that was not stored; empty text: all are. The reason is `full`
---          where the queue is, `duplicate` with the id of the task that holds the lock of a unique one, else what Redis
---          said
+--          where the queue is, `duplicate` with the id of the task that holds the lock of a unique one, `waits` where
+--          that waits for its time, else what Redis said
 -- Needs    clock, holder_of, lock_anew, lock_of, postpone, room, unpacked, wake
 -- Of a group nothing is stored when one of its messages in the block is a duplicate.
 -- The mark is written first: a Redis that is full, or forbids it, refuses the whole block before anything is stored.
@@ -69,24 +69,25 @@ for at = 4, #ARGV, 6 do
     end
 end
 
--- Returns the id of the task that keeps a message from being stored, or nothing; and its headers, when it is unique.
+-- Returns the reason that keeps a message from being stored, or nothing; and its headers, when it is unique.
 local function keeps(at)
     local group = next(groups) and string.match(ARGV[at + 3], '"group":"([^"]*)"')
-    if group and groups[group] then return groups[group] end
+    if group and groups[group] then return 'duplicate ' .. groups[group] end
     local headers = unique(at)
     local lock = lock_of(headers)
     if not lock then return nil end
     local known = holder_of(base, lock, now)
-    return known and known.id, headers
+    if not known then return nil, headers end
+    return ((known.at == ':delayed' or known.at == ':held') and 'waits ' or 'duplicate ') .. known.id
 end
 
 local left, first, member = {}, math.huge, nil
 for at = 4, #ARGV, 6 do
     local id, due, place = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
     if not by_ids or redis.call('HSET', mark, id, '') == 1 then
-        local holder, headers
-        if now then holder, headers = keeps(at) end
-        local said, name = holder and 'duplicate ' .. holder or space <= 0 and 'full', place
+        local kept_by, headers
+        if now then kept_by, headers = keeps(at) end
+        local said, name = kept_by or space <= 0 and 'full', place
         if not said then
             said, name = store(due, place, ARGV[at + 3], ARGV[at + 4], ARGV[at + 5])
         end

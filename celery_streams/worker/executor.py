@@ -190,6 +190,8 @@ class Executor:
     def _settle(self, execution: Execution, report: Report, *, settler: Settler | None = None) -> None:
         """Decide what happens to the message, settle it, and send the signals that Celery sends."""
         delivery, settler = execution.delivery, settler or self.around.settler
+        if report.event is Event.KEPT:
+            return  # with its places, until its strategy is done with it
         outcome = self._decide(execution, report)
         event = report.event if TRACK_HEADER in execution.headers else None
         if outcome.action is Action.ACK:

@@ -138,8 +138,11 @@ class Settler:
         self._sent: Sequence[Sequence[Entry]] = ()
 
     def another(self) -> Settler:
-        """Return a settler of the same consumer that collects acknowledgements of its own."""
-        return Settler(
+        """Return a settler of the same consumer that collects acknowledgements of its own.
+
+        Both know the same places: what one of them was admitted for the other one may settle.
+        """
+        other = Settler(
             self.broker,
             self.consumer,
             conf=self._conf,
@@ -150,6 +153,8 @@ class Settler:
             aside=self.aside,
             worker=self._worker,
         )
+        other._placed = self._placed
+        return other
 
     @property
     def gave_up(self) -> bool:

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from celery import Task
 from celery.bin.base import CLIContext
+from celery.worker.request import Request
 from click.testing import CliRunner
 
 import celery_streams
@@ -369,6 +371,53 @@ def test_place_of_a_task_that_was_acknowledged_early_is_free_when_its_worker_run
     assert (reconcile(bench.broker, QUEUE, {}, ended=ended), reconcile(bench.broker, QUEUE, {}, ended=ended)) == (0, 1)
     assert [list(early.values()) for early in asked] == [["me"], ["me"]]
     assert not [key for key in redis_state(bench.broker.client) if ":held" in key]
+
+
+def keeping(bench: Bench) -> list[Any]:
+    """Register the task ``kept``, one at once, and return the requests that its strategy keeps."""
+    requests: list[Any] = []
+
+    class Keeps(Task):
+        abstract = True
+
+        def Strategy(self, task: Any, app: Any, consumer: Any) -> Any:  # noqa: N802  (Celery's name)
+            def keep(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **_: Any) -> None:
+                request = Request(message, on_ack=ack, on_reject=reject, app=app, task=task, connection_errors=())
+                requests.append((request, consumer.pool))
+
+            return keep
+
+    @bench.task(base=Keeps, bind=True, streams_concurrency=1)
+    def kept(self: Any, number: int) -> None:
+        bench.ran.append(number)
+        if number == 7 and self.request.retries == 0:
+            raise self.retry(countdown=1000)
+
+    return requests
+
+
+@pytest.mark.parametrize("ending", ["acknowledged", "rejected", "put back", "run", "retried"])
+def test_place_of_a_message_that_a_strategy_keeps_is_taken_until_that_is_done_with_it(
+    bench: Bench, ending: str
+) -> None:
+    requests = keeping(bench)
+    for number in (7 if ending == "retried" else 1, 2):
+        bench.app.tasks["kept"].delay(number)
+    run_all(bench)
+    assert (len(requests), held(bench)) == (1, 1)
+
+    ((request, pool),) = requests
+    if ending == "acknowledged":
+        request.acknowledge()
+    elif ending in ("rejected", "put back"):
+        request.reject(requeue=ending == "put back")
+    else:
+        request.execute_using_pool(pool)
+    bench.executor.settle_later()
+
+    assert held(bench) == 0, "the next one is released in the step that settles the first"
+    run_all(bench)
+    assert len(requests) == 2
 
 
 def test_place_of_an_entry_that_somebody_deleted_is_given_back_at_the_next_look(bench: Bench) -> None:

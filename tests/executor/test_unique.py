@@ -23,9 +23,11 @@ from celery_streams import inspect as streams_inspect
 from celery_streams.bin.limits import limits
 from celery_streams.bin.status import status
 from celery_streams.dead_letters import dead_letters, replay
+from celery_streams.delayed_messages import delayed_messages, run_now
 from celery_streams.exceptions import CannotRun, ConfigurationError, LimitKeyError
 from celery_streams.lanes import let_go, release
 from celery_streams.locks import sweep
+from celery_streams.revocations import revoke
 from celery_streams.worker.outcome import Action, Outcome, Reason
 from tests.support.bench import ME, NOTHING, QUEUE, STREAM, Bench, but
 from tests.support.redis_state import redis_state
@@ -398,6 +400,68 @@ def test_seconds_end_the_lock_while_the_message_waits(bench: Bench) -> None:
 
     assert bench.left()["waiting"] >= 2
     assert second.id != first.id
+
+
+@pytest.mark.parametrize("where", ["delayed", "held", "retried"])
+@pytest.mark.parametrize("way", ["one", "bulk", "raises"])
+def test_message_that_waits_for_its_time_binds_nobody_once_it_was_revoked(bench: Bench, where: str, way: str) -> None:
+    options = {"streams_unique_on_duplicate": "raise"} if way == "raises" else {}
+    if where == "retried":
+        task = retrying(bench, **options)
+    else:
+        task = unique_task(bench, **options, **({"rate_limit": "1/h"} if where == "held" else {}))
+    if where == "held":
+        task.delay(0)
+    first = task.apply_async((1,), countdown=3600 if where == "delayed" else None)
+    run_all(bench)
+    revoke(bench.broker, [first.id], seconds=600)
+
+    with bulk(bench.app) if way == "bulk" else contextlib.nullcontext():
+        second = task.delay(1)
+
+    assert (second.id != first.id, bench.left()["waiting"]) == (True, 1)
+    # And the new one holds the lock, whatever becomes of the other.
+    if way != "raises":
+        assert task.delay(1).id == second.id
+        let_go(bench.broker, QUEUE)
+        worker_state.revoked.add(first.id)
+        for one in delayed_messages(bench.broker, QUEUE):
+            run_now(bench.broker, QUEUE, [one.member])
+        bench.run()
+        assert locks(bench) == 1
+
+
+def test_task_that_runs_holds_its_lock_though_it_was_revoked(bench: Bench) -> None:
+    seen = []
+
+    @bench.task(streams_unique=True)
+    def sync(number: int) -> None:
+        revoke(bench.broker, [first.id], seconds=600)
+        seen.append(sync.delay(number).id)
+        with bulk(bench.app):
+            again = sync.delay(number)
+        seen.append(again.id)
+
+    first = sync.delay(1)
+    bench.run()
+
+    assert seen == [first.id, first.id]
+    assert bench.left() == NOTHING
+
+
+@pytest.mark.parametrize("bulked", [False, True])
+def test_newest_message_never_takes_the_id_of_one_that_was_revoked(bench: Bench, bulked: bool) -> None:
+    sync = unique_task(bench, streams_unique_until="start", streams_unique_key="instance", streams_unique_replace=True)
+    first = sync.delay(1, "old")
+    revoke(bench.broker, [first.id], seconds=600)
+    worker_state.revoked.add(first.id)
+
+    with bulk(bench.app) if bulked else contextlib.nullcontext():
+        second = sync.delay(1, "new")
+    run_all(bench)
+
+    assert second.id != first.id
+    assert (bench.ran, bench.left(), locks(bench)) == ([(1, "new")], NOTHING, 0)
 
 
 # -- until it starts ---------------------------------------------------------------------------------------------------
