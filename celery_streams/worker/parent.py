@@ -119,7 +119,7 @@ class Parent:
             crashes=self.crashes,
             on_server=None if self.metrics is None else self.metrics.server_is,
             on_limits=self._on_limits,
-            on_pauses=lambda: self.mailbox.post(self._announce_again),
+            on_pauses=self._on_pauses,
             broker=self._broker,
             access=self.access,
             on_away=lambda: self.mailbox.post(self._announce_again),
@@ -170,6 +170,10 @@ class Parent:
         """Find out which queues are denied: a reader was refused."""
         if self.services is not None:
             self.services.look_at_access()
+
+    def _on_pauses(self, say: Callable[[], None]) -> None:
+        self.mailbox.post(self._announce_again)
+        self.mailbox.post(say)
 
     def _on_access(self) -> None:
         self.mailbox.post(self._announce_again)

@@ -1,7 +1,8 @@
 """PauseWatch: notices that queues were paused or resumed, says so in the log, and has the readers look.
 
 1. It looks at each heartbeat round, and when remote control says so, which may be off.
-2. What changed is announced to the crew as if its queues were new: readers that block are called back, and look.
+2. What changed is announced to the crew as if its queues were new: readers that block are called back, and look. Then
+   it is said in the log: whoever reads there that a queue is paused may rely on it.
 
 Called by the services thread of the parent, and by its main thread for remote control. Whether a message is read is
 not decided here: the script that reads looks for itself.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from ..broker import StreamBroker
 from ..hints import command
@@ -23,10 +25,17 @@ logger = logging.getLogger(__name__)
 
 
 class PauseWatch:
-    """Watches the queues that ``queues`` names at each look; ``on_change`` is called when it is not as it was."""
+    """Watches the queues that ``queues`` names at each look.
+
+    Args:
+        on_change: called when it is not as it was, with what says so in the log once the readers are called back.
+    """
 
     def __init__(
-        self, broker: StreamBroker, queues: Callable[[], Sequence[str]], on_change: Callable[[], None]
+        self,
+        broker: StreamBroker,
+        queues: Callable[[], Sequence[str]],
+        on_change: Callable[[Callable[[], None]], None],
     ) -> None:
         self._broker = broker
         self._queues = queues
@@ -46,15 +55,18 @@ class PauseWatch:
             began = [pause for name, pause in found.items() if name not in self._known]
             ended = [name for name in self._known if name not in found and name in queues]
             self._known = found
-        for pause in began:
-            logger.warning(
-                "Queue %s is paused%s: its tasks do not start. Resume it with: %s",
-                pause.queue,
-                f" ({pause.reason})" if pause.reason else "",
-                command("resume", pause.queue),
-            )
-        for name in ended:
-            logger.info("Queue %s is resumed.", name)
         if began or ended:
-            self._on_change()
+            self._on_change(partial(_say, began, ended))
         return sorted(found)
+
+
+def _say(began: Sequence[Pause], ended: Sequence[str]) -> None:
+    for pause in began:
+        logger.warning(
+            "Queue %s is paused%s: its tasks do not start. Resume it with: %s",
+            pause.queue,
+            f" ({pause.reason})" if pause.reason else "",
+            command("resume", pause.queue),
+        )
+    for name in ended:
+        logger.info("Queue %s is resumed.", name)

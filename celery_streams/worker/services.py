@@ -163,7 +163,7 @@ class Services:
         on_hard: Callable[[Sequence[tuple[Restrictable, Snapshot]]], None],
         delivery_limit: int,
         on_exhausted: Callable[[Delivery, str], None],
-        on_pauses: Callable[[], None],
+        on_pauses: Callable[[Callable[[], None]], None],
         on_handed: Callable[[Sequence[str]], None],
         on_front: Callable[[], None],
         broker: StreamBroker,

@@ -40,6 +40,12 @@ def most_at_once(found):
     return most
 
 
+def gaps(found, *, most):
+    """Return for how long a place was free each time before the next one had it, the shortest first."""
+    starts, ends = sorted(start for start, _ in found), sorted(end for _, end in found)
+    return sorted(start - end for start, end in zip(starts[most:], ends, strict=False))
+
+
 @pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio", "gevent"])
 def test_no_more_run_at_once_than_allowed_over_all_workers_and_other_tasks_go_on(project, act, worker, pool):
     limits = {"streams_limits": {ACT: {"concurrency": 2}}}
@@ -54,7 +60,8 @@ def test_no_more_run_at_once_than_allowed_over_all_workers_and_other_tasks_go_on
     assert [result.get(timeout=30) for result in results] == list(range(16))
     found = spans(project, results)
     assert most_at_once(found) == 2
-    assert found[-1][1] - found[0][0] < 3.0  # sixteen times 0.1 s, two at once: 0.8 s, and no pauses of seconds
+    # The next one follows when one ends, and not at somebody's next look; a machine that stalls spoils one or two.
+    assert gaps(found, most=2)[7] < 1.0
     eventually(lambda: (project.status().held, project.status().length) == (0, 0))
 
 
@@ -104,7 +111,7 @@ def test_limit_holds_for_tasks_that_are_acknowledged_before_they_run(project, ac
     assert [result.get(timeout=30) for result in results] == list(range(6))
     found = spans(project, results)
     assert most_at_once(found) == 2
-    assert found[-1][1] - found[0][0] < 3 * 1.2 + 2.0  # the next one starts when one ends
+    assert gaps(found, most=2)[1] < 1.0  # the next one starts when one ends
     eventually(lambda: not [key for key in project.broker.client.call("KEYS", "*") if b":held" in key])
 
 
@@ -137,11 +144,13 @@ def test_limits_that_are_set_at_run_time_are_followed_and_shown(project, act, wo
     assert shown.wait() == 0
     assert ACT in shown.log
     assert "redis" in shown.log
-    time.sleep(1.0)  # a worker reads them within seconds, and says so nowhere
 
-    results = [act.apply_async(("sleep", number), {"seconds": 0.1}) for number in range(6)]
-    assert [result.get(timeout=20) for result in results] == list(range(6))
-    assert most_at_once(spans(project, results)) == 1
+    def one_at_a_time():
+        results = [act.apply_async(("sleep", number), {"seconds": 0.1}) for number in range(6)]
+        assert [result.get(timeout=20) for result in results] == list(range(6))
+        return most_at_once(spans(project, results)) == 1
+
+    eventually(one_at_a_time, timeout=30)  # a worker reads them within seconds, and says so nowhere
 
     assert project.command(*command, "reset", ACT).wait() == 0
     assert project.command(*command, "reset", ACT).wait() == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -38,7 +39,17 @@ def test_message_that_is_there_is_not_stored_again_and_the_next_one_is_when_it_i
     assert act.apply_async(("sleep", 1), {"seconds": 0.1}).id not in {result.id for result in results}
 
 
-def test_one_runs_and_exactly_one_more_after_it_with_the_newest_arguments(project, worker):
+@pytest.fixture
+def gate(tmp_path):
+    """Return what a task is told that runs until somebody makes the file ``gate``."""
+    return {"gate": str(tmp_path / "gate"), "then": "ok"}
+
+
+def open_gate(gate):
+    Path(gate["gate"]).touch()
+
+
+def test_one_runs_and_exactly_one_more_after_it_with_the_newest_arguments(project, worker, gate):
     act, settings = publisher(
         project,
         unique=True,
@@ -50,9 +61,12 @@ def test_one_runs_and_exactly_one_more_after_it_with_the_newest_arguments(projec
     )
     worker(concurrency=4, **settings)
 
-    first = act.apply_async(("sleep", 0), {"seconds": 2})
+    first = act.apply_async(("after_gate", 0), gate)
     project.starts(first.id)
-    later = [act.apply_async(("sleep", number), {"seconds": 0.1}) for number in range(1, 10)]
+    later = [act.apply_async(("after_gate", number), gate) for number in range(1, 10)]
+    eventually(lambda: project.status().held == 1)
+    assert project.ledger.runs(later[0].id) == []
+    open_gate(gate)
 
     assert len({result.id for result in later}) == 1
     assert (first.get(timeout=30), later[0].get(timeout=30)) == (0, 9)
@@ -63,11 +77,11 @@ def test_one_runs_and_exactly_one_more_after_it_with_the_newest_arguments(projec
     assert end["at"] <= start["at"]
 
 
-def test_kill_minus_nine_frees_no_lock_of_what_runs_again_and_leaves_none_behind(project, worker):
+def test_kill_minus_nine_frees_no_lock_of_what_runs_again_and_leaves_none_behind(project, worker, gate):
     act, settings = publisher(project, unique=True)
     settings["streams_visibility_timeout"] = 2
     first = worker(name="first", concurrency=2, **settings)
-    results = {number: act.apply_async(("sleep", number), {"seconds": 0.5}) for number in range(6)}
+    results = {number: act.apply_async(("after_gate", number), gate) for number in range(6)}
     eventually(lambda: len(project.ledger.runs()) >= 2)
 
     children = {run["pid"] for run in project.ledger.runs()}
@@ -76,27 +90,27 @@ def test_kill_minus_nine_frees_no_lock_of_what_runs_again_and_leaves_none_behind
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     # Nobody has settled anything of what runs or waits: all of it is there, and holds its lock.
-    there = [number for number, result in results.items() if not result.ready()]
-    assert there
-    assert all(act.apply_async(("sleep", number), {"seconds": 0.5}).id == results[number].id for number in there)
+    assert all(act.apply_async(("after_gate", number), gate).id == result.id for number, result in results.items())
     worker(name="second", concurrency=2, **settings)
+    open_gate(gate)
 
     assert [result.get(timeout=60) for result in results.values()] == list(range(6))
     eventually(lambda: (project.status().length, locks(project)) == (0, 0))
     for number, result in results.items():
-        assert act.apply_async(("sleep", number), {"seconds": 0.5}).id != result.id
+        assert act.apply_async(("after_gate", number), gate).id != result.id
 
 
-def test_child_that_is_killed_leaves_its_message_with_its_lock(project, worker):
+def test_child_that_is_killed_leaves_its_message_with_its_lock(project, worker, gate):
     act, settings = publisher(project, unique=True)
     worker(concurrency=2, **settings)
-    result = act.apply_async(("sleep", 1), {"seconds": 1.5})
+    result = act.apply_async(("after_gate", 1), gate)
     (run,) = project.starts(result.id)
 
     os.kill(run["pid"], signal.SIGKILL)
 
     project.starts(result.id, 2)
-    assert act.apply_async(("sleep", 1), {"seconds": 1.5}).id == result.id
+    assert act.apply_async(("after_gate", 1), gate).id == result.id
+    open_gate(gate)
     assert result.get(timeout=30) == 1
     eventually(lambda: (project.status().length, locks(project)) == (0, 0))
 

@@ -119,7 +119,7 @@ def test_scripts_that_are_flushed_all_the_time_change_nothing(make_stage: Callab
     thread = threading.Thread(target=flush)
     thread.start()
     try:
-        sent = under_way(stage, 30, seconds=0.05, long=0.5)
+        sent = under_way(stage, 30, seconds=0.05, long=3.0)
         done(stage, *sent)
     finally:
         stop.set()
@@ -131,7 +131,7 @@ def test_scripts_that_are_flushed_all_the_time_change_nothing(make_stage: Callab
 def test_redis_that_comes_back_empty_leaves_no_place_that_nobody_gives_back(make_stage: Callable[..., Stage]) -> None:
     stage = make_stage(settings=settings())
     stage.worker(concurrency=MOST + 1)
-    under_way(stage, 6, seconds=0.2, long=2.0)
+    under_way(stage, 6, seconds=0.2, long=4.0)
 
     stage.server.kill()
     stage.server.start()

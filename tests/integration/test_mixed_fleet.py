@@ -187,7 +187,7 @@ def services(app: Celery) -> Services:
         delivery_limit=5,
         on_exhausted=lambda delivery, holder: None,
         on_limits=lambda limits: None,
-        on_pauses=lambda: None,
+        on_pauses=lambda say: say(),
         broker=broker,
         access=QueueAccess(broker, lambda: ["jobs"], lambda: None),
         on_away=lambda: None,

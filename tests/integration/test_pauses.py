@@ -24,6 +24,7 @@ from celery_streams.exceptions import GroupMissing
 from celery_streams.monitoring.doctor import diagnose
 from celery_streams.monitoring.status import collect
 from celery_streams.removal import forget_queue
+from celery_streams.worker.pauses import PauseWatch
 from tests.integration.test_reader import Reading, publish, reading
 from tests.support.eventually import eventually
 from tests.support.redis_state import delivered, message, number_of, redis_state
@@ -188,6 +189,25 @@ def test_resumption_of_a_queue_that_is_not_paused_leaves_no_key_behind(broker: S
 
     broker.client.call("DEL", keys.news(broker.prefix))
     assert redis_state(broker.client) == before
+
+
+def test_pause_is_in_the_log_once_readers_were_called_back_and_not_before(
+    broker: StreamBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    posted: list[Callable[[], None]] = []
+    watch = PauseWatch(broker, lambda: ["q"], posted.append)
+    pauses.pause_queue(broker, "q")
+
+    with caplog.at_level("INFO", "celery_streams.worker.pauses"):
+        assert watch.run_once() == ["q"]
+        assert caplog.messages == []
+        posted.pop()()
+        assert "Queue q is paused: its tasks do not start." in caplog.text
+        pauses.resume_queue(broker, "q")
+        watch.run_once()
+        posted.pop()()
+
+    assert caplog.messages[1:] == ["Queue q is resumed."]
 
 
 def test_forgotten_queue_leaves_no_pause_behind(broker: StreamBroker) -> None:
