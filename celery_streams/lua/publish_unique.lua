@@ -4,8 +4,8 @@
 --          streams, fronts, held
 -- ARGV     lock, ms for which it lasts ('' = as long as the message is there), task id, token of this publish, due
 --          time in ms since the epoch (0 = now), member for the delayed set, greatest number of messages of the queue
---          (0 = none), headers, properties, body, packed message (only read when there is a due time), id of a task that
---          was revoked ('' = none)
+--          (0 = none), headers, properties, body, packed message (only read when there is a due time), id of a task
+--          that was revoked ('' = none)
 -- Returns  {1, entry id or member}; {0, task id of the message that holds the lock, 1 = it waits for its time} or
 --          {-1, '', 0} when the queue is full: then nothing was stored
 -- Needs    clock, holder_of, lock_of, postpone, room, take_lock, wake
