@@ -281,6 +281,12 @@ def pools_of(channel: Any) -> list[Any]:
     return [pool for pool in made if pool is not None]
 
 
+def connections_of(pool: Any) -> list[Any]:
+    """Return the connections that a pool of redis-py has made, in use or not."""
+    found = [*getattr(pool, "_available_connections", ()), *getattr(pool, "_in_use_connections", ())]
+    return [connection for connection in found if connection is not None]
+
+
 def waits_for_messages(channel: Any) -> bool:
     """Return whether a channel of kombu's Redis transport waits for messages of a list, or is to."""
     return bool(channel.active_queues or channel._in_poll)

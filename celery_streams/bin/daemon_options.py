@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,16 @@ __all__ = ("Address", "Autoscale", "ListenAt", "Pool", "check_daemon_options", "
 
 #: Where Celery takes the class of ``-P custom`` from.
 _CUSTOM_POOL = "CELERY_CUSTOM_WORKER_POOL"
+
+
+#: The number that means "no change" to the system: numbers of users and groups are less.
+_NOBODY = 2**32 - 1
+
+#: What the two options name.
+_OF_IDS = {"uid": "user", "gid": "group"}
+
+#: Bytes of a pidfile that are looked at.
+_LONGEST_PID = 64
 
 
 class Autoscale(click.ParamType):  # type: ignore[type-arg]
@@ -105,6 +116,8 @@ def check_daemon_options(options: dict[str, Any]) -> None:
                 wanted = parse(options[option])
             except KeyError as exc:
                 raise click.UsageError(f"--{option} {options[option]}: {exc.args[0]}") from exc
+            if not 0 <= wanted < _NOBODY or (option == "uid" and not _has_account(wanted)):
+                raise click.UsageError(f"--{option} {options[option]}: there is no such {_OF_IDS[option]}")
             if os.geteuid() and wanted != (os.geteuid() if option == "uid" else os.getegid()):
                 raise click.UsageError(f"--{option} {options[option]}: only root can switch to another user")
     umask = options.get("umask")
@@ -120,7 +133,19 @@ def check_daemon_options(options: dict[str, Any]) -> None:
         ("schedule_filename", options.get("beat")),
     ):
         if used and options.get(option):
-            _check_file(f"--{option.partition('_')[0]}", node_format(options[option], options.get("hostname")))
+            name = node_format(options[option], options.get("hostname"))
+            _check_file(f"--{option.partition('_')[0]}", name)
+            if option == "pidfile":
+                _check_pidfile(name)
+
+
+def _has_account(uid: int) -> bool:
+    """Return whether a user has an account: Celery takes the groups from there, whatever is given besides."""
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
 
 
 def _check_file(option: str, name: str) -> None:
@@ -131,3 +156,16 @@ def _check_file(option: str, name: str) -> None:
         raise click.UsageError(f"{option} {name}: there is no directory {path.parent}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise click.UsageError(f"{option} {name}: no permission to write there")
+
+
+def _check_pidfile(name: str) -> None:
+    """Check that a file which is there may be a pidfile: Celery deletes what holds no process id, whatever it is."""
+    path = Path(name)
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise click.UsageError(f"--pidfile {name}: that is no ordinary file")
+    with path.open("rb") as file:
+        held = file.read(_LONGEST_PID).strip(b" \t\r\n\0")  # zeros: the machine went down before it was written
+    if held and not held.isdigit():
+        raise click.UsageError(f"--pidfile {name}: that file holds no process id; delete it if it is not needed")

@@ -23,6 +23,7 @@ from .. import __version__
 from ..app import Streams, streams_of
 from ..concurrency import OWN_POOLS, pool_for
 from ..exceptions import BrokerError, BrokerUnavailable, ConfigurationError
+from ..worker.option_values import misunderstood
 from . import relaunch
 from .base import require_installed
 from .daemon_options import Address, Autoscale, ListenAt, Pool, check_daemon_options
@@ -54,6 +55,7 @@ def _run(**options: Any) -> Any:
     if words.counts:
         given = ctx.get_parameter_source("concurrency") is click.core.ParameterSource.COMMANDLINE
         _share_children(options, words.counts, given=given)
+    _check_numbers(ctx, options)
     check_daemon_options(options)
     supervised = reload or processes > 1
     if not supervised:  # the workers of a supervisor are programs of their own, and check it for themselves
@@ -73,6 +75,39 @@ def _run(**options: Any) -> Any:
         return celery_worker.callback(**options)
     except ImproperlyConfigured as exc:
         raise ConfigurationError(" ".join(str(exc).split())) from exc
+    except ModuleNotFoundError as exc:
+        included = options.get("include") or ()
+        missing = next((name for name in included if f"{name}.".startswith(f"{exc.name}.")), None)
+        if missing is None:  # not what the option names: something that it imports
+            raise
+        raise click.UsageError(f"-I {missing}: there is no module {exc.name}") from exc
+
+
+#: Options that are numbers, and what they count: as in the worker's own check of the settings behind them.
+_NUMBERS = {
+    "time_limit": ("--time-limit", "seconds"),
+    "soft_time_limit": ("--soft-time-limit", "seconds"),
+    "max_tasks_per_child": ("--max-tasks-per-child", "count"),
+    "max_memory_per_child": ("--max-memory-per-child", "amount"),
+    "concurrency": ("-c", "count"),
+    "prefetch_multiplier": ("--prefetch-multiplier", "amount"),
+    "heartbeat_interval": ("--heartbeat-interval", "amount"),
+}
+
+
+def _check_numbers(ctx: click.Context, options: dict[str, Any]) -> None:
+    """Check the numbers that stand on the command line; what comes from settings the worker itself checks.
+
+    Raises:
+        click.UsageError: one of them means nothing.
+    """
+    given = {
+        flag: (options[name], kind)
+        for name, (flag, kind) in _NUMBERS.items()
+        if options[name] is not None and ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    }
+    for wrong in misunderstood(given, ()):
+        raise click.UsageError(wrong)
 
 
 class _Unpatched(click.ClickException):

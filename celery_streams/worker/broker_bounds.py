@@ -53,9 +53,11 @@ def bound_open_connection(connection: Any, seconds: float) -> None:
     for channel in list(connection.transport.channels or ()):
         # What the channel has already: its properties would connect to a broker that may be silent.
         clients = [vars(channel)[name] for name in ("client", "subclient") if name in vars(channel)]
-        for client in clients:
-            options = client.connection_pool.connection_kwargs
+        for pool in (*celery_private.pools_of(channel), *(client.connection_pool for client in clients)):
             for name in ("socket_timeout", "socket_connect_timeout"):
-                options[name] = min(options.get(name) or seconds, seconds)
+                pool.connection_kwargs[name] = min(pool.connection_kwargs.get(name) or seconds, seconds)
+            for made in celery_private.connections_of(pool):
+                hasten(made, seconds)
+        for client in clients:
             if client.connection is not None:
                 hasten(client.connection, seconds)

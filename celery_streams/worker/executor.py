@@ -47,7 +47,7 @@ __all__ = ("Executor",)
 logger = logging.getLogger(__name__)
 
 #: What a task id may be: what Celery takes, and JSON keeps apart from others.
-_IDS = (str, int, uuid.UUID)
+_IDS = (str, int, bytes, uuid.UUID)
 
 #: Events of messages that cannot be executed at all.
 _UNFIT = (Event.MALFORMED, Event.NAMELESS, Event.NOT_ACCEPTED, Event.INVALID)
@@ -169,7 +169,7 @@ class Executor:
         name = headers.get("task")
         if "task" in headers and not (isinstance(name, str) and isinstance(headers.get("id"), _IDS)):
             wrong = MessageError(
-                f"task {name!r} must be a string, and id {headers.get('id')!r} a string, UUID or number"
+                f"task {name!r} must be a string, and id {headers.get('id')!r} text, bytes, UUID or number"
             )
             return Report(Event.MALFORMED, error=wrong)
         execution.headers = headers

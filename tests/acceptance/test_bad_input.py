@@ -177,6 +177,7 @@ def test_limit_or_count_that_means_nothing_ends_the_worker_at_its_start(project,
         (("--gid", "nobody-of-that-name"), "--gid"),
         (("--umask", "open"), "--umask"),
         (("--workdir", "/no/such/directory"), "--workdir"),
+        (("-I", "no_such_module.tasks"), "-I"),
         (("-P", "custom"), "CELERY_CUSTOM_WORKER_POOL"),
     ],
 )
@@ -185,6 +186,7 @@ def test_option_that_cannot_be_is_refused_in_one_line_that_names_it(project, opt
     done = run(project.environment(enabled=True), *words)
 
     assert said in refusal(done)
+    assert done.returncode == 2
     assert "ready." not in done.stdout + done.stderr
 
 

@@ -216,6 +216,7 @@ _SEEN: list[dict[str, Any]] = [
     {"headers": {"retries": {"a": 1}}},
     {"headers": {"retries": "five"}},
     {"headers": {"shadow": [None]}, "eta": _BEFORE},
+    {"task_id": b"import-5"},
 ]
 
 
@@ -242,6 +243,7 @@ def test_whatever_stock_runs_runs_on_streams_with_the_same_request(
     @example(args=[], kwargs={}, options=_seen(1))
     @example(args=[], kwargs={}, options=_seen(2))
     @example(args=[], kwargs={}, options=_seen(3))
+    @example(args=[], kwargs={}, options=_seen(4))
     def compare(args: list[Any], kwargs: dict[str, Any], options: dict[str, Any]) -> None:
         options = dict(options)
         stamps = options.pop("stamped", {})

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ from celery import Celery
 from celery.concurrency.prefork import TaskPool as CeleryPrefork
 from celery.exceptions import ImproperlyConfigured
 
+from celery_streams.bin.daemon_options import check_daemon_options
 from celery_streams.bin.worker import _share_children
 from celery_streams.concurrency import POOLS, pool_for
 from celery_streams.concurrency.prefork import TaskPool as Prefork
@@ -141,3 +143,35 @@ def test_settings_without_effect_are_named_when_they_are_set(
     project.conf.get("timezone")  # the first look configures the app
 
     assert list(ineffective_settings(project.conf)) == named
+
+
+@pytest.mark.parametrize(
+    ("option", "number"),
+    [("uid", "-1"), ("uid", "99999999999"), ("uid", "4294967294"), ("gid", "-1"), ("gid", "4294967295")],
+)
+def test_number_of_a_user_or_group_that_cannot_be_is_refused_in_one_line(option: str, number: str) -> None:
+    with pytest.raises(click.UsageError, match=f"--{option} {number}: "):
+        check_daemon_options({option: number})
+
+
+@pytest.mark.parametrize("held", ["other words\n", "12 monkeys\n", None])
+def test_pidfile_that_is_something_else_is_refused_and_left_alone(tmp_path: Path, held: str | None) -> None:
+    """Celery takes it for a broken one and deletes it."""
+    path = tmp_path / "kept"
+    if held is None:
+        os.mkfifo(path)
+    else:
+        path.write_text(held)
+
+    with pytest.raises(click.UsageError, match="--pidfile"):
+        check_daemon_options({"pidfile": os.fspath(path), "hostname": "w@h"})
+
+    assert path.exists()
+
+
+@pytest.mark.parametrize("held", ["", "4711\n", "47", "\0\0\0"])
+def test_pidfile_that_was_left_behind_is_none_of_the_commands_concern(tmp_path: Path, held: str) -> None:
+    path = tmp_path / "left"
+    path.write_text(held)
+
+    check_daemon_options({"pidfile": os.fspath(path), "hostname": "w@h"})
