@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -12,6 +13,7 @@ from django.http import HttpRequest
 from django.test import Client, override_settings
 
 from celery_streams.broker import StreamBroker
+from tests.support.processes import ROOT
 from tests.support.redis_state import message
 
 AWAY = "redis://:secret@127.0.0.1:1/0"
@@ -92,6 +94,22 @@ def test_project_may_choose_another_test(browser: Client, staff: Client, page: s
     with override_settings(CELERY_STREAMS_STATUS_PERMISSION=test):
         assert browser.get(page, headers={"Authorization": "Bearer token"}).status_code == 200
         assert staff.get(page).status_code == 403
+
+
+def test_function_of_the_guide_lets_staff_in_and_who_has_the_token(
+    browser: Client, staff: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = (ROOT / "MIGRATION.md").read_text(encoding="utf-8")
+    namespace: dict[str, Any] = {"os": os}
+    exec(guide.partition("# chatbackend/permissions.py\nimport os\n")[2].partition("```")[0], namespace)
+
+    def answers(client: Client, token: str) -> int:
+        return client.get("/queues/status/", headers={"Authorization": f"Bearer {token}"}).status_code
+
+    with override_settings(CELERY_STREAMS_STATUS_PERMISSION=namespace["may_see_queues"]):
+        assert (answers(browser, ""), answers(staff, "")) == (403, 200)
+        monkeypatch.setenv("QUEUES_TOKEN", "s3cret")
+        assert [answers(browser, token) for token in ("s3cret", "S3cret", "", "é")] == [200, 403, 403, 403]
 
 
 @pytest.mark.parametrize("page", PAGES)
