@@ -131,13 +131,13 @@ def test_pause_stops_everything(visit: Any, broker: StreamBroker) -> None:
     visitor = visit()
     page = visitor.visit("/queues/dead/")
     asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
 
     page.click("[data-cs-pause]")
+    page.on("request", lambda request: asked.append(request.url))
     bury(broker, 1)
     page.wait_for_timeout(6_000)  # longer than the page waits between two looks
 
-    assert asked == []
+    assert [url for url in asked if "/static/" not in url] == []  # an icon comes when it comes
     assert "No dead letters." in page.inner_text("#cs-body")
     page.click("[data-cs-pause]")
     page.wait_for_function("() => !document.body.innerText.includes('No dead letters.')", timeout=10_000)
