@@ -26,7 +26,8 @@ from ..entries import Delivery, StreamRef
 from ..exceptions import BrokerError
 from ..worker.child import ACK_DELAY, LEAVING, consumer_name
 from ..worker.hand_back import Restrictable
-from ..worker.reader import Pace, Reader
+from ..worker.pace import Pace
+from ..worker.reader import Reader
 from ..worker.runner import Runner, put_back
 from .base import StreamsPool
 

@@ -42,6 +42,8 @@ module               process  owns
 ``pieces``           both     messages to children, cut so that a pipe takes each at once
 ``child``            child    the loop of a child: read, execute, settle
 ``reader``           child    asks the streams for work, and waits for it
+``reading_order``    child    which streams a read names, in which order; what is left out for a while
+``pace``             child    how many entries are fetched at once
 ``events``           both     sends task and worker events, in a thread nobody waits for
 ``runner``           both     the same for pools without children, in their own process
 ``executor``         child    the steps of one message: decode, wait?, run, decide, settle

@@ -38,8 +38,9 @@ from .events import BackgroundEvents
 from .execution import Interruption
 from .kept_messages import MOST_KEPT
 from .own_process import guard_forks
+from .pace import Pace
 from .pieces import Assembly
-from .reader import Pace, Reader
+from .reader import Reader
 from .set_aside import SetAside
 from .settle import Settler
 from .slots import COUNTED, MAX_BATCH, Slot, SlotTable

@@ -8,8 +8,8 @@
 3. What a slow read brought is asked about before it is handed out: a process that stood still (SIGSTOP, a suspended
    machine) finds entries in its socket that another worker has claimed and run meanwhile.
 4. Missing streams and groups (FLUSHALL, DEL, a new queue) are made again; a lost connection is met with growing
-   pauses. Both are logged once, not once a try. On a Redis Cluster each slot is asked for itself, in turns, and one
-   whose node is away is left out for a while: the others are read on.
+   pauses. Both are logged once, not once a try. What cannot be read is left out for a while (``reading_order``): the
+   others are read on.
 5. What a paused queue holds is passed over (the script that reads looks). A read that blocks cannot look; it is ended
    when the parent announces the streams anew, and what it brought meanwhile goes back to its place.
 """
@@ -31,9 +31,10 @@ from ..handovers import take_over
 from ..pauses import paused_queues
 from ..poll import readable
 from ..unblocking import Unblocker
+from .reading_order import AWAY, ReadingOrder
 from .settle import Settler
 
-__all__ = ("Pace", "Reader")
+__all__ = ("Reader",)
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +50,6 @@ GRACE = 3.0
 LOOK = 300.0
 _NEVER = float("-inf")
 
-#: Seconds after which streams that Redis refused to read are tried again, and those of a cluster's node that is away.
-_ASIDE = 30.0
-_AWAY = 0.5
-
 #: Entries asked for at once from which on the next read of a stream that has as many does without the script. These are
 #: small tasks, so that what is put to the front of the stream in that moment waits for milliseconds.
 _MANY = 16
@@ -67,35 +64,6 @@ _PAUSES = (0.1, 2.0)
 
 #: Seconds after which a reader says itself that one of several queues is forbidden.
 _REFUSED_FOR = 10.0
-
-
-class Pace:
-    """How many entries to fetch at once: about ten milliseconds' worth, by what tasks took lately.
-
-    Small tasks are fetched by the hundred, where the round trip would cost more than the tasks; tasks of ten
-    milliseconds and more one at a time, so that nothing waits behind them.
-    """
-
-    def __init__(self, *, most: int, budget: float = 0.010) -> None:
-        self._most = most
-        self._budget = budget
-        self._count = 1
-        self._mean = budget
-
-    @property
-    def count(self) -> int:
-        """Entries to fetch next."""
-        return self._count
-
-    def observe(self, *, ran: int, seconds: float) -> None:
-        """Learn from a batch: ``ran`` tasks took ``seconds``."""
-        if not ran:
-            return
-        mean = seconds / ran
-        # Down at once, up by half of the way: a long task says more than many short ones.
-        self._mean = mean if mean > self._mean else (self._mean + mean) / 2
-        wanted = int(self._budget / self._mean) if self._mean > 0 else self._most
-        self._count = max(1, min(wanted, self._count * 4, self._most))
 
 
 class Reader:
@@ -149,18 +117,7 @@ class Reader:
         self._refusal = ""
         #: When Redis first forbade one of several queues (monotonic seconds); 0.0: it does not.
         self._refused_at = 0.0
-        #: Streams whose keys hold something else, and until when nobody listens to them.
-        self._aside: frozenset[StreamRef] = frozenset()
-        self._aside_until = 0.0
-        #: The streams in parts that one command may read, and of which list of streams they were made.
-        self._parts: Sequence[Sequence[StreamRef]] = ()
-        self._parted: Sequence[StreamRef] = ()
-        #: Streams of nodes that are away, and until when nobody asks them.
-        self._away: frozenset[StreamRef] = frozenset()
-        self._away_until = 0.0
-        #: Their queues, until they answer again.
-        self._told_away: set[str] = set()
-        self._turn = 0
+        self._order = ReadingOrder(broker)
         self._quiet = False
         #: Keys of streams that had more than was asked for when they were read last, and nothing at their front.
         self._rich: set[str] = set()
@@ -202,10 +159,8 @@ class Reader:
             self._refused(exc)
 
     def _next(self, count: int, *, assisted: bool, block: bool) -> list[Delivery]:
-        if self._aside and time.monotonic() >= self._aside_until:
-            self._aside = frozenset()
-        if self._away and time.monotonic() >= self._away_until:
-            self._away = frozenset()
+        if self._order.leaves_out:
+            self._order.try_again()
         if self._introduced is not self.streams:
             fresh = self._introduce(count)
             if fresh:
@@ -273,7 +228,7 @@ class Reader:
 
     def _has_no_fronts(self, now: float) -> bool:
         """Ask for all fronts at once, where nothing else is to be looked for."""
-        if self.paused or self._away or self._looked_at == _NEVER or self._blocking is None:
+        if self.paused or self._order.away or self._looked_at == _NEVER or self._blocking is None:
             return False
         self._blocking.send("EXISTS", *(ref.front for ref in self.streams))
         if self._blocking.receive():
@@ -285,7 +240,7 @@ class Reader:
 
     def _exchange(self, count: int, *, assisted: bool) -> list[Delivery]:
         acks = self._settler.commands()
-        parts = self._in_turn()
+        parts = self._order.parts(self.streams)
         if len(parts) == 1:
             return self._ask(parts[0], count, acks, assisted=assisted)
         found: list[Delivery] = []
@@ -296,11 +251,11 @@ class Reader:
                 found = self._ask(part, count, acks, assisted=assisted)
             except BrokerUnavailable as exc:
                 error = exc
-                self._leave_out(part, exc)
+                self._order.leave_out(part, exc)
+                self._note_strays(time.monotonic())
             else:
                 answered = True
-                if self._told_away:
-                    self._answered(part)
+                self._order.answered(part)
             acks = []
             if found or not count:
                 break
@@ -308,32 +263,11 @@ class Reader:
             raise error
         return found
 
-    def _answered(self, part: Sequence[StreamRef]) -> None:
-        back = self._told_away.intersection(ref.queue for ref in part)
-        if back:
-            self._told_away -= back
-            logger.info("Queues %s can be read again.", ", ".join(sorted(back)))
-
-    def _leave_out(self, part: Sequence[StreamRef], exc: BrokerUnavailable) -> None:
-        """Ask the others for a while: the node of these streams is away."""
-        queues = {ref.queue for ref in part}
-        if not self._told_away.issuperset(queues):
-            logger.warning(
-                "Cannot read queues %s: %s. The others are read; trying again until it is back.",
-                ", ".join(sorted(queues)),
-                exc,
-            )
-        self._told_away |= queues
-        now = time.monotonic()
-        self._away |= frozenset(part)
-        self._away_until = now + _AWAY
-        self._note_strays(now)
-
     def _ask(
         self, streams: Sequence[StreamRef], count: int, acks: Sequence[tuple[Any, ...]], *, assisted: bool
     ) -> list[Delivery]:
-        if self._aside:
-            streams = [ref for ref in streams if ref not in self._aside]
+        if self._order.aside:
+            streams = [ref for ref in streams if ref not in self._order.aside]
         commands = list(acks)
         # Of the highest priority, and this queue's turn: what waits there in numbers comes next. Only what is put to
         # its front in this moment comes after the next few milliseconds' worth of small tasks.
@@ -356,7 +290,7 @@ class Reader:
 
         if acks:
             try:
-                self._settler.take_replies(replies[: len(acks)], assisted=assisted, put_off=len(self._parts) > 1)
+                self._settler.take_replies(replies[: len(acks)], assisted=assisted, put_off=self._order.is_parted)
             except BrokerError as exc:
                 found = take_read()
                 if not found:
@@ -381,7 +315,7 @@ class Reader:
             raise reply
         self._on_read()
         paused = StreamBroker.parse_paused(streams, reply)
-        if len(self._parts) > 1:
+        if self._order.is_parted:
             paused |= self.paused.difference(ref.queue for ref in streams)
         self.paused = paused
         found = StreamBroker.parse_read(streams, reply)
@@ -396,34 +330,6 @@ class Reader:
         if len(found) == count and not is_special:
             self._rich.add(stream.key)
         return self._unpaused(found) if is_special else found
-
-    def _in_turn(self) -> Sequence[Sequence[StreamRef]]:
-        """Return the streams so that each queue comes first in its turn; the order of priorities stays.
-
-        They are in parts that one command may read; of several, in turns, those that are away are left out.
-        """
-        if self._parted is not self.streams:
-            self._parts, self._parted = self.broker.streams_by_slot(self.streams), self.streams
-        parts = self._parts
-        if len(parts) == 1:
-            return [self._turned(parts[0])]
-        self._turn += 1
-        first = self._turn % len(parts) if parts else 0
-        turned = [self._turned(part) for part in (*parts[first:], *parts[:first])]
-        return [part for part in turned if not self._away.issuperset(part)] or turned
-
-    def _turned(self, streams: Sequence[StreamRef]) -> Sequence[StreamRef]:
-        steps = len(self.broker.steps)
-        width = len(streams) // steps
-        if width < 2:
-            return streams
-        self._turn += 1
-        at = self._turn % width
-        turned: list[StreamRef] = []
-        for step in range(steps):
-            row = streams[step * width : (step + 1) * width]
-            turned += [*row[at:], *row[:at]]
-        return turned
 
     # -- waiting
 
@@ -457,9 +363,8 @@ class Reader:
         self._block_ms = self.broker.client.block_at_most(self._block_ms)
         self._blocking.connect(lasting=self._block_ms / 1000)
         self._armed = self.streams
-        if self._aside or self._away:
-            permitted = [ref for ref in self.streams if ref not in self._aside]
-            self._armed = [ref for ref in permitted if ref not in self._away] or permitted
+        if self._order.leaves_out:
+            self._armed = self._order.listened_to(self.streams)
         if not self._unblocker.prepare(self._blocking, self.streams):
             self._block_ms = min(self._block_ms, BLOCK_MS)
         self._sent_at = time.monotonic()
@@ -468,8 +373,8 @@ class Reader:
         # Before the read is there: whoever sees it there may call it back.
         self._unblocked = False
         ms, more = self._block_ms, self._unblocker.watched
-        if self._away:
-            ms = min(ms, int(_AWAY * 1000))
+        if self._order.away:
+            ms = min(ms, int(AWAY * 1000))
         if self._armed:
             StreamBroker.send_blocking_read(self._blocking, self._armed, self.consumer, block_ms=ms, more=more)
         else:
@@ -596,9 +501,8 @@ class Reader:
 
         Returns whether there are new ones, and streams beside them.
         """
-        replies = self.broker.client.pipeline([("XLEN", ref.key) for ref in self.streams])
-        found = [ref for ref, said in zip(self.streams, replies, strict=True) if isinstance(said, KeyOfOtherType)]
-        if not found or len(found) == len(self.streams) or self._aside.issuperset(found):
+        found = self._order.set_aside(self.streams)
+        if not found:
             return False
         if str(exc) != self._refusal:
             self._refusal = str(exc)
@@ -607,7 +511,6 @@ class Reader:
                 ", ".join(ref.key for ref in found),
                 exc,
             )
-        self._aside, self._aside_until = frozenset(found), time.monotonic() + _ASIDE
         return True
 
     def _recreate(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from celery_streams.worker.reader import Pace
+from celery_streams.worker.pace import Pace
 
 
 def learned(*batches: tuple[int, float], most: int = 100, budget: float = 0.010) -> Pace:
