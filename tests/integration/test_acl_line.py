@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from celery import Celery
 
-import celery_streams
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.probes import permitted_rules
-from tests.proj.ledger import Ledger
-from tests.proj.settings import celery_settings
 from tests.support.eventually import eventually
-from tests.support.processes import ROOT, Program, project_environment
+from tests.support.processes import ROOT, project_environment
+from tests.support.publisher import worker_and_publisher
+
+#: The program, for the project of the tests.
+WORDS = (sys.executable, "-m", "celery_streams", "-A", "tests.proj")
 
 LINE = re.compile(r"^ACL SETUSER streams on >PASSWORD (.+)$", re.MULTILINE)
 
@@ -48,41 +48,26 @@ def test_line_of_the_guide_permits_what_is_sent_and_no_more(broker: StreamBroker
 
 def test_everything_works_with_the_line_of_the_guide(user: Callable[..., str], redis_url: str, tmp_path: Path) -> None:
     url = user(*line())
-    ledger = Ledger(redis_url.rpartition("/")[0] + "/3")
-    environment = project_environment(
-        broker=redis_url, results=redis_url, ledger=ledger.url, enabled=True, streams_url=url
-    )
-    words = [sys.executable, "-m", "celery_streams", "-A", "tests.proj"]
-    worker = Program([*words, "worker", "-P", "prefork", "-c", "2"], log=tmp_path / "w.log", environment=environment)
-    app = Celery("publisher", set_as_current=False)
-    app.conf.update(celery_settings(broker=redis_url, results=redis_url, queue="celery", streams_url=url))
-    app.conf.include = ["tests.proj.actions"]
-    app.loader.import_default_modules()
-    celery_streams.install(app, enabled=True)
-    act = app.tasks["tests.proj.actions.act"]
-    worker.start()
-
-    try:
-        results = [act.delay("ok", 1), act.apply_async(("ok", 2), countdown=0.5)]
-        failed = act.delay("error")
+    options = ("-P", "prefork", "-c", "2")
+    with worker_and_publisher(
+        redis_url, tmp_path, *options, worker_url=url, settings={"streams_url": url}, words=WORDS
+    ) as pair:
+        results = [pair.act.delay("ok", 1), pair.act.apply_async(("ok", 2), countdown=0.5)]
+        failed = pair.act.delay("error")
         assert [result.get(timeout=30) for result in results] == [1, 2]
         with pytest.raises(Exception):  # noqa: B017
             failed.get(timeout=20)
+        environment = pair.environment
         for command in (["status", "--json"], ["dead", "list", "celery"], ["doctor", "--json"]):
             done = subprocess.run(
-                [*words, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+                [*WORDS, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
             )
             assert "permit" not in done.stderr, done.stderr
             if command[0] == "doctor":
                 found = {one["check"]: one for one in json.loads(done.stdout)["findings"]}
                 assert found["permissions"]["level"] == "ok"
                 assert not [one for one in found.values() if "does not permit" in one["what"]]
-        assert "does not permit" not in worker.log
-    finally:
-        worker.stop()
-        celery_streams.streams_of(app).reload()
-        app.close()
-        ledger.close()
+        assert "does not permit" not in pair.worker.log
 
 
 @pytest.mark.parametrize("denied", ["xreadgroup", "xadd", "evalsha", "zadd", "hset", "xpending"])
@@ -113,33 +98,15 @@ def test_worker_without_access_to_one_of_two_queues_reads_the_other(
 ) -> None:
     prefix = "celery-streams:"
     url = user(f"~{prefix}{{open}}*", *(f"~{prefix}{name}" for name in ("queues", "workers", "revoked*")), "+@all")
-    ledger = Ledger(redis_url.rpartition("/")[0] + "/3")
-    environment = project_environment(
-        broker=redis_url, results=redis_url, ledger=ledger.url, enabled=True, streams_url=url
-    )
-    words = [sys.executable, "-m", "celery_streams", "-A", "tests.proj", "worker", "-Q", "closed,open"]
-    worker = Program([*words, "-P", "solo", "-l", "INFO"], log=tmp_path / "w.log", environment=environment)
-    app = Celery("publisher", set_as_current=False)
-    app.conf.update(celery_settings(broker=redis_url, results=redis_url, queue="open"))
-    app.conf.include = ["tests.proj.actions"]
-    app.loader.import_default_modules()
-    celery_streams.install(app, enabled=True)
-    act = app.tasks["tests.proj.actions.act"]
-    worker.start()
-
-    try:
-        now = act.apply_async(("ok", 1), queue="open")
-        later = act.apply_async(("ok", 2), queue="open", countdown=0.5)
-        closed = act.apply_async(("ok", 3), queue="closed")
+    options = ("-Q", "closed,open", "-P", "solo", "-l", "INFO")
+    with worker_and_publisher(redis_url, tmp_path, *options, worker_url=url, queue="open") as pair:
+        now = pair.act.apply_async(("ok", 1), queue="open")
+        later = pair.act.apply_async(("ok", 2), queue="open", countdown=0.5)
+        closed = pair.act.apply_async(("ok", 3), queue="closed")
 
         assert [now.get(timeout=30), later.get(timeout=20)] == [1, 2]
         assert closed.state == "PENDING"
-        eventually(lambda: worker.log.count("Queue closed cannot be read") == 1)
-    finally:
-        worker.stop()
-        celery_streams.streams_of(app).reload()
-        app.close()
-        ledger.close()
+        eventually(lambda: pair.worker.log.count("Queue closed cannot be read") == 1)
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
@@ -149,38 +116,20 @@ def test_queue_that_is_forbidden_while_the_worker_runs_comes_back_and_holds_up_n
     prefix = "celery-streams:"
     own = [f"~{prefix}{{open}}*", *(f"~{prefix}{name}" for name in ("queues", "workers", "revoked*")), "+@all"]
     url = user(f"~{prefix}{{closed}}*", *own)
-    ledger = Ledger(redis_url.rpartition("/")[0] + "/3")
-    environment = project_environment(
-        broker=redis_url, results=redis_url, ledger=ledger.url, enabled=True, streams_url=url
-    )
-    words = [sys.executable, "-m", "celery_streams", "-A", "tests.proj", "worker", "-Q", "closed,open", "-c", "2"]
-    worker = Program([*words, "-P", pool, "-l", "INFO"], log=tmp_path / "w.log", environment=environment)
-    app = Celery("publisher", set_as_current=False)
-    app.conf.update(celery_settings(broker=redis_url, results=redis_url, queue="open"))
-    app.conf.include = ["tests.proj.actions"]
-    app.loader.import_default_modules()
-    celery_streams.install(app, enabled=True)
-    act = app.tasks["tests.proj.actions.act"]
-    worker.start()
-
-    try:
-        before = [act.apply_async(("ok", name), queue=name) for name in ("open", "closed")]
+    options = ("-Q", "closed,open", "-c", "2", "-P", pool, "-l", "INFO")
+    with worker_and_publisher(redis_url, tmp_path, *options, worker_url=url, queue="open") as pair:
+        before = [pair.act.apply_async(("ok", name), queue=name) for name in ("open", "closed")]
         assert [result.get(timeout=30) for result in before] == ["open", "closed"]
 
         client.call("ACL", "SETUSER", "streams", "resetkeys", *own)
-        eventually(lambda: worker.log.count("Queue closed cannot be read") == 1, timeout=15)
+        eventually(lambda: pair.worker.log.count("Queue closed cannot be read") == 1, timeout=15)
         # Not before: a read that waited already when the permission was taken away is answered all the same.
-        lost = act.apply_async(("ok", 3), queue="closed")
-        delayed = act.apply_async(("ok", 1), queue="open", countdown=0.5)
-        assert [act.apply_async(("ok", n), queue="open").get(timeout=20) for n in range(5)] == list(range(5))
+        lost = pair.act.apply_async(("ok", 3), queue="closed")
+        delayed = pair.act.apply_async(("ok", 1), queue="open", countdown=0.5)
+        assert [pair.act.apply_async(("ok", n), queue="open").get(timeout=20) for n in range(5)] == list(range(5))
         assert delayed.get(timeout=20) == 1
         assert lost.state == "PENDING"
 
         client.call("ACL", "SETUSER", "streams", f"~{prefix}{{closed}}*")
         assert lost.get(timeout=20) == 3
-        assert worker.log.count("Queue closed cannot be read") == 1
-    finally:
-        worker.stop()
-        celery_streams.streams_of(app).reload()
-        app.close()
-        ledger.close()
+        assert pair.worker.log.count("Queue closed cannot be read") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -19,10 +20,10 @@ from celery_streams.connection import RedisClient
 from celery_streams.exceptions import BrokerUnavailable, ConfigurationError, LoginRefused
 from celery_streams.redis_url import ConnectionOptions
 from tests.proj.ledger import Ledger
-from tests.proj.settings import celery_settings
 from tests.support.credentials import FILE, PROVIDER, write_credentials
 from tests.support.eventually import eventually
 from tests.support.processes import ROOT, Worker, project_environment
+from tests.support.publisher import publisher
 
 USER = "streams"
 
@@ -211,7 +212,6 @@ def test_without_a_provider_or_setting_connections_live_for_ever(redis_url: str)
 def project(tokens: Tokens, redis_url: str, tmp_path: Path) -> Iterator[Callable[..., tuple[Worker, Any]]]:
     base = redis_url.rpartition("/")[0]
     ledger = Ledger(f"{base}/3")
-    made: list[Any] = []
 
     def start(pool: str, **settings: Any) -> tuple[Worker, Any]:
         settings = {"streams_url": tokens.url, "streams_visibility_timeout": 2, **settings}
@@ -227,24 +227,14 @@ def project(tokens: Tokens, redis_url: str, tmp_path: Path) -> Iterator[Callable
             pool=pool,
         )
         worker.start()
-        made.append(worker)
+        stack.callback(worker.stop)
         worker.wait_ready()
-        app = Celery("publisher", set_as_current=False)
-        app.conf.update(celery_settings(broker=redis_url, results=f"{base}/1", queue="celery", **settings))
-        app.conf.include = ["tests.proj.actions"]
-        app.loader.import_default_modules()
-        celery_streams.install(app, enabled=True)
-        made.append(app)
+        app = stack.enter_context(publisher(broker=redis_url, results=f"{base}/1", **settings))
         return worker, app.tasks["tests.proj.actions.act"]
 
-    yield start
-    for one in made:
-        if isinstance(one, Celery):
-            celery_streams.streams_of(one).reload()
-            one.close()
-        else:
-            one.stop()
-    ledger.close()
+    with contextlib.ExitStack() as stack:
+        stack.callback(ledger.close)
+        yield start
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])

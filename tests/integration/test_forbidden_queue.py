@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
 
-import celery_streams
 from celery_streams.broker import StreamBroker
 from celery_streams.conf import StreamsConf
 from celery_streams.connection import RedisClient
@@ -20,10 +17,8 @@ from celery_streams.running_task import HeldRetry
 from celery_streams.worker.outcome import Action, Outcome, Reason
 from celery_streams.worker.set_aside import MOST, SetAside
 from celery_streams.worker.settle import Settler
-from tests.proj.ledger import Ledger
-from tests.proj.settings import celery_settings
 from tests.support.eventually import eventually
-from tests.support.processes import Program, project_environment
+from tests.support.publisher import worker_and_publisher
 from tests.support.redis_state import StreamState, delivered, message, redis_state
 
 PREFIX = "celery-streams:"
@@ -74,30 +69,17 @@ def left(client: RedisClient) -> dict[str, Any]:
 def test_outcome_of_a_forbidden_queue_waits_for_it_and_holds_up_no_other(
     client: RedisClient, user: str, redis_url: str, tmp_path: Path, pool: str
 ) -> None:
-    ledger = Ledger(redis_url.rpartition("/")[0] + "/3")
-    environment = project_environment(
-        broker=redis_url, results=redis_url, ledger=ledger.url, enabled=True, streams_url=user
-    )
-    words = [sys.executable, "-m", "celery_streams", "-A", "tests.proj", "worker", "-Q", "closed,open", "-c", "1"]
-    worker = Program([*words, "-P", pool, "-l", "INFO"], log=tmp_path / "w.log", environment=environment)
-    app = Celery("publisher", set_as_current=False)
-    app.conf.update(celery_settings(broker=redis_url, results=redis_url, queue="open"))
-    app.conf.include = ["tests.proj.actions"]
-    app.loader.import_default_modules()
-    celery_streams.install(app, enabled=True)
-    act = app.tasks["tests.proj.actions.act"]
-    worker.start()
-
-    try:
+    words = ("-Q", "closed,open", "-c", "1", "-P", pool, "-l", "INFO")
+    with worker_and_publisher(redis_url, tmp_path, *words, worker_url=user, queue="open") as pair:
         for how, (options, runs, dies) in ENDS.items():
             gate, letters = tmp_path / how, client.call("XLEN", f"{PREFIX}{{closed}}:dead")
-            result = act.apply_async(("after_gate", how), {"gate": str(gate), **options}, queue="closed")
-            eventually(lambda result=result: len(ledger.runs(result.id)) == 1, timeout=30)
+            result = pair.act.apply_async(("after_gate", how), {"gate": str(gate), **options}, queue="closed")
+            eventually(lambda result=result: len(pair.ledger.runs(result.id)) == 1, timeout=30)
             forbid(client)
             gate.touch()
 
-            assert act.apply_async(("ok", 1), queue="open").get(timeout=20) == 1, how
-            assert act.apply_async(("ok", 2), queue="open").get(timeout=20) == 2, how
+            assert pair.act.apply_async(("ok", 1), queue="open").get(timeout=20) == 1, how
+            assert pair.act.apply_async(("ok", 2), queue="open").get(timeout=20) == 2, how
             assert left(client), f"{how}: it is still to be settled"
             permit(client)
 
@@ -106,15 +88,11 @@ def test_outcome_of_a_forbidden_queue_waits_for_it_and_holds_up_no_other(
                 assert result.get(timeout=20) == how
             eventually(lambda: not left(client), timeout=20)
             assert client.call("XLEN", f"{PREFIX}{{closed}}:dead") == letters + dies
-            assert len(ledger.runs(result.id)) == runs, how
-        said = [line for line in worker.log.splitlines() if "set aside, and tried" in line or "Cannot ackn" in line]
+            assert len(pair.ledger.runs(result.id)) == runs, how
+        log = pair.worker.log
+        said = [line for line in log.splitlines() if "set aside, and tried" in line or "Cannot ackn" in line]
         assert len(said) <= len(ENDS), "one line for each, and not one for each try"
-        assert "runs nothing else until" not in worker.log
-    finally:
-        worker.stop()
-        celery_streams.streams_of(app).reload()
-        app.close()
-        ledger.close()
+        assert "runs nothing else until" not in log
 
 
 @pytest.fixture
