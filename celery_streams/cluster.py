@@ -172,7 +172,7 @@ class ClusterClient(RedisClient):
         ]
         for said in self._send(behind, exchange) if behind else ():
             if isinstance(said, BrokerError):
-                logger.debug("What was to be noted behind a step was not: %s", said)
+                logger.debug("Cannot note the state of a tracked task: %s", said)
         return replies
 
     def _send(self, commands: Sequence[tuple[Any, ...]], exchange: _Exchange) -> list[Any]:

@@ -231,8 +231,8 @@ def replay(
     )
     if isinstance(moved, list):
         raise CannotRun(
-            f"Dead letter {letter.entry_id} of queue {letter.queue!r} was not replayed: its task is unique, and the "
-            f"newer message {moved[0].decode(errors='replace')} is there."
+            f"Dead letter {letter.entry_id} of queue {letter.queue!r} was not replayed: its task is unique, and "
+            f"message {moved[0].decode(errors='replace')} holds its lock."
         )
     return moved.decode() if moved else None
 
@@ -242,8 +242,8 @@ def _replayed_apart(broker: StreamBroker, letter: DeadLetter, message: Message, 
         return "" if replay_apart(broker, letter.queue, letter.entry_id, message, queue=queue) else None
     except DuplicateTask as exc:
         raise CannotRun(
-            f"Dead letter {letter.entry_id} of queue {letter.queue!r} was not replayed: its task is unique, and the "
-            f"message {exc.task_id} is on queue {queue!r}."
+            f"Dead letter {letter.entry_id} of queue {letter.queue!r} was not replayed: its task is unique, and "
+            f"message {exc.task_id} on queue {queue!r} holds its lock."
         ) from exc
 
 

@@ -103,7 +103,7 @@ def result_of_first(app: Any, duplicate: DuplicateTask, given: Mapping[str, Any]
     logger.info("%s.", duplicate)
     lost = [one for one in ("link", "link_error", "chain", "chord") if given.get(one)]
     if lost and not duplicate.replaced:
-        logger.warning("%s; its %s is added to nothing, and will not be called.", duplicate, " and ".join(lost))
+        logger.warning("%s; its %s will not be called.", duplicate, " and ".join(lost))
     _forget(app, duplicate.duplicate_id)
     result = (given.get("result_cls") or app.AsyncResult)(duplicate.task_id)
     result.ignored = bool(given.get("ignore_result"))

@@ -139,7 +139,7 @@ def limits_of(task: Any, setting: Mapping[str, Any], set_at_run_time: Mapping[st
     said = {**setting, **{name: value for name, value in own.items() if value is not None}, **(set_at_run_time or {})}
     found = Limits(**parse_limits(said, f"Task {task.name}"))
     if found.concurrency_per_key and found.concurrency_key is None:
-        raise ConfigurationError(f"Task {task.name}: concurrency_per_key says nothing without a concurrency_key")
+        raise ConfigurationError(f"Task {task.name}: concurrency_per_key has no effect without a concurrency_key")
     for key in (found.rate_key, found.concurrency_key):
         check_key(task, key, f"Task {task.name}: a key", "limit")
     return found
@@ -213,10 +213,10 @@ def _rate(value: Any, where: str) -> float:
     try:
         found = float(rate(value))
     except (TypeError, ValueError, KeyError, AttributeError) as exc:
-        raise ConfigurationError(f'{where}: a rate is a number, "10/s", "10/m" or "10/h", got {value!r}') from exc
+        raise ConfigurationError(f'{where}: a rate must be a number, "10/s", "10/m" or "10/h", got {value!r}') from exc
     # The time between two starts, too: a rate of 1e-308 has none that could be written down.
     if found < 0 or not math.isfinite(found) or (found and not math.isfinite(1000.0 / found)):
-        raise ConfigurationError(f"{where}: a rate is not negative, and finite, got {value!r}")
+        raise ConfigurationError(f"{where}: a rate must be finite and not negative, got {value!r}")
     return found
 
 
@@ -279,13 +279,13 @@ def key_of(task: Any, key: Key, args: Any, kwargs: Any) -> str:
         try:
             found = str(arguments_of(task, args, kwargs)[key])
         except TypeError as exc:
-            raise LimitKeyError(f"Task {task.name} cannot be told apart by its argument {key!r}: {exc}") from exc
+            raise LimitKeyError(f"Task {task.name}: argument {key!r} gives no key: {exc}") from exc
     else:
         try:
             found = str(key(task, args, kwargs))
         except Exception as exc:
             # The project's own code may raise anything.
-            raise LimitKeyError(f"Task {task.name}: its key cannot be told, {key!r} raised {exc!r}") from exc
+            raise LimitKeyError(f"Task {task.name}: the function for its key, {key!r}, raised {exc!r}") from exc
     if len(found.encode(errors="surrogatepass")) > _LONGEST_KEY:
         raise LimitKeyError(f"Task {task.name}: its key has more than {_LONGEST_KEY} bytes: {found[:60]!r} ...")
     # What the scripts part names by.

@@ -324,7 +324,7 @@ class Migration:
         try:
             eta = datetime.fromtimestamp(due_ms / 1000, timezone.utc).isoformat()
         except (OverflowError, ValueError, OSError) as exc:
-            raise MessageError(f"it is delayed until {due_ms:.0f} ms, which is no date") from exc
+            raise MessageError(f"its due time, {due_ms:.0f} ms, is not a date") from exc
         return None if self._due_ms(message.decode_headers()) >= int(due_ms) else eta
 
     def _surrender(self, moves: Moves, target: _Target, stream: str, step: int) -> None:

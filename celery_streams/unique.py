@@ -51,7 +51,7 @@ def unique_of(task: Any, setting: Mapping[str, Any]) -> Unique | None:
     unique = said.pop("unique", False)
     if unique is False:
         if said:
-            raise ConfigurationError(f"{where}: {', '.join(said)} says nothing without unique")
+            raise ConfigurationError(f"{where}: {', '.join(said)} has no effect without unique")
         return None
     replaces = said.get("unique_replace", False)
     until_start = said.get("unique_until") == "start"
@@ -99,5 +99,5 @@ def _all_of(task: Any, args: Any, kwargs: Any) -> str:
     except Exception as exc:
         # Values of any class, with any code to write or compare them.
         raise LimitKeyError(
-            f"Task {task.name}: its arguments cannot be compared ({exc!r}); streams_unique_key says by what"
+            f"Task {task.name}: its arguments cannot be compared ({exc!r}); set streams_unique_key"
         ) from exc

@@ -67,10 +67,10 @@ class _Watch(threading.Thread):
                     look(self._streams)
             except (BrokerError, ConfigurationError) as exc:
                 if not self._failing:
-                    logger.warning("Alerts cannot be looked at: %s. Trying again.", exc)
+                    logger.warning("Cannot check the alerts: %s. Trying again.", exc)
                 self._failing = True
             except Exception:
-                logger.exception("Alerts cannot be looked at; trying again.")
+                logger.exception("Cannot check the alerts; trying again.")
             else:
                 self._failing = False
 

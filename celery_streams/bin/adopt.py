@@ -74,8 +74,8 @@ Examples:
 @click.option("--task", required=True, metavar="NAME", cls=CeleryOption, help_group="Adopt Options",
               help="The task that each entry becomes.")  # fmt: skip
 @click.option("--map", "maps", multiple=True, metavar="FIELD=ARGUMENT", cls=CeleryOption, help_group="Adopt Options",
-              help="This field is this argument, as text; FIELD=ARGUMENT:json decodes JSON; FIELD=* takes the members "
-              "of a JSON object as arguments. May be repeated.")  # fmt: skip
+              help="Pass this field as this argument, as text; FIELD=ARGUMENT:json decodes JSON; FIELD=* takes the "
+              "members of a JSON object as arguments. May be repeated.")  # fmt: skip
 @click.option("-Q", "--queue", metavar="QUEUE", cls=CeleryOption, help_group="Adopt Options",
               help="The queue for the messages; default: where the project routes the task.")  # fmt: skip
 @click.option("--db", "database", type=click.IntRange(0), metavar="N", cls=CeleryOption, help_group="Adopt Options",
@@ -112,7 +112,7 @@ def adopt(
     streams = streams_of(app)
     mapping = [Mapped.parse(text) for text in maps]
     if not mapping:
-        raise bad_input("Nothing says which field is which argument: give --map FIELD=ARGUMENT")
+        raise bad_input("Which field is which argument? Give --map FIELD=ARGUMENT")
     if task not in app.tasks:
         raise bad_input(f"The project has no task {task!r}{nearest(task, app.tasks)}")
     target = queue or _queue_of(app, task)

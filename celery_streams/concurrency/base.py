@@ -148,7 +148,7 @@ class StreamsPool(BasePool):  # type: ignore[misc]
             if shot.running is not None:
                 request = self.parent.request_soon(holder, shot, shot.running)
         except BrokerError as exc:
-            logger.debug("Nobody knows which task is over its soft time limit while Redis is unreachable: %s", exc)
+            logger.debug("Cannot name the task that is over its soft time limit while Redis is unreachable: %s", exc)
         return lambda: None if request is None else request.on_timeout(True, shot.soft)
 
     def on_soft(self, holder: Restrictable, shot: Snapshot) -> None:

@@ -68,7 +68,7 @@ def lane_for_penalty(execution: Execution, around: Surroundings) -> Lane:
             found = _lane(execution, around, options.task, options.limits)
         except LimitKeyError as exc:
             # It could be told when the task started, by the project's own code.
-            logger.warning("%s; all messages of the task wait, and not those of its key alone.", exc)
+            logger.warning("%s; all messages of the task wait, not only those of its key.", exc)
     return found or lane_of(name, Limits(), (None, None), node="")
 
 

@@ -283,7 +283,7 @@ class Claimer:
         if moved:
             logger.warning("Put back %d entries of queue %s that a dead worker held.", moved, queue)
         if refusal:
-            raise BrokerError(f"What dead workers held on queue {queue} cannot all be put back: {refusal}")
+            raise BrokerError(f"Cannot put back all that dead workers held on queue {queue}: {refusal}")
         return moved
 
     def _step(self, queue: str, patience: dict[bytes, int | None]) -> Recovery:

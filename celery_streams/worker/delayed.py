@@ -283,7 +283,7 @@ class Promoter:
         [said] = self._broker.client.pipeline([("XREAD", "COUNT", 1, "STREAMS", self._news, "0-0")])
         if not isinstance(said, BrokerError):
             return True
-        logger.debug("Cannot be told of changes, and looks more often: %s", said)
+        logger.debug("Cannot read news of changes, so this worker looks more often: %s", said)
         self._no_news_until = time.monotonic() + _DEAF
         self._hears_until = 0.0
         return False

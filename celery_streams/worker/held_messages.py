@@ -146,7 +146,7 @@ class HeldMessages:
             except ConfigurationError as exc:
                 odd[name] = found.pop(name)
                 if odd[name] != self._odd.get(name):
-                    logger.warning("What was set at run time is not followed: %s", exc)
+                    logger.warning("Limits set at run time are ignored: %s", exc)
         self._odd = odd
         return found
 

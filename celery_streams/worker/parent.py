@@ -307,4 +307,4 @@ class Parent:
                 )
                 return
             except BrokerError as exc:
-                logger.error("Redis refused a command with which this worker cleans up: %s", exc)
+                logger.error("Redis refused a command of this worker's shutdown: %s", exc)

@@ -323,7 +323,7 @@ class Services:
         try:
             self._on_server(server_version(self.broker.client))
         except NotPermitted as exc:
-            logger.debug("The metrics do not say which version Redis has: %s", exc)
+            logger.debug("The version of Redis is missing from the metrics: %s", exc)
 
     def _look_at_handed(self) -> None:
         took = self.handed.takes

@@ -137,7 +137,7 @@ def each_queue(act: Callable[[list[T]], int], queues: Mapping[str, list[T]]) -> 
         try:
             return act([one for part in queues.values() for one in part])
         except OF_ONE_QUEUE as exc:
-            logger.debug("Queue by queue, for one was refused: %s", exc)
+            logger.debug("Redis refused one queue; asking for each by itself: %s", exc)
     count = 0
     refusal: BrokerError | None = None
     for part in queues.values():

@@ -86,4 +86,4 @@ def _permitted() -> Iterator[None]:
     try:
         yield
     except NotPermitted as exc:
-        logger.debug("This worker adds nothing to the history: %s", exc)
+        logger.debug("What this worker counted is not added to the history: %s", exc)

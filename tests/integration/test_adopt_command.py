@@ -166,7 +166,7 @@ def test_several_groups_are_named(project: Celery, broker: StreamBroker) -> None
     ("words", "text"),
     [
         ((*MAPS, "--group", "x"), "has no group 'x'"),
-        ((), "Nothing says which field is which argument"),
+        ((), "Which field is which argument"),
         (("--map", "chat"), "write FIELD=ARGUMENT"),
         (("--map", "chat=a b"), "cannot be the name of an argument"),
         (("--map", "chat=a:xml"), "write FIELD=ARGUMENT"),
