@@ -20,6 +20,7 @@ module                 process      owns
 ``installation``       web, worker  puts an app on streams
 ``app``                web, worker  what an app knows of streams
 ``amqp``               web, worker  the publish seam
+``header_marks``       web, worker  what headers say besides: keys, locks, that states are kept
 ``plans``              web, worker  a plain publish, without asking Celery anew
 ``blocks``             web, worker  messages that are held and stored together
 ``after_commit``       web, worker  sends what committed transactions held

@@ -26,7 +26,7 @@ def answer_for_duplicates(app: Any, streams: Streams) -> None:
     """Have the result backends of ``app`` answer for the first message where they are asked for a duplicate."""
 
     def first_of(task_id: Any) -> str | None:
-        if not streams.knows_unique:
+        if not streams.marks.knows_unique:
             return None
         try:
             return streams.alias_of(str(task_id))

@@ -73,10 +73,11 @@ class StreamsProducer(KombuProducer):
             return published
         headers = kwargs.get("headers")
         if headers:
-            marked = self.streams.headers_of(headers, body)
+            marks, conf = self.streams.marks, self.streams.conf
+            marked = marks.headers_of(headers, body, conf)
             if marked is not None:
                 headers = kwargs["headers"] = marked
-            mark = self.streams.track_mark(headers.get("task"))
+            mark = marks.track_mark(headers.get("task"), conf)
             if mark is not None:
                 kwargs["headers"] = {**headers, TRACK_HEADER: mark}
         retry, policy = kwargs.pop("retry", False), kwargs.pop("retry_policy", None) or {}

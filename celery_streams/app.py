@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from uuid import uuid4
@@ -18,7 +17,7 @@ from weakref import WeakValueDictionary
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu.entity import Exchange, Queue
 
-from . import blocks, celery_private, keys, running_task
+from . import blocks, keys, running_task
 from .bindings import Bindings, broker_place
 from .block_store import QueuedMessage
 from .blocks import Block, Held, Holder, PublishCall
@@ -28,14 +27,13 @@ from .conf import StreamsConf, is_enabled, plain_switch
 from .connection import RedisClient
 from .duplicates import publish_or_find, tell
 from .exceptions import BrokerError, CeleryStreamsError, ConfigurationError, DuplicateTask
+from .header_marks import HeaderMarks
 from .inspect import known_queues as used_queues
-from .limits import KEYS_HEADER, Limits, keys_of, limits_of
 from .locks import HEADER, Lock
 from .message import Message, encode
 from .printable import guard_loggers
 from .published import CountingBroker
 from .redis_url import ConnectionOptions, safe_url
-from .unique import Unique, lock_of, unique_of
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -67,9 +65,6 @@ def hold_in_transactions(transactions: Transactions) -> None:
     _transactions[:] = [transactions]
 
 
-#: Seconds for which the state of a task that is done is kept where results never expire: one day.
-_TRACKED = 86_400
-
 guard_loggers()
 
 
@@ -91,10 +86,8 @@ class Streams:
         self.literal_queues: frozenset[str] = frozenset()
         #: What was set at run time, by task; a worker reads it in Redis (``worker.held_messages``).
         self.limits_in_redis: dict[str, dict[str, Any]] = {}
-        #: Limits with keys, and what is unique, by task, as far as messages were published.
-        self._marked: dict[Any, tuple[Limits | None, Unique | None] | None] = {}
-        #: Some task that was published here is unique.
-        self.knows_unique = False
+        #: What the headers of its tasks' messages say besides.
+        self.marks = HeaderMarks(app)
         #: Results of unique tasks whose messages may be held, by id.
         self._awaited: WeakValueDictionary[str, Any] = WeakValueDictionary()
         #: Called with the queues of a task that went to Celery's lists; None: nobody counts.
@@ -202,7 +195,7 @@ class Streams:
             self._broker.client.close()
         self._conf = self._broker = None
         self._bindings.clear()
-        self._marked.clear()
+        self.marks.clear()
         self._places = None
 
     def enabled(self) -> bool:
@@ -324,66 +317,6 @@ class Streams:
             block.holds(task_id) for streams, block in blocks.opened.get() if streams is self and not block.closed
         ) or any(transactions.is_held(self, task_id) for transactions in _transactions)
 
-    def headers_of(self, headers: Mapping[str, Any], body: Any) -> dict[str, Any] | None:
-        """Return what the headers of a message say besides: its keys and its lock; None where its task needs none.
-
-        Args:
-            body: what Celery makes of the arguments: a tuple of them, in protocol 2.
-
-        Raises:
-            LimitKeyError: a key cannot be told; the message must not be stored.
-            ConfigurationError: an option of the task means nothing.
-        """
-        name = headers.get("task")
-        if name not in self._marked:
-            task = celery_private.registered_task(self.app, name)
-            if task is None:
-                return None  # of another project, or not known yet: a worker tells its keys
-            self._marked[name] = self.options_of(task)
-        marked = self._marked[name]
-        if marked is None or not isinstance(body, tuple) or len(body) != 3:
-            return None
-        limits, unique = marked
-        task, args, kwargs = celery_private.registered_task(self.app, name), body[0], body[1]
-        found: dict[str, Any] = {}
-        if limits is not None:
-            found[KEYS_HEADER] = keys_of(task, limits, args, kwargs)
-        if unique is not None:
-            running = _retrying(headers)
-            # A retry is the same holder, whatever its arguments are.
-            lock = str(lock_of(task, unique, args, kwargs)) if running is None else running.lock()
-            if lock is not None:
-                found[HEADER] = lock
-        return {**headers, **found}
-
-    def options_of(self, task: Any) -> tuple[Limits | None, Unique | None] | None:
-        """Return the limits of a task, if they have keys, and how it is unique; None when it is neither.
-
-        Raises:
-            ConfigurationError: an option of the task means nothing.
-        """
-        setting = self.conf.limits.get(task.name, {})
-        limits, unique = limits_of(task, setting), unique_of(task, setting)
-        self.knows_unique = self.knows_unique or unique is not None
-        keyed = limits if limits.rate_key or limits.concurrency_key else None
-        return None if keyed is None and unique is None else (keyed, unique)
-
-    def track_mark(self, name: Any) -> list[Any] | None:
-        """Return what the header of a message says when the states of its task are kept; None when they are not.
-
-        That is for how many seconds the state of a task that is done is kept, and how many attempts it may have.
-        """
-        task = celery_private.registered_task(self.app, name)
-        own = getattr(task, "streams_track", None)
-        if not (self.conf.tracks(str(name)) if own is None else own):
-            return None
-        seconds = self.conf.track_ttl
-        if seconds is None:
-            expires = self.app.conf.result_expires
-            seconds = expires.total_seconds() if isinstance(expires, timedelta) else expires
-        most = getattr(task, "override_max_retries", None) or getattr(task, "max_retries", None)
-        return [seconds or _TRACKED, most + 1 if isinstance(most, int) and most >= 0 else None]
-
     def send(
         self,
         queue: str,
@@ -416,7 +349,7 @@ class Streams:
         )
         due_ms = self._due_ms(headers.get("eta"))
         member = f"{headers.get('id')}:{headers.get('retries') or 0}:{token}"
-        running = _retrying(headers)
+        running = running_task.retrying(headers)
         if running is not None:
             running.retry(running_task.HeldRetry(queue, message, due_ms, member))
         elif call is not None and call.holder is not None:
@@ -432,7 +365,7 @@ class Streams:
         self, queue: str, message: Message, headers: Mapping[str, Any], *, due_ms: int, member: str, token: str
     ) -> None:
         if HEADER in headers and (lock := Lock.parse(headers[HEADER])) is not None:
-            unique = self._unique(headers.get("task"))
+            unique = self.marks.unique(headers.get("task"))
             publish_or_find(
                 self.broker,
                 queue,
@@ -454,7 +387,7 @@ class Streams:
         """Deal with a held message that was not stored: its caller gets the result of the first, or an error."""
         queued = held.queued
         headers = queued.message.decode_headers()
-        unique = self._unique(headers.get("task"))
+        unique = self.marks.unique(headers.get("task"))
         duplicate = tell(headers, held.queue, error.task_id)
         if duplicate.in_group:
             return duplicate
@@ -510,19 +443,15 @@ class Streams:
         found = self.broker.client.call("GET", keys.alias(self.broker.prefix, task_id))
         return None if found is None else found.decode(errors="replace")
 
-    def _unique(self, name: Any) -> Unique | None:
-        marked = self._marked.get(name)
-        return marked[1] if marked else None
-
     def raises_on_duplicate(self, name: Any) -> bool:
         """Return whether publishing a duplicate of a task is an error."""
-        unique = self._unique(name)
+        unique = self.marks.unique(name)
         return unique is not None and unique.raises
 
     def await_fate(self, name: Any, result: Any) -> None:
         """Have a result that is held answer for another message, if its own turns out to be a duplicate of that."""
         result.__dict__[self.OWN] = True
-        if self._unique(name) is not None:
+        if self.marks.unique(name) is not None:
             self._awaited[result.id] = result
 
     def _due_ms(self, eta: Any) -> int:
@@ -534,19 +463,6 @@ class Streams:
         except (AttributeError, ValueError, TypeError, OverflowError):
             return 0  # the worker says what is wrong with it, as Celery's does
         return due_ms if due_ms > self.app.now().timestamp() * 1000 else 0
-
-
-def _retrying(headers: Mapping[str, Any]) -> running_task.RunningTask | None:
-    """Return the running task whose retry has these headers; None: they are of another message."""
-    running = running_task.current.get()
-    if (
-        running is not None
-        and not running.retried
-        and (headers.get("retries") or 0) == running.retries + 1
-        and (headers.get("id") or "") == running.task_id
-    ):
-        return running
-    return None
 
 
 def _name(exchange: Any) -> str:

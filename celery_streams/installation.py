@@ -91,12 +91,12 @@ def _check_tasks(sender: Any = None, **kwargs: Any) -> None:
     """Say what is wrong with the options of tasks as soon as all tasks are known; publishing one raises it."""
     streams = streams_of(sender)
     try:
-        streams.conf  # noqa: B018
+        conf = streams.conf
     except ConfigurationError:
         return  # the first publish, or the worker, says what is wrong with the settings
     for task in list(celery_private.registered_tasks(sender).values()):
         try:
-            streams.options_of(task)
+            streams.marks.options_of(task, conf)
         except ConfigurationError as exc:
             logger.error("%s. Publishing this task fails until it is fixed.", str(exc).rstrip(".?"))
 

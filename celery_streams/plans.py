@@ -446,7 +446,7 @@ def publish_by_plans(app: Any, streams: Streams) -> None:
             if exc.in_group or (streams.raises_on_duplicate(name) and not exc.replaced):
                 raise
             return result_of_first(app, exc, kwargs)
-        if streams.knows_unique:
+        if streams.marks.knows_unique:
             streams.await_fate(name, result)
         return result
 

@@ -7,12 +7,14 @@ so that a web process which only publishes never imports the worker.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 from .message import Message
 
-__all__ = ("HeldRetry", "RunningTask", "current", "still_owned")
+__all__ = ("HeldRetry", "RunningTask", "current", "retrying", "still_owned")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,19 @@ class RunningTask(ABC):
 
 #: The running task, or None outside of one.
 current: ContextVar[RunningTask | None] = ContextVar("celery_streams_running_task", default=None)
+
+
+def retrying(headers: Mapping[str, Any]) -> RunningTask | None:
+    """Return the running task whose retry has these headers; None: they are of another message."""
+    running = current.get()
+    if (
+        running is not None
+        and not running.retried
+        and (headers.get("retries") or 0) == running.retries + 1
+        and (headers.get("id") or "") == running.task_id
+    ):
+        return running
+    return None
 
 
 def still_owned() -> bool:
