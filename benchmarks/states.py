@@ -16,6 +16,7 @@ import celery_streams
 from celery_streams import streams_of
 from celery_streams.broker import StreamBroker
 from celery_streams.embedded import EmbeddedRedis
+from celery_streams.reads import parse_read, read_command
 from celery_streams.worker.executor import Executor
 from celery_streams.worker.settle import Settler
 
@@ -64,11 +65,11 @@ def _round(app: Celery, broker: StreamBroker, executor: Executor, settler: Settl
     before, began = after, time.process_time()
     for _ in range(TASKS):
         acks = settler.commands()
-        read = StreamBroker.read_command(streams, settler.consumer, count=1)
+        read = read_command(streams, settler.consumer, count=1)
         replies = broker.client.pipeline([*acks, read])
         if acks:
             settler.take_replies(replies[:-1], assisted=False)
-        (delivery,) = StreamBroker.parse_read(streams, replies[-1])
+        (delivery,) = parse_read(streams, replies[-1])
         executor.execute(delivery)
     settler.flush()
     found["run_cpu"] = time.process_time() - began

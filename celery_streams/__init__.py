@@ -38,6 +38,7 @@ module                 process      owns
 ``compact``            all          what goes without saying in a message
 ``broker``             all          the hot path in Redis: publish, delay, promote, read, settle
 ``published``          web, worker  says what is published, for whoever counts
+``reads``              worker       the commands of reads, and what their replies mean
 ``block_store``        web, worker  stores held messages in pipelines, and never twice
 ``turns``              worker       which workers watch the delayed messages of a queue
 ``notes``              all          what is noted of tracked tasks

@@ -1,10 +1,10 @@
 """StreamBroker: the hot path of a message's life in Redis: publish, delay, promote, read, and every way to settle.
 
 It knows keys, scripts and commands; it knows neither Celery nor what a task is. Inspection, replay and purge stand in
-``inspect``; how the entries of dead consumers come back in ``recovery``; the names of consumers in ``consumers``. Each
-method is one round trip and one atomic step unless its docstring says otherwise; none of them retries. Settling (ack,
-retry, reject, requeue, put back) first checks that the entry is still pending for the consumer, so it is safe to send
-twice and never touches what another worker runs.
+``inspect``; the commands of reads, and what their replies mean, in ``reads``; how entries of dead consumers come back
+in ``recovery``; the names of consumers in ``consumers``. Each method is one round trip and one atomic step unless its
+docstring says otherwise; none of them retries. Settling (ack, retry, reject, requeue, put back) first checks that the
+entry is still pending for the consumer, so it is safe to send twice and never touches what another worker runs.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import keys, notes, scripts
+from . import keys, notes, reads, scripts
 from .clock import steady_time
-from .connection import BlockingConnection, RedisClient
+from .connection import RedisClient
 from .entries import Delivery, Entry, StreamRef, delivery
 from .exceptions import BrokerError, BrokerFull, BrokerUnavailable, GroupExists, NotPermitted, QueueFull
 from .message import Message, encode_history, pack
@@ -214,63 +214,6 @@ class StreamBroker:
 
     # -- read
 
-    @staticmethod
-    def read_command(streams: Sequence[StreamRef], consumer: str, *, count: int) -> tuple[Any, ...]:
-        """Return the command of a read that does not block, for a pipeline; see :meth:`parse_read`.
-
-        Args:
-            streams: as :meth:`streams` returns them; each priority may begin with another queue, all with the same one.
-        """
-        width = sum(ref.step == streams[0].step for ref in streams)
-        names = [key for ref in streams for key in (ref.front, ref.key)]
-        names += [ref.paused for ref in streams[:width]]
-        return (scripts.READ, names, [keys.GROUP, consumer, count, width])
-
-    @staticmethod
-    def parse_read(streams: Sequence[StreamRef], reply: Any) -> list[Delivery]:
-        """Turn the reply to :meth:`read_command` into deliveries."""
-        found: list[Delivery] = []
-        for index, entries in reply or ():
-            if not index:
-                continue
-            ref = streams[(index - 1) // 2]
-            if index % 2:
-                ref = ref.at_front()
-            found += [delivery(ref, entry_id, fields) for entry_id, fields in entries]
-        return found
-
-    @staticmethod
-    def read_on_commands(stream: StreamRef, consumer: str, *, count: int) -> list[tuple[Any, ...]]:
-        """Return commands that read on where much waits, for a pipeline; see :meth:`parse_read_on`.
-
-        They do without the script, which has to take every message apart and put it together again: Redis spends less
-        than half as much. What is put to the front of the stream meanwhile is read by the next script only.
-        """
-        read = ("XREADGROUP", "GROUP", keys.GROUP, consumer, "COUNT", count, "STREAMS", stream.key, ">")
-        return [("EXISTS", stream.front, stream.paused), read]
-
-    @staticmethod
-    def parse_read_on(stream: StreamRef, replies: Sequence[Any]) -> tuple[list[Delivery], bool]:
-        """Turn the replies to :meth:`read_on_commands` into deliveries, and whether the script has to read next.
-
-        It has to where the stream has a front, or its queue is paused.
-
-        Raises:
-            BrokerError: the read was refused.
-        """
-        there, reply = replies
-        if isinstance(reply, BrokerError):
-            raise reply
-        found = [delivery(stream, entry_id, fields) for _, entries in reply or () for entry_id, fields in entries]
-        return found, there != 0
-
-    @staticmethod
-    def parse_paused(streams: Sequence[StreamRef], reply: Any) -> frozenset[str]:
-        """Return the queues that the reply to :meth:`read_command` says are paused."""
-        if not reply or reply[-1][0]:
-            return frozenset()
-        return frozenset(streams[position].queue for position in reply[-1][1])
-
     def read(self, streams: Sequence[StreamRef], consumer: str, *, count: int) -> list[Delivery]:
         """Read up to ``count`` new entries of the highest priority that has any, without blocking.
 
@@ -278,70 +221,9 @@ class StreamBroker:
         """
         found: list[Delivery] = []
         for part in self.streams_by_slot(streams):
-            found = self.parse_read(part, self.client.run(*self.read_command(part, consumer, count=count)))
+            found = reads.parse_read(part, self.client.run(*reads.read_command(part, consumer, count=count)))
             if found:
                 break
-        return found
-
-    @staticmethod
-    def send_blocking_read(
-        connection: BlockingConnection,
-        streams: Sequence[StreamRef],
-        consumer: str,
-        *,
-        block_ms: int,
-        more: Iterable[str] = (),
-    ) -> None:
-        """Ask for the next entry of any of ``streams``; the reply is taken with :meth:`receive_blocking_read`.
-
-        Fronts need no listening to: they are written to only while something waits on their streams. What comes to
-        the streams with the keys ``more`` ends the read, and is no delivery.
-        """
-        names = [*(ref.key for ref in streams), *more]
-        connection.send(
-            "XREADGROUP",
-            "GROUP",
-            keys.GROUP,
-            consumer,
-            "COUNT",
-            1,
-            "BLOCK",
-            block_ms,
-            "STREAMS",
-            *names,
-            *">" * len(names),
-        )
-
-    def send_blocking_look(
-        self, connection: BlockingConnection, queues: Iterable[str], *, block_ms: int, more: Iterable[str] = ()
-    ) -> None:
-        """Wait for any of ``queues`` to be resumed, taking nothing; for a reader all of whose queues are paused.
-
-        It may end early. The reply is taken with :meth:`receive_blocking_read`, and has no deliveries; see there for
-        ``more``.
-        """
-        names = [*(self.queue_keys(queue).wake for queue in queues), *more]
-        connection.send("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *names, *"$" * len(names))
-
-    @staticmethod
-    def receive_blocking_read(
-        connection: BlockingConnection, streams: Sequence[StreamRef], *, timeout: float
-    ) -> list[Delivery]:
-        """Take the reply of :meth:`send_blocking_read`, highest priority first; empty when the time was up.
-
-        Raises:
-            BrokerUnavailable: no reply within ``timeout`` seconds, or the stream was deleted meanwhile.
-        """
-        reply = connection.receive(timeout=timeout)
-        by_key = {ref.key.encode(): ref for ref in streams}
-        found = [
-            delivery(by_key[key], entry_id, fields)
-            for key, entries in reply or ()
-            if key in by_key
-            for entry_id, fields in entries
-        ]
-        if len(found) > 1:
-            found.sort(key=lambda item: item.stream.step)
         return found
 
     # -- settle

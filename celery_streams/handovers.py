@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from . import keys, scripts
 from .broker import StreamBroker
 from .entries import Delivery, Entry, StreamRef
+from .reads import parse_read
 
 __all__ = ("hand_over", "receiver", "take_over")
 
@@ -46,5 +47,5 @@ def take_over(
             break
         names = [key for ref in part for key in (ref.front, ref.key)]
         reply = broker.client.run(RECEIVE, names, [keys.GROUP, receiving, consumer, count - len(found)])
-        found += [one._replace(handed=True) for one in StreamBroker.parse_read(part, reply)]
+        found += [one._replace(handed=True) for one in parse_read(part, reply)]
     return found

@@ -30,6 +30,16 @@ from ..exceptions import BrokerError, BrokerUnavailable, GroupMissing, KeyOfOthe
 from ..handovers import take_over
 from ..pauses import paused_queues
 from ..poll import readable
+from ..reads import (
+    parse_paused,
+    parse_read,
+    parse_read_on,
+    read_command,
+    read_on_commands,
+    receive_blocking_read,
+    send_blocking_look,
+    send_blocking_read,
+)
 from ..unblocking import Unblocker
 from .reading_order import AWAY, ReadingOrder
 from .settle import Settler
@@ -213,7 +223,7 @@ class Reader:
         found: list[Delivery] = []
         for part in self.broker.streams_by_slot(new):
             if not found:
-                reply = self.broker.client.run(*StreamBroker.read_command(part, self.consumer, count=count))
+                reply = self.broker.client.run(*read_command(part, self.consumer, count=count))
                 found = self._take_read(part, reply, count)
                 self.paused = paused = self.paused | paused
         # The wait that was ended for this had brought nothing.
@@ -273,9 +283,9 @@ class Reader:
         # its front in this moment comes after the next few milliseconds' worth of small tasks.
         read_on = count >= _MANY and bool(streams) and streams[0].key in self._rich
         if read_on:
-            commands += StreamBroker.read_on_commands(streams[0], self.consumer, count=count)
+            commands += read_on_commands(streams[0], self.consumer, count=count)
         elif streams and count:
-            commands.append(StreamBroker.read_command(streams, self.consumer, count=count))
+            commands.append(read_command(streams, self.consumer, count=count))
         if not commands:
             return []
         sent_at = time.monotonic()
@@ -314,18 +324,18 @@ class Reader:
         if isinstance(reply, BrokerError):
             raise reply
         self._on_read()
-        paused = StreamBroker.parse_paused(streams, reply)
+        paused = parse_paused(streams, reply)
         if self._order.is_parted:
             paused |= self.paused.difference(ref.queue for ref in streams)
         self.paused = paused
-        found = StreamBroker.parse_read(streams, reply)
+        found = parse_read(streams, reply)
         if count >= _MANY and len(found) == count and found[-1].stream == streams[0]:
             self._rich.add(streams[0].key)
         return found
 
     def _take_read_on(self, stream: StreamRef, replies: Sequence[object], count: int) -> list[Delivery]:
         self._rich.discard(stream.key)
-        found, is_special = StreamBroker.parse_read_on(stream, replies)
+        found, is_special = parse_read_on(stream, replies)
         self._on_read()
         if len(found) == count and not is_special:
             self._rich.add(stream.key)
@@ -376,9 +386,14 @@ class Reader:
         if self._order.away:
             ms = min(ms, int(AWAY * 1000))
         if self._armed:
-            StreamBroker.send_blocking_read(self._blocking, self._armed, self.consumer, block_ms=ms, more=more)
+            send_blocking_read(self._blocking, self._armed, self.consumer, block_ms=ms, more=more)
         else:
-            self.broker.send_blocking_look(self._blocking, sorted(self.paused), block_ms=ms, more=more)
+            send_blocking_look(
+                self._blocking,
+                [self.broker.queue_keys(queue).wake for queue in sorted(self.paused)],
+                block_ms=ms,
+                more=more,
+            )
         self._deadline = time.monotonic() + ms / 1000 + GRACE
         return self._blocking.descriptors
 
@@ -402,9 +417,7 @@ class Reader:
             BrokerError: Redis refused the read.
         """
         assert self._blocking is not None
-        found = StreamBroker.receive_blocking_read(
-            self._blocking, self._armed, timeout=max(self._deadline - time.monotonic(), 0.0)
-        )
+        found = receive_blocking_read(self._blocking, self._armed, timeout=max(self._deadline - time.monotonic(), 0.0))
         self._on_read()
         self._quiet = not found and not self._unblocked and bool(self._armed)
         self._block_ms = min(2 * self._block_ms, LONGEST_BLOCK_MS) if self._quiet else BLOCK_MS

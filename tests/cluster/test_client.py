@@ -19,6 +19,7 @@ from celery_streams.exceptions import BrokerError, BrokerUnavailable, ClusterNod
 from celery_streams.handovers import hand_over, take_over
 from celery_streams.pauses import pause_queue, paused_queues, resume_queue
 from celery_streams.probes import denied_commands, permitted_rules
+from celery_streams.reads import receive_blocking_read, send_blocking_read
 from celery_streams.recovery import busy_queues
 from celery_streams.transfers import store_retry
 from tests.support.cluster import Cluster
@@ -187,18 +188,18 @@ def test_blocked_read_hears_each_node_and_calls_the_others_back(on_shards: Strea
     streams = on_shards.streams(queues)
     reading = on_shards.client.open()
     for number, queue in enumerate(queues):
-        on_shards.send_blocking_read(reading, streams, "me", block_ms=20_000)
+        send_blocking_read(reading, streams, "me", block_ms=20_000)
         assert not reading.ready()
 
         on_shards.publish(queue, message(number))
         eventually(reading.ready)
 
-        (found,) = on_shards.receive_blocking_read(reading, streams, timeout=5)
+        (found,) = receive_blocking_read(reading, streams, timeout=5)
         assert (number_of(found), found.stream.queue) == (number, queue)
         assert on_shards.ack("me", [found.entry]) == []
-    on_shards.send_blocking_read(reading, streams, "me", block_ms=20_000)
+    send_blocking_read(reading, streams, "me", block_ms=20_000)
     assert reading.call_back()
-    assert on_shards.receive_blocking_read(reading, streams, timeout=5) == []
+    assert receive_blocking_read(reading, streams, timeout=5) == []
     reading.close()
 
 
@@ -212,10 +213,10 @@ def test_blocked_reads_take_short_turns_where_none_can_be_called_back(nodes: Clu
         streams = broker.streams(queues)
         reading = broker.client.open()
         for block_ms in (50, 20_000):
-            broker.send_blocking_read(reading, streams, "me", block_ms=block_ms)
+            send_blocking_read(reading, streams, "me", block_ms=block_ms)
             broker.publish(queues[1], message(block_ms))
             eventually(reading.ready)
-            (found,) = broker.receive_blocking_read(reading, streams, timeout=5)
+            (found,) = receive_blocking_read(reading, streams, timeout=5)
             assert number_of(found) == block_ms
         reading.close()
         broker.client.close()

@@ -12,6 +12,7 @@ from celery_streams.broker import Promotion, StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.exceptions import BrokerError, QueueFull
 from celery_streams.message import Message, pack
+from celery_streams.reads import receive_blocking_read, send_blocking_read
 from celery_streams.revocations import revoke, revoke_stamps, revoked, revoked_stamps
 from tests.support.redis_state import StreamState, delivered, message, number_of, read_all, redis_now_ms, redis_state
 
@@ -139,11 +140,11 @@ def test_blocked_read_ends_with_the_first_message(broker: StreamBroker, redis_ur
     broker.ensure_groups(["q"])
     streams = broker.streams(["q"])
     connection = broker.client.open()
-    broker.send_blocking_read(connection, streams, "w", block_ms=5_000)
+    send_blocking_read(connection, streams, "w", block_ms=5_000)
     assert not connection.ready()
 
     broker.publish("q", message(1, step=2))
-    found = broker.receive_blocking_read(connection, streams, timeout=5)
+    found = receive_blocking_read(connection, streams, timeout=5)
 
     connection.close()
     assert [(number_of(one), one.stream.step) for one in found] == [(1, 2)]
@@ -154,8 +155,8 @@ def test_blocked_read_comes_back_empty_when_its_time_is_up(broker: StreamBroker)
     streams = broker.streams(["q"])
     connection = broker.client.open()
 
-    broker.send_blocking_read(connection, streams, "w", block_ms=20)
-    found = broker.receive_blocking_read(connection, streams, timeout=5)
+    send_blocking_read(connection, streams, "w", block_ms=20)
+    found = receive_blocking_read(connection, streams, timeout=5)
 
     connection.close()
     assert found == []
@@ -168,8 +169,8 @@ def test_blocked_read_gives_the_highest_priority_first(broker: StreamBroker) -> 
         broker.publish("q", message(number, step=step))
     connection = broker.client.open()
 
-    broker.send_blocking_read(connection, list(reversed(streams)), "w", block_ms=1_000)
-    found = broker.receive_blocking_read(connection, streams, timeout=5)
+    send_blocking_read(connection, list(reversed(streams)), "w", block_ms=1_000)
+    found = receive_blocking_read(connection, streams, timeout=5)
 
     connection.close()
     assert [number_of(one) for one in found] == [2, 1]
@@ -179,13 +180,13 @@ def test_blocked_read_of_a_stream_that_is_deleted_raises_our_error(broker: Strea
     broker.ensure_groups(["q"])
     streams = broker.streams(["q"])
     connection = broker.client.open()
-    broker.send_blocking_read(connection, streams, "w", block_ms=5_000)
+    send_blocking_read(connection, streams, "w", block_ms=5_000)
 
     broker.client.call("DEL", streams[0].key)
     broker.publish("q", message(1))  # Redis 6.2 tells blocked clients only now
 
     with pytest.raises(BrokerError, match=r"NOGROUP|UNBLOCKED"):
-        broker.receive_blocking_read(connection, streams, timeout=5)
+        receive_blocking_read(connection, streams, timeout=5)
     connection.close()
 
 

@@ -15,6 +15,7 @@ from celery_streams.connection import RedisClient
 from celery_streams.entries import Delivery
 from celery_streams.exceptions import BrokerError
 from celery_streams.message import Message, pack
+from celery_streams.reads import receive_blocking_read, send_blocking_read
 from celery_streams.recovery import recover
 from celery_streams.worker.outcome import crash_pauses_ms
 from tests.support.redis_state import StreamState, delivered, message, number_of, read_all, redis_now_ms, redis_state
@@ -281,11 +282,11 @@ def test_release_all_puts_back_every_step_and_only_ours(broker: StreamBroker) ->
 def test_release_wakes_a_blocked_reader(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "me", message(1))
     connection = broker.client.open()
-    broker.send_blocking_read(connection, broker.streams(["q"]), "other", block_ms=5_000)
+    send_blocking_read(connection, broker.streams(["q"]), "other", block_ms=5_000)
 
     broker.put_back("me", [held.entry])
 
-    found = broker.receive_blocking_read(connection, broker.streams(["q"]), timeout=5)
+    found = receive_blocking_read(connection, broker.streams(["q"]), timeout=5)
     connection.close()
     assert [number_of(one) for one in found] == [1]
 

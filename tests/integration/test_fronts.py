@@ -17,6 +17,7 @@ from celery_streams.exceptions import BrokerError
 from celery_streams.message import Message
 from celery_streams.migration import Migration
 from celery_streams.probes import silent_consumers, silent_holders, streams_without_group
+from celery_streams.reads import receive_blocking_read, send_blocking_read
 from celery_streams.recovery import busy_queues, recover
 from celery_streams.worker.outcome import crash_pauses_ms
 from tests.support.redis_state import delivered, make_idle, message, number_of, read_all, redis_now_ms, redis_state
@@ -90,12 +91,12 @@ def test_what_is_put_back_while_nothing_waits_wakes_readers_and_runs_before_what
 ) -> None:
     held = delivered(broker, "q", "me", *map(message, range(5)))
     reading = broker.client.open()
-    broker.send_blocking_read(reading, broker.streams(["q"]), "idle", block_ms=5_000)
+    send_blocking_read(reading, broker.streams(["q"]), "idle", block_ms=5_000)
 
     way(broker, *held)
     waiting(broker, 5, 6)
 
-    (first,) = broker.receive_blocking_read(reading, broker.streams(["q"]), timeout=4.0)
+    (first,) = receive_blocking_read(reading, broker.streams(["q"]), timeout=4.0)
     assert [number_of(first), *order(broker)] == list(range(7))
     assert not broker.client.call("EXISTS", f"{STREAM}:front")
 

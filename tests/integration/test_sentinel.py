@@ -13,6 +13,7 @@ from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.entries import Delivery
 from celery_streams.exceptions import BrokerError, BrokerUnavailable
+from celery_streams.reads import receive_blocking_read, send_blocking_read
 from celery_streams.redis_url import ConnectionOptions
 from tests.support.eventually import eventually
 from tests.support.redis_state import message, number_of
@@ -31,8 +32,8 @@ def test_broker_finds_the_master_through_the_sentinel_and_the_next_one_after_a_f
     connection = client.open()
     broker.ensure_groups(["q"])
     broker.publish("q", message(1))
-    broker.send_blocking_read(connection, broker.streams(["q"]), "w", block_ms=1_000)
-    first = broker.receive_blocking_read(connection, broker.streams(["q"]), timeout=2.0)
+    send_blocking_read(connection, broker.streams(["q"]), "w", block_ms=1_000)
+    first = receive_blocking_read(connection, broker.streams(["q"]), timeout=2.0)
     assert [number_of(one) for one in first] == [1]
     assert RedisClient(servers.master.url).call("WAIT", 1, 5_000) == 1
     before = servers.master_port()
@@ -110,9 +111,9 @@ def test_reader_follows_a_planned_failover(servers: Watched) -> None:
     eventually(lambda: client.call("CONFIG", "GET", "port")[1] == str(servers.replica.port).encode(), timeout=3)
 
     broker.publish("q", message(1))
-    broker.send_blocking_read(connection, broker.streams(["q"]), "w", block_ms=1_000)
+    send_blocking_read(connection, broker.streams(["q"]), "w", block_ms=1_000)
 
-    found = broker.receive_blocking_read(connection, broker.streams(["q"]), timeout=2.0)
+    found = receive_blocking_read(connection, broker.streams(["q"]), timeout=2.0)
     assert [number_of(one) for one in found] == [1]
     connection.close()
     client.close()
