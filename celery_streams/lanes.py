@@ -126,6 +126,7 @@ def admit(
     lane: Lane,
     *,
     ahead: bool = False,
+    published: str = "",
     penalty_ms: int | None = None,
     noted: Sequence[notes.Note] = (),
 ) -> Admission:
@@ -133,6 +134,8 @@ def admit(
 
     Args:
         ahead: it stood further in front before: it was put back, or has started once.
+        published: the id of its first entry, by which one that was put back before it ever waited in its lane goes
+            behind those that do.
         penalty_ms: it must not start, and nothing of its rate for so long.
         noted: the states that a tracked task gets, by what becomes of it.
     """
@@ -143,6 +146,7 @@ def admit(
             [
                 *(keys.GROUP, consumer, entry.id, place_of(broker, entry), entry.stream.step, lane.name, lane.limits),
                 *(int(ahead), "" if penalty_ms is None else penalty_ms, len(broker.steps)),
+                published,
             ],
             noted,
         )

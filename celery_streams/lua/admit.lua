@@ -4,13 +4,15 @@
 --          and marks
 -- ARGV     group, consumer, entry id, what its place is told by (index of its stream, ':', its id), priority step,
 --          lane, its limits (JSON: task, rate, interval in ms, limit, key, key_limit), '1' = ahead of its lane,
---          ms for which nothing of its rate shall start ('' = none: it may start), number of streams
+--          ms for which nothing of its rate shall start ('' = none: it may start), number of streams, the id with which
+--          it was published, where it was put back ('' = not known)
 -- Returns  1: it may start, and has its places; 2: it may start, and has none to give back; -1: it was no longer ours;
 --          a text: it was moved aside, to this field of what is held
 -- Needs    barred, clock, follow, lane_in, leave_place, line_up, movable, numbered, open_full, pack, queue_of, settle
--- Needs    shelf, split, take_place, taken, vacate
--- What others of its lane wait for it waits for, too, behind them. An entry that was released has what it needs, unless
--- nobody read it for so long that its token is stale. A task that is limited no more is told by its missing limits.
+-- Needs    shelf, split, take_place, taken, unpacked, vacate
+-- What others of its lane wait for it waits for, too, behind them; also what was put back before it ever waited there.
+-- An entry that was released has what it needs, unless nobody read it for so long that its token is stale. A task that
+-- is limited no more is told by its missing limits.
 -- Stored first, acknowledged then: a store that is refused (a key of another type, a missing permission) loses nothing.
 local stream, at = KEYS[1], shelf(2)
 local group, consumer, id, entry, step, lane = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
@@ -34,6 +36,22 @@ if place then
     ahead = true
 end
 local before = lane_in(redis.call('HGET', at.lanes, lane))
+
+-- Returns whether all that waits in its lane was published earlier.
+local function is_behind(ms, seq)
+    local last = redis.call('HGET', at.held, string.format('%.0f:%.0f', before.number, before.last))
+    local fields = last and unpacked(last)
+    local fine, history = pcall(cjson.decode, fields and fields[8] or '')
+    local first = fine and type(history) == 'table' and tostring(history.first) or ''
+    local last_ms, last_seq = string.match(first, '^(%d+)-(%d+)$')
+    if not ms or not last_ms then return false end
+    if ms ~= last_ms then return tonumber(last_ms) < tonumber(ms) end
+    return tonumber(last_seq) < tonumber(seq)
+end
+
+if ahead and not place and not penalty and before then
+    ahead = not is_behind(string.match(ARGV[11], '^(%d+)-(%d+)$'))
+end
 local barrier, till
 if not penalty then
     if ahead or not before then barrier, till = barred(at, wanted, now) end

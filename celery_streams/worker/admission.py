@@ -42,7 +42,15 @@ def held_back(execution: Execution, around: Surroundings) -> Report | None:
     if lane is None:
         return None
     # What was put back, or has started once, stood in front of what waits now.
-    found = settler.admit(delivery, lane, options.task.name, options.limits, ahead=bool(execution.history))
+    history = execution.history
+    found = settler.admit(
+        delivery,
+        lane,
+        options.task.name,
+        options.limits,
+        ahead=bool(history),
+        published=str(history.get("first") or ""),
+    )
     if found is None or found.lost:
         return Report(Event.DISOWNED)
     return None if found.admitted else _HELD

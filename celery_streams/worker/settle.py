@@ -456,7 +456,9 @@ class Settler:
 
     # -- limits
 
-    def admit(self, asking: Delivery, lane: Lane, task: str, limits: Limits, *, ahead: bool) -> Admission | None:
+    def admit(
+        self, asking: Delivery, lane: Lane, task: str, limits: Limits, *, ahead: bool, published: str = ""
+    ) -> Admission | None:
         """Ask whether an entry may start; one that may not is moved aside. None: Redis was away for too long.
 
         What settles an entry that has places gives them back, in the same step.
@@ -464,7 +466,7 @@ class Settler:
         entry = asking.entry
         noted = self._tracking.of_admission(asking, lane)
         found, _ = self.insist(
-            lambda: admit(self.broker, self.consumer, entry, lane, ahead=ahead, noted=noted),
+            lambda: admit(self.broker, self.consumer, entry, lane, ahead=ahead, published=published, noted=noted),
             "ask for a place of",
             entry,
             aside=self._unstarted(entry),

@@ -86,6 +86,28 @@ def test_task_beyond_its_rate_is_held_in_order_and_released_when_its_token_is_th
     assert (bench.left(), held(bench)) == (NOTHING, 0)
 
 
+@pytest.mark.parametrize("token", [False, True])
+def test_what_was_put_back_before_it_ever_waited_goes_behind_those_that_wait(bench: Bench, token: bool) -> None:
+    slow = limited(bench, rate_limit="1/h")
+    for number in range(2):
+        slow.delay(number)
+    run_all(bench)
+    for number in range(2, 6):
+        slow.delay(number)
+    bench.settler.put_back([bench.read().entry for _ in range(3)])
+
+    if token:
+        let_pass(bench, seconds=3_600)
+    run_all(bench)
+
+    assert (bench.ran, held(bench)) == ([0], 5)
+    for number in range(1, 6):
+        let_pass(bench, seconds=3_600)
+        assert release_all(bench) == 1
+        run_all(bench)
+        assert bench.ran == list(range(number + 1))
+
+
 def test_reasons_why_messages_are_held_are_told_apart(bench: Bench) -> None:
     @bench.task(streams_concurrency=1)
     def narrow(number: int) -> None:

@@ -2,6 +2,8 @@
 
 ``ack-first``      a message is acknowledged before its task runs: a kill loses it
 ``no-ownership``   settling no longer asks who holds the entry: a worker that stood still settles what another runs
+``no-limits``      a message of a limited task starts without asking for a place: more run at once than may
+``lost-places``    nobody compares places with what is pending: that of a process that was killed stays taken
 
 They exist to prove that the harness can fail; nothing else imports them.
 """
@@ -14,6 +16,8 @@ import re
 from typing import Any
 
 from celery_streams import scripts
+from celery_streams.lanes import Admission
+from celery_streams.worker import held_messages
 from celery_streams.worker.executor import Executor
 from celery_streams.worker.settle import Settler
 
@@ -50,7 +54,22 @@ def acknowledge_first() -> None:
     Settler.settle = broken_settle  # type: ignore[method-assign]
 
 
-BUILDS = {"ack-first": acknowledge_first, "no-ownership": forget_ownership}
+def let_all_start() -> None:
+    """Admit every message, and give it no place."""
+    Settler.admit = lambda self, *args, **options: Admission(True)  # type: ignore[method-assign]
+
+
+def lose_places() -> None:
+    """Leave the places of what is gone taken."""
+    held_messages.reconcile = lambda *args, **options: 0  # type: ignore[attr-defined]
+
+
+BUILDS = {
+    "ack-first": acknowledge_first,
+    "no-ownership": forget_ownership,
+    "no-limits": let_all_start,
+    "lost-places": lose_places,
+}
 
 if os.environ.get(BROKEN):
     BUILDS[os.environ[BROKEN]]()

@@ -59,14 +59,19 @@ class Stage:
     # -- workers
 
     def worker(self, name: str = "w1", *, ready: bool = True, **options: Any) -> FaultWorker:
-        """Start a worker; ``point`` names a place of :mod:`tests.faults.points` at which it kills itself once."""
+        """Start a worker; ``point`` names a place of :mod:`tests.faults.points` at which it kills itself once,
+        ``broken`` a build of :mod:`tests.faults.broken`.
+        """
         environment = dict(options.pop("environment", {}))
-        point = options.pop("point", None)
+        point, broken = options.pop("point", None), options.pop("broken", None)
         include: Sequence[str] = options.pop("include", ())
         settings = {**SETTINGS, **self.settings, **options.pop("settings", {})}
         if point is not None:
             environment |= {"FAULTS_POINT": point, "FAULTS_POINT_FILE": os.fspath(self.directory / f"{point}.died")}
             include = ["tests.faults.points"]
+        if broken is not None:
+            environment["FAULTS_BROKEN"] = broken
+            include = ["tests.faults.broken", *include]
         made = FaultWorker(
             name=name,
             queues=options.pop("queues", QUEUE),

@@ -228,3 +228,34 @@ def test_process_that_dies_around_a_place_strands_neither_it_nor_a_message(
     # What was acknowledged early, and whose process died then, is lost or a dead letter: that is what it asked for.
     missing = set(sent) - {run.id for run in runs if run.end is not None}
     assert len(missing) <= (1 if early else 0)
+
+
+# -- builds that must fail ---------------------------------------------------------------------------------------------
+
+
+@faults
+def test_build_that_asks_for_no_places_fails_because_more_run_at_once_than_may(
+    make_stage: Callable[..., Stage],
+) -> None:
+    stage = make_stage(settings=settings())
+    stage.worker(concurrency=MOST + 2, broken="no-limits")
+    sent = [stage.send("nap", seconds=1.0) for _ in range(3 * MOST)]
+
+    stage.wait(lambda: stage.ended(*sent), timeout=30.0)
+
+    assert most_at_once(stage.runs()) > MOST
+
+
+@faults
+def test_build_that_compares_no_places_fails_because_that_of_a_killed_process_stays_taken(
+    make_stage: Callable[..., Stage],
+) -> None:
+    stage = make_stage(settings=settings())
+    stage.worker(broken="lost-places", point="admitted")
+    sent = [stage.send("nap", seconds=0.1) for _ in range(6)]
+
+    stage.wait(lambda: stage.died_at("admitted"), timeout=20.0)
+    stage.wait(lambda: stage.ended(*sent), timeout=30.0)
+
+    with pytest.raises(AssertionError):
+        nothing_left(stage, timeout=3 * VISIBILITY_TIMEOUT)
