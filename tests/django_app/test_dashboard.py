@@ -840,8 +840,8 @@ def test_queue_table_says_how_fast_queues_fill_and_empty_and_each_row_has_all_ce
     cells = [row.count("<td") + row.count("<th ") for row in rows if "cs-n" in row]
     assert len(cells) == 4
     assert len(set(cells)) == 1
-    assert '<td class="cs-n">12</td><td class="cs-n">10</td>' in page
-    assert '<td class="cs-n">0</td><td class="cs-n">0</td>' in page
+    assert '<td class="cs-n">+12 −10</td>' in page
+    assert '<td class="cs-n">+0 −0</td>' in page
 
 
 def test_vendored_script_is_the_one_that_was_published() -> None:
