@@ -22,6 +22,7 @@ from ..worker.reader import Reader
 from ..worker.runner import Record, Runner, put_back
 from ..worker.set_aside import SetAside
 from ..worker.settle import Collected, Settler
+from ..worker.task_errors import log_raised, shown
 from .backlog import Backlog, killed_before
 from .base import StreamsPool
 
@@ -267,12 +268,16 @@ class TaskPool(StreamsPool):
                 self._failed(runner, delivery, exc)
 
     def _failed(self, runner: Runner, delivery: Delivery, exc: BaseException) -> None:
-        logger.error("Task of entry %s raised %r", delivery.entry_id.decode(), exc, exc_info=True)
         consumer = runner.settler.consumer
         early, ran_for = runner.record.kept_message() is not None, runner.record.took()
         self.mailbox.post(
             lambda: self.parent.lost.settle_lost(delivery, consumer, early=early, exited=True, ran_for=ran_for)
         )
+        try:
+            log_raised(logger.error, "Task of entry %s raised %s", delivery.entry_id.decode(), shown(exc))
+        except BaseException:  # noqa: BLE001
+            # Whoever looks at the exception gets another one, SystemExit too, which must not end the thread.
+            logger.error("Task of entry %s raised what cannot be shown.", delivery.entry_id.decode())
 
     # -- size and stop
 

@@ -329,5 +329,12 @@ def _status(exitcode: int | None) -> str:
 def _lost(exitcode: int | None) -> ExceptionInfo:
     try:
         raise WorkerLostError(f"Worker exited prematurely: {_status(exitcode)}.")
-    except WorkerLostError:
-        return ExceptionInfo(sys.exc_info())
+    except WorkerLostError as exc:
+        info = sys.exc_info()
+        try:
+            return ExceptionInfo(info)
+        except BaseException:  # noqa: BLE001
+            # What a task of this process raised stands behind it, and may raise anything, SystemExit too, when it is
+            # shown.
+            exc.__context__ = None
+            return ExceptionInfo(info)

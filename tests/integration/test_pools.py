@@ -419,3 +419,24 @@ def test_chore_that_fails_keeps_no_other_waiting_and_is_logged_once(
     said = [record.getMessage() for record in caplog.records if "Broken.look" in record.getMessage()]
     assert len(said) == 1
     assert "keeps trying" in said[0]
+
+
+class EndsWhoLooks(Exception):
+    """An exception each attribute of which ends whoever asks for it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise SystemExit(4)
+
+
+@pytest.mark.parametrize("pool", [solo.TaskPool, thread.TaskPool], indirect=True)
+def test_pool_goes_on_after_a_task_whose_exception_ends_whoever_looks_at_it(pool: Any, broker: StreamBroker) -> None:
+    @pool.app.task(name="work", shared=False)
+    def work(number: int) -> None:
+        if number == 1:
+            raise EndsWhoLooks
+
+    pool.consume([QUEUE])
+    pool._hub.round()
+    failed, after = work.delay(1), work.delay(2)
+
+    eventually(lambda: (pool._hub.round(), failed.state, after.state)[1:] == ("FAILURE", "SUCCESS"))
