@@ -17,26 +17,26 @@ from ..exceptions import BrokerError
 from .claimer import Claimer
 from .delayed import Promoter
 
-__all__ = ("Claimers", "Promoters", "claimer", "promoter")
+__all__ = ("Claimers", "Promoters", "claimer", "is_one_place", "promoter")
 
 
 def claimer(
     broker: StreamBroker, consumer: str, queues: Callable[[], Sequence[str]], **options: Any
 ) -> Claimer | Claimers:
     """Return what looks after ``queues``; the options are those of :class:`Claimer`."""
-    if _is_one_place(broker):
+    if is_one_place(broker):
         return Claimer(broker, consumer, queues, **options)
     return Claimers(broker, consumer, queues, **options)
 
 
 def promoter(broker: StreamBroker, queues: Callable[[], Sequence[str]], **options: Any) -> Promoter | Promoters:
     """Return what promotes the messages of ``queues``; the options are those of :class:`Promoter`."""
-    if _is_one_place(broker):
+    if is_one_place(broker):
         return Promoter(broker, queues, **options)
     return Promoters(broker, queues, **options)
 
 
-def _is_one_place(broker: StreamBroker) -> bool:
+def is_one_place(broker: StreamBroker) -> bool:
     """Return whether all keys lie in one place: in a cluster these two do not."""
     return broker.client.slot_of("celery") == broker.client.slot_of("streams")
 

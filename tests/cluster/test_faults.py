@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -125,6 +127,32 @@ def test_all_wait_while_a_shard_is_away_where_full_coverage_is_required(make_pro
         for queue in others:
             assert set(load.ran(queue).values()) == {1}
         # They ran for longer than the visibility timeout, and their heartbeats failed for a while.
+        assert [project.counted()[one.id] for one in long] == [1, 1]
+
+
+def test_node_that_hangs_does_not_hold_up_the_heartbeats_of_others(make_project: Callable[..., Project]) -> None:
+    with cluster(full_coverage=False) as nodes:
+        project = make_project(nodes, streams_visibility_timeout=VISIBILITY_TIMEOUT)
+        queues = nodes.queues_apart(3)
+        act = project.app().tasks["tests.proj.actions.act"]
+        first, hangs, last = queues  # on the first node there is more: which workers live
+        others = [first, last]
+        project.worker(name="one", queues=",".join(queues), concurrency=3)
+        long = [act.apply_async(("sleep", 0), {"seconds": 5 * VISIBILITY_TIMEOUT}, queue=queue) for queue in others]
+        held = act.apply_async(("sleep", 0), {"seconds": 5 * VISIBILITY_TIMEOUT}, queue=hangs)
+        for one in (*long, held):
+            project.starts(one.id)
+        # It needs nothing of the node that hangs, and claims from whoever is silent.
+        project.worker(name="two", queues=",".join(others), concurrency=3)
+        server = nodes.servers[nodes.owner(stream(hangs))]
+
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            assert [one.get(timeout=60) for one in long] == [0, 0]
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+
         assert [project.counted()[one.id] for one in long] == [1, 1]
 
 
