@@ -26,6 +26,7 @@ from .exceptions import BrokerError, MessageError
 from .inspect import own_group, queue_status
 from .kombu_lists import SEPARATOR, ListKeys, Wrapped, list_keys, priority_of, unwrap, unwrap_unacked, wrap
 from .lanes import let_go
+from .locks import count_locks
 from .message import Message, encode_history, pack, unpack
 from .pages import STEP_BYTES, preview, scan
 
@@ -98,6 +99,8 @@ class Moves:
     skipped: int = 0
     #: Messages of limited tasks that had to wait; they are counted in ``moved`` too.
     held: int = 0
+    #: Locks of unique tasks that ended.
+    locks: int = 0
 
     @property
     def total(self) -> int:
@@ -276,6 +279,7 @@ class Migration:
         names = list_keys(queue, self._options)
         ours = self.broker.queue_keys(queue)
         target = _Target(names, self._resume(moves, names))
+        locks = count_locks(self.broker, queue)
         for _ in range(_ROUNDS):
             before = moves.total
             moves.skipped = 0
@@ -287,6 +291,7 @@ class Migration:
                     self._surrender_abandoned(moves, target, stream, step)
             if moves.total == before:
                 break
+        moves.locks = max(locks - count_locks(self.broker, queue), 0)
         return moves
 
     def _undelay(self, moves: Moves, target: _Target) -> None:

@@ -12,7 +12,7 @@ from ..app import Streams, streams_of
 from ..installation import is_installed
 from ..migration import Direction, Migration, Moves, Plan
 from ..spelling import nearest
-from .terminal import Rows, bad_input, console, echo, echo_json, one_line_errors, progress_bar
+from .terminal import Rows, bad_input, console, echo, echo_json, one_line_errors, plural, progress_bar
 
 __all__ = ("migrate",)
 
@@ -171,6 +171,11 @@ def _tell_moves(done: list[Moves], *, as_json: bool) -> None:
             echo(
                 f"{moves.queue}: {moves.held:,} of them were held back by limits, which end here: on lists, Celery's "
                 "rate_limit counts for each worker, and nothing else is limited."
+            )
+        if moves.locks:
+            echo(
+                f"{moves.queue}: {plural(moves.locks, 'lock')} of unique tasks ended: on lists the same task is stored "
+                "again and again."
             )
 
 

@@ -17,6 +17,7 @@ import celery_streams
 from celery_streams import inspect as streams_inspect
 from celery_streams import keys, streams_of
 from celery_streams.bin.limits import limits
+from celery_streams.bin.migrate import migrate
 from celery_streams.exceptions import ConfigurationError, LimitKeyError
 from celery_streams.lanes import Lane, admit, held_lanes, held_reasons, let_go, reconcile, release
 from celery_streams.limits import RateLimited, without_task
@@ -535,6 +536,21 @@ def test_purge_and_letting_go_take_held_messages_along(bench: Bench) -> None:
     assert streams_inspect.purge(bench.broker, QUEUE) == 3
 
     assert held(bench) == 0
+
+
+def test_migration_to_lists_takes_held_messages_along_in_order_and_says_what_ends_there(bench: Bench) -> None:
+    slow = limited(bench, rate_limit="1/h", streams_unique=True)
+    sent = [slow.delay(number).id for number in range(4)]
+    run_all(bench)
+    context = CLIContext(app=bench.app, no_color=True, workdir=None)
+
+    said = CliRunner().invoke(migrate, [QUEUE, "--to", "lists"], obj=context).output
+
+    on_list = [json.loads(one) for one in reversed(bench.broker.client.call("LRANGE", QUEUE, 0, -1))]
+    assert [one["headers"]["id"] for one in on_list] == sent[1:]
+    assert (bench.left(), held(bench)) == (NOTHING, 0)
+    assert f"{QUEUE}: 3 of them were held back by limits, which end here" in said
+    assert f"{QUEUE}: 3 locks of unique tasks ended" in said
 
 
 def test_rate_limits_can_be_switched_off(make: Callable[..., Bench]) -> None:
