@@ -199,7 +199,7 @@ def test_eager_call_runs_at_once_whatever_is_there(side, task, new_id):
 
 def test_duplicate_runs_on_lists_and_gets_the_result_of_the_first_on_streams(side, new_id):
     task = side.task("act_unique")
-    results = [task.apply_async(("ok", new_id), countdown=0.5) for _ in range(3)]
+    results = [task.apply_async(("ok", new_id), countdown=2.5) for _ in range(3)]
 
     assert [side.value(result) for result in results] == [new_id] * 3
     ran = sum(len(side.ledger.runs(task_id)) for task_id in {result.id for result in results})
@@ -208,7 +208,7 @@ def test_duplicate_runs_on_lists_and_gets_the_result_of_the_first_on_streams(sid
 
 @pytest.mark.parametrize("kind", ["group", "chord"])
 def test_header_with_a_duplicate_is_refused_because_it_would_wait_for_ever(streams, unique, new_id, kind):
-    first = unique.apply_async(("ok", new_id), countdown=1.0)
+    first = unique.apply_async(("ok", new_id), countdown=2.5)
     header = [unique.s("ok", f"{new_id}-other"), unique.s("ok", new_id)]
 
     with pytest.raises(DuplicateTask, match="would wait for a result that never comes"):
@@ -218,7 +218,7 @@ def test_header_with_a_duplicate_is_refused_because_it_would_wait_for_ever(strea
 
 
 def test_link_of_a_duplicate_is_not_called_because_the_first_message_is_another_one_s(streams, unique, new_id):
-    first = unique.apply_async(("ok", new_id), countdown=0.5)
+    first = unique.apply_async(("ok", new_id), countdown=2.5)
     linked = streams.act.si("ok", "linked").set(task_id=f"{new_id}-linked")
 
     second = unique.apply_async(("ok", new_id), link=linked)
