@@ -32,6 +32,7 @@ def make_cluster_app(app: Callable[..., Celery], nodes: Cluster) -> Iterator[Cal
     yield make
     for one in made:
         one.backend.result_consumer.stop()
+        one.backend.result_consumer._pubsub = None  # results that are collected later unsubscribe nowhere
         one.backend.client.close()
 
 
