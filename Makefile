@@ -15,8 +15,8 @@ PYTHON := $(shell for name in python3.14 python3.13 python3.12 python3.11 python
 	then echo $$name; break; fi; done)
 endif
 
-# Processes for the tests: most of them wait for servers and workers, so a single core takes two as well.
-TEST_PROCESSES ?= 2
+# Processes for the tests: most of them wait for servers and workers, so that two cores are half idle with two.
+TEST_PROCESSES ?= 3
 PYTEST := $(BIN)/python -m pytest
 
 # stamp(name): the file that says "installed with these extras, and pyproject.toml has not changed since".
