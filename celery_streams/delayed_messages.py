@@ -44,24 +44,18 @@ def delayed_messages(broker: StreamBroker, queue: str, *, limit: int = 1_000, of
 def run_now(broker: StreamBroker, queue: str, members: Sequence[str]) -> int:
     """Make delayed messages due at once and move them to their streams; returns how many were still delayed.
 
+    They run ahead of what was due before, for somebody asked for it, and whatever eta they name.
+
     Raises:
         BrokerError: Redis is away, or refuses.
     """
     names = broker.queue_keys(queue)
-    now = broker.clock_ms()
     wanted = [member.encode(errors="surrogateescape") for member in members]
-    if not wanted:
-        return 0
-    scores = [score for some in steps(wanted) for score in broker.client.call("ZMSCORE", names.delayed, *some)]
-    there = [member for member, score in zip(wanted, scores, strict=True) if score is not None]
-    if not there:
-        return 0
-    # Only what is still there: XX. They run ahead of what was due before, for somebody asked for it.
-    for some in steps(there, words=2):
-        broker.client.call("ZADD", names.delayed, "XX", *(part for member in some for part in (now, member)))
-    while broker.promote([queue]).next_due_ms == 0:
+    keys = [names.delayed, names.delayed_messages]
+    there = sum(broker.client.run(scripts.HURRY, keys, some) for some in steps(wanted))
+    while there and broker.promote([queue]).next_due_ms == 0:
         pass
-    return len(there)
+    return there
 
 
 def cancel(broker: StreamBroker, queue: str, members: Sequence[str]) -> list[Message | None]:

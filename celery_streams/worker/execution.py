@@ -103,6 +103,11 @@ class Execution:
         """The id that the headers say."""
         return self.headers.get("id")
 
+    @property
+    def hurried(self) -> bool:
+        """Whether somebody asked that it run now, whatever eta it names (see ``delayed_messages.run_now``)."""
+        return bool(self.history.get("hurried"))
+
 
 @dataclass(frozen=True, slots=True)
 class Report:

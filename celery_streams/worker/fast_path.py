@@ -66,7 +66,7 @@ def run_plain(execution: Execution, around: Surroundings, *, logs_receipt: bool)
     )  # fmt: skip
     assert options is not None
     eta = request.get("eta")
-    if eta is not None:
+    if eta is not None and not execution.hurried:
         due = _due(eta, around)
         if due is None:
             return None

@@ -20,7 +20,7 @@ from celery_streams.connection import RedisClient
 from celery_streams.consumers import forget_idle_consumers, touch_consumers
 from celery_streams.database_transfer import ARRIVE, DEPART, FORGET_TAGS, PEEK
 from celery_streams.dead_letters import dead_letters, replay
-from celery_streams.delayed_messages import cancel
+from celery_streams.delayed_messages import cancel, run_now
 from celery_streams.exceptions import BrokerError
 from celery_streams.foreign_streams import TAKE_OVER
 from celery_streams.handovers import hand_over, receiver, take_over
@@ -413,6 +413,7 @@ USES: dict[str, dict[str, Use]] = {
         "": Use(locked(), replace_once, (7002,)),
         "later": Use(locked(due_ms=2**45, member="m"), replace_once, (7002,)),
     },
+    "hurry": {"": Use(delayed(7001, 7002, due_ms=2**45), lambda broker, _: run_now(broker, QUEUE, ["7001"]))},
     "hand_over": {
         "": Use(held(7001, 7002), lambda broker, found: hand_over(broker, "me", receiver("you"), entries(found)))
     },
