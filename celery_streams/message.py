@@ -10,6 +10,7 @@ content encoding and priority are properties. ``history`` is there only for an e
 ``redelivered`` 1 when a process had started it before
 ``unknown``     milliseconds since the epoch at which a worker first did not know the task
 ``worker``      who had it last
+``hurried``     1 when somebody asked that it run now, whatever eta it names
 ``granted``     1 when a token of its rate limit is reserved for the next delivery
 ==============  ====================================================================================================
 
