@@ -11,7 +11,6 @@ content encoding and priority are properties. ``history`` is there only for an e
 ``unknown``     milliseconds since the epoch at which a worker first did not know the task
 ``worker``      who had it last
 ``hurried``     1 when somebody asked that it run now, whatever eta it names
-``granted``     1 when a token of its rate limit is reserved for the next delivery
 ==============  ====================================================================================================
 
 A delayed message is the same four fields packed into one value (:func:`pack`), so that the script which promotes it
