@@ -94,6 +94,9 @@ _NUMBERS = {
     "heartbeat_interval": ("--heartbeat-interval", "amount"),
 }
 
+#: What Celery 5.7 takes for as many children as there are processors.
+_AUTO = "auto"
+
 
 def _check_numbers(ctx: click.Context, options: dict[str, Any]) -> None:
     """Check the numbers that stand on the command line; what comes from settings the worker itself checks.
@@ -104,7 +107,8 @@ def _check_numbers(ctx: click.Context, options: dict[str, Any]) -> None:
     given = {
         flag: (options[name], kind)
         for name, (flag, kind) in _NUMBERS.items()
-        if options[name] is not None and ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if options[name] not in (None, _AUTO)
+        and ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
     for wrong in misunderstood(given, ()):
         raise click.UsageError(wrong)

@@ -32,19 +32,22 @@ def test_control_ping_names_the_worker(side):
     assert reply == [{side.worker.hostname: {"ok": "pong"}}]
 
 
-def test_active_shows_what_runs(side):
-    result = side.act.apply_async(("sleep", "x"), {"seconds": 1})
+def test_active_shows_what_runs(side, tmp_path):
+    gate = tmp_path / "gate"
+    sent = {"gate": str(gate), "then": "ok"}
+    result = side.act.apply_async(("after_gate", "x"), sent)
     (run,) = side.ran(result.id)
 
     (active,) = eventually(lambda: [one for one in inspected(side, "active") if one["id"] == result.id])
 
     assert active["name"] == active["type"] == "tests.proj.actions.act"
-    assert active["args"] == ["sleep", "x"]
-    assert active["kwargs"] == {"seconds": 1}
+    assert active["args"] == ["after_gate", "x"]
+    assert active["kwargs"] == sent
     assert active["hostname"] == side.worker.hostname
     assert active["worker_pid"] == run["pid"]
     assert active["delivery_info"]["routing_key"] == side.queue
     assert abs(active["time_start"] - run["at"]) < 3
+    gate.touch()
     assert side.value(result) == "x"
     eventually(lambda: [one for one in inspected(side, "active") if one["id"] == result.id] == [])
 
@@ -287,14 +290,16 @@ def test_task_that_runs_is_in_the_totals_before_it_ends(side):
     assert side.value(result) == "long"
 
 
-def test_own_command_sees_what_runs_and_nothing_that_has_ended(side):
+def test_own_command_sees_what_runs_and_nothing_that_has_ended(side, tmp_path):
     def what_runs():
         return side.inspect._request("what_runs")[side.worker.hostname]
 
-    result = side.act.delay("sleep", "done", seconds=1)
+    gate = tmp_path / "gate"
+    result = side.act.delay("after_gate", "done", gate=str(gate), then="ok")
     side.ran(result.id)
 
     busy = eventually(lambda: (found := what_runs())["active"] == [result.id] and found)
     assert (busy["count"], busy["reserved"], busy["known"]) == (1, 1, [result.id])
+    gate.touch()
     side.value(result)
     assert eventually(lambda: (found := what_runs())["count"] == 0 and found["reserved"] == 0 and not found["known"])
