@@ -52,7 +52,7 @@ def run_now(broker: StreamBroker, queue: str, members: Sequence[str]) -> int:
     names = broker.queue_keys(queue)
     wanted = [member.encode(errors="surrogateescape") for member in members]
     keys = [names.delayed, names.delayed_messages]
-    there = sum(broker.client.run(scripts.HURRY, keys, some) for some in steps(wanted))
+    there = sum(int(broker.client.run(scripts.HURRY, keys, some)) for some in steps(wanted))
     while there and broker.promote([queue]).next_due_ms == 0:
         pass
     return there
