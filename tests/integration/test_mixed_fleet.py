@@ -241,7 +241,9 @@ def test_places_of_what_a_dead_worker_held_are_looked_at_as_soon_as_it_is_recove
 
     eventually(lambda: (made.claimer.run_once(), made.claimer.moved)[1] == 1)
 
-    assert made._held.soon is limited
+    # Shared tasks of other modules may be limited, too.
+    assert made._held.soon is made.held.watches
+    assert made.held.watches or not limited
     made.stop()
 
 

@@ -222,9 +222,9 @@ class States(RuleBasedStateMachine):
 
     @staticmethod
     def _is_early(delivery: Delivery) -> bool:
-        """Return whether it was made to run before its eta, which lies far ahead in all schedules."""
+        """Return whether it came before its eta, which lies far ahead in all schedules, and nobody asked for that."""
         assert delivery.message is not None
-        return bool(delivery.message.decode_headers()["eta"])
+        return bool(delivery.message.decode_headers()["eta"]) and not delivery.message.decode_history().get("hurried")
 
 
 def told(task: Any) -> None:
