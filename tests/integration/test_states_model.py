@@ -181,6 +181,9 @@ class States(RuleBasedStateMachine):
 
     @rule()
     def purge_letters(self) -> None:
+        if not list(dead_letters(self.broker, QUEUE)):
+            self.publish("now")
+            self.run("one", "error")
         letters = list(dead_letters(self.broker, QUEUE))
         purge_dead(self.broker, QUEUE, [one.entry_id for one in letters])
         for letter in letters:
