@@ -62,7 +62,7 @@ _STORED = _script(_STORE)
 
 
 class _Commands(CoreCommands):  # type: ignore[type-arg, unused-ignore]
-    """redis-py's commands, for whoever says how one is executed; replies are raw."""
+    """redis-py's commands, abstract: the client sends one at once, the pipeline keeps it. Replies are raw."""
 
     #: redis-py 8 tells those who listen of what it does; here nobody listens.
     _event_dispatcher: Any = None

@@ -78,6 +78,10 @@ def find_server(*, path: str | None = None, packages: Iterable[tuple[str, str]] 
     )
 
 
+class _PortTaken(BrokerUnavailable):
+    """Somebody took the port before the server could."""
+
+
 class EmbeddedRedis:
     """One private server process; a context manager that starts and stops it.
 
@@ -150,8 +154,8 @@ class EmbeddedRedis:
             port = _free_port()
             try:
                 self._launch(executable, port)
-            except BrokerUnavailable as exc:
-                if "Address already in use" not in str(exc) or attempt == _PORT_ATTEMPTS - 1:
+            except _PortTaken:
+                if attempt == _PORT_ATTEMPTS - 1:
                     raise
             else:
                 self.port = port
@@ -211,9 +215,10 @@ class EmbeddedRedis:
         try:
             while True:
                 if self._process.poll() is not None:
-                    raise BrokerUnavailable(
-                        f"The embedded server ended at once, with status {self._process.returncode}: {_tail(log)}"
-                    )
+                    end = _tail(log)
+                    # A server says so in its log alone; its exit code is that of any other failure.
+                    kind = _PortTaken if "Address already in use" in end else BrokerUnavailable
+                    raise kind(f"The embedded server ended at once, with status {self._process.returncode}: {end}")
                 try:
                     # Another server may have taken the port first; only the one with our process id will do.
                     if _process_id(client) == self._process.pid:

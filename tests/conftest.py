@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,6 +23,7 @@ from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
 from tests.support.cluster import Cluster, cluster
 from tests.support.eventually import eventually
+from tests.support.threads import own_threads
 
 for _name in [name for name in os.environ if name.startswith("CELERY_")]:
     del os.environ[_name]
@@ -50,20 +50,12 @@ def _as_in_a_new_process() -> None:
             one.setLevel(logging.NOTSET)
 
 
-#: Threads that live as long as their process: they send again what a commit could not, and listen to the Sentinels.
-_LASTING = ("celery-streams-resend", "celery-streams-sentinel")
-
-
-def _threads() -> set[threading.Thread]:
-    return {one for one in threading.enumerate() if one.name.startswith("celery-streams") and one.name not in _LASTING}
-
-
 @pytest.fixture(autouse=True)
 def _no_thread_outlives_its_test() -> Iterator[None]:
     """Fail a test that leaves a thread of ours: it would go on asking the Redis of the tests after it."""
-    before = _threads()
+    before = own_threads()
     yield
-    eventually(lambda: not _threads() - before, message="the threads that the test began have ended")
+    eventually(lambda: not own_threads() - before, message="the threads that the test began have ended")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

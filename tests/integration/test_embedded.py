@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from celery_streams import embedded
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis, ServerMissing, find_server
 from celery_streams.exceptions import BrokerFull, BrokerUnavailable, ConfigurationError
@@ -171,3 +173,26 @@ def test_server_of_a_package_is_found_without_importing_it(tmp_path: Path, monke
 def test_server_that_ends_at_once_says_why() -> None:
     with pytest.raises(BrokerUnavailable, match="ended at once"):
         EmbeddedRedis(args=("--no-such-option", "1")).start()
+
+
+def test_server_whose_port_somebody_takes_meanwhile_takes_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        free, first = embedded._free_port, iter([taken])
+        monkeypatch.setattr(embedded, "_free_port", lambda: next(first, None) or free())
+
+        with EmbeddedRedis() as server:
+            assert server.port != taken
+            assert server.pid is not None
+
+
+def test_server_gives_up_when_each_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        monkeypatch.setattr(embedded, "_free_port", lambda: other.getsockname()[1])
+
+        with pytest.raises(BrokerUnavailable, match="ended at once"):
+            EmbeddedRedis().start()

@@ -20,6 +20,7 @@ from celery_streams.worker.services import Services
 from tests.integration.test_presence import about
 from tests.support.eventually import eventually
 from tests.support.redis_state import delivered, make_idle, message, redis_state
+from tests.support.threads import own_threads
 
 
 class Looks:
@@ -194,10 +195,6 @@ def services(app: Celery) -> Services:
         on_handed=lambda queues: None,
         on_front=lambda: None,
     )
-
-
-def own_threads() -> set[threading.Thread]:
-    return {one for one in threading.enumerate() if one.name.startswith("celery-streams")}
 
 
 def test_services_that_were_stopped_leave_no_thread(app: Callable[..., Celery]) -> None:
