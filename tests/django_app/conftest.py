@@ -9,9 +9,19 @@ from collections.abc import Iterator
 
 import pytest
 from celery import Celery, _state
+from django.conf import settings
+from django.utils import translation
 
 from celery_streams.embedded import EmbeddedRedis
 from tests.support.django_site import PROJECT
+
+
+@pytest.fixture(autouse=True)
+def _language_of_the_settings() -> Iterator[None]:
+    """Forget the language of a test's last request, which Django leaves in the thread."""
+    yield
+    if settings.configured:
+        translation.deactivate()
 
 
 @pytest.fixture(scope="session")
