@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery.app import trace
+from celery.backends.redis import RedisBackend
 from celery.worker.strategy import logger as strategy_logger
 from kombu.serialization import prepare_accept_content
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ("Preparation", "prepare")
 
 _JSON = "application/json"
+
+#: Connections of a result backend where nothing is said, as before redis-py 8.
+_NO_BOUND = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ def prepare(app: Celery, hostname: str, streams: Streams) -> Preparation:
         if options.acks_late:
             task.acks_late = True
         make_callable(task)
+        _let_all_store_results(task.backend)
         found[name] = options
         task.__trace__ = trace.build_tracer(name, task, app.loader, hostname, app=app)
     return Preparation(
@@ -68,3 +73,17 @@ def prepare(app: Celery, hostname: str, streams: Streams) -> Preparation:
         deduplicates=app.conf.worker_deduplicate_successful_tasks,
         logs_receipt=strategy_logger.isEnabledFor(logging.INFO),
     )
+
+
+def _let_all_store_results(backend: Any) -> None:
+    """Let as many tasks as run at once store their results at once.
+
+    redis-py 8 allows a pool 100 connections where nothing is said, and the backend is one for all threads: a task whose
+    result found none would be stored as failed although it ran. What ``redis_max_connections`` or the URL says is kept.
+    """
+    if isinstance(backend, RedisBackend) and backend.connparams.get("max_connections") is None:
+        backend.connparams["max_connections"] = _NO_BOUND
+        made = backend.__dict__.get("client")
+        pool = getattr(made, "connection_pool", None)
+        if pool is not None:
+            pool.max_connections = _NO_BOUND

@@ -29,7 +29,8 @@ class Ledger:
         key = (os.getpid(), self.url)
         client = _clients.get(key)
         if client is None:
-            client = _clients[key] = redis.Redis.from_url(self.url, socket_timeout=10)
+            # No bound: redis-py 8 would stop the writer that comes while a hundred others write.
+            client = _clients[key] = redis.Redis.from_url(self.url, socket_timeout=10, max_connections=2**31)
         return client
 
     def write(self, kind: str, task_id: str | None, **fields: Any) -> float:
