@@ -47,6 +47,7 @@ __all__ = (
     "release",
     "reset_limits",
     "set_limits",
+    "some_held_lanes",
     "vacating",
 )
 
@@ -242,25 +243,27 @@ def let_go(broker: StreamBroker, queue: str) -> int:
     return count
 
 
-def held_lanes(broker: StreamBroker, queue: str, *, most: int | None = None) -> list[HeldLane]:
-    """Return the lanes of ``queue`` in which messages wait, the longest first.
+def held_lanes(broker: StreamBroker, queue: str) -> list[HeldLane]:
+    """Return the lanes of ``queue`` in which messages wait, the longest first. One round trip."""
+    return _sorted(queue, pairs(broker.client.call("HGETALL", broker.queue_keys(queue).shelf[1])))
+
+
+def some_held_lanes(broker: StreamBroker, queue: str, most: int) -> tuple[list[HeldLane], bool]:
+    """Return lanes of ``queue`` in which messages wait, the longest first, and whether there are more.
 
     Args:
-        most: look at no more than about so many lanes; they are any, where there are more. By default at all.
+        most: look at no more than about so many; they are any, where there are more.
 
-    One round trip; with ``most`` one for each thousand lanes.
+    One round trip for each thousand lanes.
     """
     lanes = broker.queue_keys(queue).shelf[1]
-    if most is None:
-        return _sorted(queue, pairs(broker.client.call("HGETALL", lanes)))
     some: dict[bytes, bytes] = {}
     cursor = b"0"
-    while len(some) < most:
+    while True:
         cursor, part = broker.client.call("HSCAN", lanes, cursor, "COUNT", min(most, 1_000))
         some.update(pairs(part))
-        if cursor == b"0":
-            break
-    return _sorted(queue, some)
+        if cursor == b"0" or len(some) >= most:
+            return _sorted(queue, some), cursor != b"0"
 
 
 def held_reasons(broker: StreamBroker, queue: str) -> dict[str, int]:

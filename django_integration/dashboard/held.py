@@ -7,7 +7,7 @@ from typing import Any
 from django.http import HttpResponse
 from django.utils.translation import gettext as _
 
-from celery_streams.lanes import HeldLane, held_lanes
+from celery_streams.lanes import HeldLane, some_held_lanes
 
 from ..permissions import hook
 from .arguments import are_hidden
@@ -31,8 +31,11 @@ def held(look: Look) -> HttpResponse:
     known = look.streams.known_queues()
     broker = look.streams.broker
     found: list[HeldLane] = []
+    cut = False
     for name in [queue] if queue else known:
-        found += held_lanes(broker, name, most=MOST)
+        lanes, more = some_held_lanes(broker, name, MOST)
+        found += lanes
+        cut = cut or more
     found.sort(key=lambda lane: (-lane.held, lane.queue, lane.name))
     rows = [_row(look, lane) for lane in found]
     kind = look.exported()
@@ -43,7 +46,7 @@ def held(look: Look) -> HttpResponse:
         "rows": shown,
         "queue": queue,
         "queues": known,
-        "looked_at": len(found) if len(found) >= MOST else 0,
+        "looked_at": len(found) if cut else 0,
         "next": look.place.url("held", queue=queue, skip=skip + PAGE) if len(rows) > skip + PAGE else "",
         "first": look.place.url("held", queue=queue) if skip else "",
         "export": {kind: look.place.url("held", queue=queue, format=kind) for kind in ("csv", "json")},

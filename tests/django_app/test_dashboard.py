@@ -757,12 +757,29 @@ def test_page_looks_at_a_bounded_number_of_lines_and_says_so(
 ) -> None:
     for number in range(600):  # Redis shows all of a small hash at once, whatever it is asked for
         hold(broker, str(number), 1)
-    monkeypatch.setattr("django_integration.dashboard.held.MOST", 100)
 
-    page = admin.get("/queues/held/", {"queue": "send_message"}).content.decode()
+    all_of_them = admin.get("/queues/held/", {"queue": "send_message"}).content.decode()
+    pages = []
+    for most in range(97, 104):  # one of them ends where what is no line was met
+        monkeypatch.setattr("django_integration.dashboard.held.MOST", most)
+        pages.append(admin.get("/queues/held/", {"queue": "send_message"}).content.decode())
 
-    assert page.count("data-cs-row") == 50
-    assert "there are more" in page
+    assert (all_of_them.count("data-cs-row"), "there are more" in all_of_them) == (50, False)
+    assert [page.count("data-cs-row") for page in pages] == [50] * 7
+    assert all("there are more" in page for page in pages)
+
+
+def test_lines_of_several_queues_that_fit_are_not_said_to_be_cut(
+    admin: Client, broker: StreamBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for queue in ("send_message", "mark_as_read"):
+        for number in range(3):
+            hold(broker, str(number), 1, queue=queue)
+    monkeypatch.setattr("django_integration.dashboard.held.MOST", 5)
+
+    page = admin.get("/queues/held/").content.decode()
+
+    assert (page.count("data-cs-row"), "there are more" in page) == (6, False)
 
 
 # -- hostile ----------------------------------------------------------------------------------------------------------
