@@ -9,6 +9,7 @@ What opens a block, and when it ends, is the matter of ``bulk`` (see ``holding``
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -40,6 +41,8 @@ __all__ = (
     "opened",
     "owner",
 )
+
+logger = logging.getLogger(__name__)
 
 #: Messages, and bytes of them, in one pipeline: Redis serves nobody else while it stores the messages of one queue.
 MAX_COUNT, MAX_BYTES = 500, 1_000_000
@@ -83,6 +86,8 @@ class Held:
     queue: str
     queued: QueuedMessage
     call: PublishCall | None = None
+    #: Has the result backend listen for the result, if anybody may still ask for it; before the message is stored.
+    listen: Callable[[], Any] | None = None
 
     def stored(self) -> None:
         """Do what the call wanted to happen when its messages are stored, if this was the last one."""
@@ -313,6 +318,7 @@ class Block:
         self._flushing = True
         try:
             while self._held:
+                _listen(self._held)
                 held, size = self._held, self._bytes
                 self._held, self._bytes = [], 0
                 fits = len(held) <= self._max_count and size <= self._max_bytes
@@ -445,6 +451,18 @@ class Block:
                 self._lost.append(part)
             else:
                 self._failed += [(held, error) for held in part.held]
+
+
+def _listen(held: list[Held]) -> None:
+    for one in held:
+        listen, one.listen = one.listen, None
+        if listen is not None:
+            try:
+                listen()
+            except Exception as exc:
+                # Any result backend's own errors. Whoever asks for these results listens then; the tasks must go out.
+                logger.warning("Nobody listens yet for the results of the tasks of a block: %s", exc, exc_info=True)
+                return
 
 
 def _parts(held: list[Held]) -> Iterator[tuple[str, list[Held]]]:

@@ -15,10 +15,11 @@ import os
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from json.encoder import encode_basestring_ascii
 from types import FunctionType
 from typing import Any, NamedTuple
+from weakref import ref
 
 from celery.app.routes import MapRoute, Router
 from celery.signals import after_task_publish, before_task_publish, task_sent
@@ -250,6 +251,11 @@ def _names(source: Any) -> Any:
     return source if isinstance(source, dict) else vars(getattr(source, "obj", source))
 
 
+def _listen(backend: Any, result: ref[Any], task_id: str) -> None:
+    if result() is not None:
+        backend.on_task_call(None, task_id)
+
+
 class _Planner:
     """The ``send_task`` of one app."""
 
@@ -332,16 +338,18 @@ class _Planner:
         argsrepr = plain_repr(args, args_size) or saferepr(args, args_size, maxlevels=levels)
         kwargsrepr = plain_repr(kwargs, kwargs_size) or saferepr(kwargs, kwargs_size, maxlevels=levels)
         message = plan.message(task_id, root_id, parent_id, argsrepr, kwargsrepr, world.origin, app.thread_oid, body)
-        if not plan.ignore_result:
-            world.backend.on_task_call(None, task_id)
         holder = streams.holder()
-        if holder is not None:
-            holder.hold(Held(plan.queue, QueuedMessage(task_id, message, 0, "")))
-            holder.call_ended()
-        else:
+        if holder is None:
+            if not plan.ignore_result:
+                world.backend.on_task_call(None, task_id)
             self._store(plan, message)
         result = (given.get("result_cls") or app.AsyncResult)(task_id)
         result.ignored = plan.ignore_result
+        if holder is not None:
+            # Most results of a block are dropped at once: to listen for each, and to stop it, is two commands.
+            listen = None if plan.ignore_result else partial(_listen, world.backend, ref(result), task_id)
+            holder.hold(Held(plan.queue, QueuedMessage(task_id, message, 0, ""), listen=listen))
+            holder.call_ended()
         if parent is not None:
             parent.add_trail(result)
         return result

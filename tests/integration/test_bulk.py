@@ -569,6 +569,68 @@ def test_result_of_a_held_task_says_so_at_once(app: MakeApp) -> None:
         result.get(timeout=0.2)
 
 
+def times_sent(client: RedisClient, command: str) -> int:
+    """Return how often a command reached the server so far."""
+    lines = client.call("INFO", "commandstats").decode().splitlines()
+    return sum(
+        int(line.partition("calls=")[2].partition(",")[0]) for line in lines if line.startswith(f"cmdstat_{command}:")
+    )
+
+
+def test_only_results_that_somebody_keeps_are_listened_for(app: MakeApp, broker: StreamBroker) -> None:
+    made = app()
+    t = with_task(made, ignore_result=False)
+    t.delay()  # which makes a plan
+    before = times_sent(broker.client, "subscribe"), times_sent(broker.client, "unsubscribe")
+
+    with bulk(made):
+        for number in range(9):
+            t.delay(number)
+        kept = [t.delay(number) for number in range(3)]
+
+    assert times_sent(broker.client, "subscribe") == before[0] + 3
+    assert times_sent(broker.client, "unsubscribe") == before[1]
+    assert arrive(made, kept)
+
+
+@pytest.mark.parametrize("bounds", [{"max_count": 2}, {"max_bytes": 1}])
+def test_results_are_listened_for_before_each_pipeline_of_a_block_is_sent(app: MakeApp, bounds: dict[str, Any]) -> None:
+    made = app()
+    t = with_task(made, ignore_result=False)
+    t.delay()
+
+    with bulk(made, **bounds):
+        kept = [t.delay(number) for number in range(5)]
+
+    assert arrive(made, kept)
+
+
+def arrive(app: Celery, results: list[Any]) -> bool:
+    """Return whether each result is heard of without asking for it."""
+    keys = {app.backend.get_key_for_task(one.id) for one in results}
+    heard: bool = keys <= app.backend.result_consumer.subscribed_to
+    for number, one in enumerate(results):
+        app.backend.store_result(one.id, number, "SUCCESS")
+    return heard and [one.get(timeout=20) for one in results] == list(range(len(results)))
+
+
+def test_messages_of_a_block_are_stored_though_the_results_are_away(
+    app: MakeApp, broker: StreamBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    no_patience = {"retry_policy": {"max_retries": 0, "interval_start": 0}}
+    with EmbeddedRedis() as results:
+        made = app(result_backend=results.url, result_backend_transport_options=no_patience)
+        t = with_task(made, ignore_result=False)
+        t.delay()
+
+    with bulk(made):
+        kept = [t.delay(number) for number in range(3)]
+
+    assert stored(broker)[-3:] == [one.id for one in kept]
+    assert "Nobody listens yet" in caplog.text
+    made.backend.result_consumer.stop()
+
+
 # -- canvas -----------------------------------------------------------------------------------------------------------
 
 
