@@ -58,8 +58,10 @@ module                 process      owns
 ``redis_errors``       all          what an error of Redis means
 ``cluster``            all          the same for a Redis Cluster: which command goes where, and what if it moved
 ``cluster_reads``      worker       reads that block over several slots of a Redis Cluster
+``cluster_listener``   all          hears what is published anywhere in a Redis Cluster; waits for a list's entries
 ``cluster_nodes``      all          the connections to each node, and which of them serves a slot
 ``cluster_results``    web, worker  Celery's result backend on a Redis Cluster
+``cluster_transport``  all          kombu's way to a Redis Cluster: remote control and events
 ``cluster_map``        all          which slot a key lies in, and which node serves it
 ``redis_url``          all          what a Redis URL means
 ``renewal``            all          when a connection makes place for a new one

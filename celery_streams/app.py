@@ -151,8 +151,11 @@ class Streams:
         """Return a client of the project's own broker, where Celery's lists are.
 
         Raises:
-            ConfigurationError: that is no Redis.
+            ConfigurationError: that is no Redis, or a Redis Cluster, which holds none of them.
         """
+        url = self._broker_url()
+        if is_cluster_url(url):
+            raise ConfigurationError(f"{safe_url(url)} is the URL of a Redis Cluster, which holds no lists of Celery's")
         return self._client(None)
 
     def new_client(self, database: int) -> RedisClient:
@@ -170,24 +173,14 @@ class Streams:
             max_age=self.conf.max_connection_age,
             **({} if own_url else _settings_behind_the_url(app_conf)),
         )
-        self._refuse_cluster_as_broker()
         return connect(own_url or self._broker_url(), options)
-
-    def _refuse_cluster_as_broker(self) -> None:
-        url = self._broker_url()
-        if is_cluster_url(url):
-            raise ConfigurationError(
-                f"{safe_url(url)}: Celery's own broker cannot be a Redis Cluster, for kombu has no transport for it: "
-                "set streams_url to this URL, and broker_url to a single server or Sentinel, which remote control and "
-                "events need"
-            )
 
     def _broker_url(self) -> str:
         # Celery's properties, not conf.get: they honour CELERY_BROKER_URL, CELERY_BROKER_WRITE_URL and -b.
         url = self.app.conf.broker_write_url or self.app.conf.broker_url or "amqp://"
         urls = _alternatives(url)
-        # Alternatives for kombu's failover; of Sentinels all are asked.
-        return ";".join(urls) if urls[0].startswith("sentinel") else urls[0]
+        # Alternatives for kombu's failover; of Sentinels, and of the nodes of a cluster, all are asked.
+        return ";".join(urls) if urls[0].startswith("sentinel") or is_cluster_url(urls[0]) else urls[0]
 
     def reload(self) -> None:
         """Forget the settings and connections, so that the next use reads them again (for tests)."""
@@ -265,7 +258,7 @@ class Streams:
             conf = self.app.conf
             urls = [conf.broker_url, conf.broker_write_url, conf.broker_read_url]
             self._places = frozenset(
-                broker_place(self.app.connection(one)) for url in urls if url for one in _alternatives(url)
+                broker_place(self.app.connection(one)) for url in urls if url for one in _brokers(url)
             )
         return self._places
 
@@ -482,6 +475,12 @@ def _settings_behind_the_url(conf: Any) -> dict[str, Any]:
 def _alternatives(url: Any) -> list[str]:
     urls = [url] if isinstance(url, str) else list(url)
     return [one for each in urls for one in str(each).split(";") if one]
+
+
+def _brokers(url: Any) -> list[str]:
+    """Return the alternatives of kombu's failover; the nodes of a cluster are one broker."""
+    found = _alternatives(url)
+    return [";".join(found)] if is_cluster_url(found[0]) else found
 
 
 def streams_of(app: Celery) -> Streams:

@@ -7,7 +7,8 @@ then, and where to look for what took its place.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import wraps
 from types import CellType
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,9 @@ from billiard import common
 from celery import _state, signals
 from celery.app.amqp import AMQP
 from celery.app.task import Context
-from kombu import serialization
+from kombu import Connection, serialization
 from kombu.messaging import Producer
+from kombu.transport import TRANSPORT_ALIASES
 from kombu.utils import json
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ __all__ = (
     "replace_in_sender",
     "set_autoretried_function",
     "success_was_stored",
+    "take_broker_urls",
     "was_cancelled",
     "was_revoked",
 )
@@ -270,6 +273,40 @@ def choose_backends(app: Any, choose: Callable[[str], Any]) -> None:
         return make() if chosen is None else chosen(app=app, url=url)
 
     app._get_backend = made
+
+
+# -- connections (kombu.connection)
+
+
+def take_broker_urls(transports: Mapping[str, str], split: Callable[[str], tuple[str, str | None, str | None]]) -> None:
+    """Have kombu's connections of this process take the URLs of these schemes as they are, for these transports.
+
+    kombu knows a transport by the part of the scheme before the ``+``, takes ``redis+cluster`` for ``redis``, with no
+    host, and what stands behind a ``;`` for another broker.
+
+    Args:
+        transports: the path of a transport's class, by scheme.
+        split: takes user and password out of a URL, so that nobody is shown them who asks where a worker is connected.
+    """
+    TRANSPORT_ALIASES.update(transports)
+    plain: Any = Connection.__init__
+    if hasattr(plain, "taken"):
+        return
+
+    @wraps(plain)
+    def init(self: Any, hostname: Any = "localhost", *args: Any, **kwargs: Any) -> None:
+        url = hostname if isinstance(hostname, str) or not hostname else ";".join(map(str, hostname))
+        scheme = str(url).partition("://")[0].lower()
+        if scheme not in init.taken:  # type: ignore[attr-defined]
+            plain(self, hostname, *args, **kwargs)
+            return
+        plain(self, None, *args, **kwargs)
+        self.transport_cls = scheme
+        self.hostname, user, password = split(url)
+        self.userid, self.password = user or self.userid, password or self.password
+
+    init.taken = frozenset(transports)  # type: ignore[attr-defined]
+    Connection.__init__ = init  # type: ignore[method-assign]
 
 
 # -- messages, results, processes (kombu, celery.backends, billiard)

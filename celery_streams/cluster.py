@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from .chance import chance
+from .cluster_listener import CHECK_EVERY, ListWait, Subscription
 from .cluster_map import Address, key_of, slot_of
 from .cluster_nodes import ClusterNodes, NodeClient
 from .cluster_reads import ClusterReads
@@ -25,7 +26,7 @@ from .exceptions import BrokerError, BrokerUnavailable, ConfigurationError, Logi
 from .redis_url import ConnectionOptions, make_pool, safe_url
 from .scripts import Behind, Script
 
-__all__ = ("ClusterClient", "connect", "is_cluster_url")
+__all__ = ("CLUSTER_SCHEMES", "ClusterClient", "connect", "is_cluster_url")
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ T = TypeVar("T")
 #: Sends commands to one node, and returns their replies; errors among them.
 _Exchange = Callable[[NodeClient, Sequence[Any]], list[Any]]
 
-_SCHEMES = {
+CLUSTER_SCHEMES = {
     "redis+cluster": "redis",
     "rediss+cluster": "rediss",
     "valkey+cluster": "redis",
@@ -47,7 +48,7 @@ _MOST_REDIRECTS = 5
 
 def is_cluster_url(url: str) -> bool:
     """Return whether a URL is one of a Redis Cluster."""
-    return url.partition("://")[0].lower() in _SCHEMES
+    return url.partition("://")[0].lower() in CLUSTER_SCHEMES
 
 
 def connect(url: str, options: ConnectionOptions | None = None) -> RedisClient:
@@ -250,6 +251,25 @@ class ClusterClient(RedisClient):
         """Return connections of their own, for reads that block: one for each slot that is read."""
         return ClusterReads(self._cluster)
 
+    # -- what is told and heard
+
+    def publish(self, channel: str, text: str | bytes) -> None:
+        """Publish to whoever listens at any node; in its order, as far as it has the same channel or hash tag.
+
+        Raises:
+            ReplyLost: it may have been published.
+            BrokerError: it was not.
+        """
+        self._cluster.publish(channel, text)
+
+    def subscription(self, *, check_every: float = CHECK_EVERY) -> Subscription:
+        """Return what hears what is published at any node, and looks every so many seconds whether it still does."""
+        return Subscription(self._cluster, check_every=check_every)
+
+    def wait_for(self, key: str) -> ListWait:
+        """Return what waits for entries of a list."""
+        return ListWait(self._cluster, key)
+
     def close(self) -> None:
         """Close the connections that are not in use."""
         for node in self._cluster.all():
@@ -272,7 +292,7 @@ def _start_nodes(url: str, options: ConnectionOptions) -> tuple[list[Address], A
     """
     first, *others = filter(None, url.split(";"))
     scheme, _, rest = first.partition("://")
-    pool = make_pool(f"{_SCHEMES[scheme.lower()]}://{rest}", options)
+    pool = make_pool(f"{CLUSTER_SCHEMES[scheme.lower()]}://{rest}", options)
     said = pool.connection_kwargs
     if said.get("db"):
         raise ConfigurationError(

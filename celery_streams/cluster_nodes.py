@@ -12,9 +12,10 @@ from typing import Any
 
 import redis
 
-from .cluster_map import Address, slot_owners
+from .chance import chance
+from .cluster_map import Address, slot_of, slot_owners
 from .connection import RedisClient
-from .exceptions import BrokerError, BrokerUnavailable, ClusterNode, SlotElsewhere
+from .exceptions import BrokerError, BrokerUnavailable, ClusterNode, ReplyLost, SlotElsewhere
 from .redis_url import ConnectionOptions
 from .scripts import Script
 
@@ -22,6 +23,9 @@ __all__ = ("ClusterNodes", "NodeClient")
 
 #: Seconds between two looks at which node serves what, however often something failed meanwhile.
 _LOOK_AGAIN = 0.25
+
+#: Seconds for which a node that was away is asked last where any node will do.
+_AVOIDED = 10.0
 
 #: What MOVED and ASK say behind their first word, which redis-py cuts off.
 _ELSEWHERE = re.compile(r"^(?:MOVED |ASK )?([0-9]+) (\S*):([0-9]+)$")
@@ -142,6 +146,41 @@ class ClusterNodes:
             node = self._nodes.setdefault(address, NodeClient(address, self._template, self._options))
         return node
 
+    def by_trust(self) -> list[NodeClient]:
+        """Return the clients of all masters in any order, but those last that were away just now.
+
+        Raises:
+            BrokerUnavailable: no node of the cluster can be reached.
+        """
+        found = self.masters()
+        return _trusted_first(chance.sample(found, len(found)))
+
+    def publish(self, channel: str, text: str | bytes) -> None:
+        """Publish at the node of the channel's slot, so that what is published there is heard in its order.
+
+        Where that one is away another node takes it, the same for all who publish. Those who listen hear it anyway.
+
+        Raises:
+            ReplyLost: it may have been published.
+            BrokerError: it was not.
+        """
+        try:
+            owner = self.of(slot_of(channel))
+        except BrokerUnavailable:
+            owner = None
+        error: BrokerError | None = None
+        for node in _trusted_first(sorted(self.masters(), key=lambda node: (node is not owner, node.address))):
+            reply = node.attempt([("PUBLISH", channel, text)])[0]
+            if not isinstance(reply, BrokerError):
+                return
+            if not isinstance(reply, BrokerUnavailable):
+                raise reply
+            self.doubt(node)
+            if isinstance(reply, ReplyLost):
+                raise reply
+            error = error or reply
+        raise error or BrokerUnavailable(f"The cluster at {self._shown} is not ready: no slot is served")
+
     def doubt(self, node: NodeClient) -> None:
         """Ask who serves what before the next command: ``node`` is away, or does not serve."""
         self._is_stale = True
@@ -180,3 +219,9 @@ class ClusterNodes:
             return
         if error is not None and not self._owners:
             raise error
+
+
+def _trusted_first(nodes: Sequence[NodeClient]) -> list[NodeClient]:
+    """Return the clients in their order, but those last that were away just now."""
+    recently = time.monotonic() - _AVOIDED
+    return sorted(nodes, key=lambda node: max(node.away_at, recently))

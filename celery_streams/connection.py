@@ -484,6 +484,14 @@ class BlockingConnection:
         sock = self._connection._sock
         return -1 if sock is None else int(sock.fileno())
 
+    def never_ping(self) -> None:
+        """Send no PING before a command (``health_check_interval``): a subscription has no answer of its own to it."""
+        self._connection.health_check_interval = 0
+
+    def hasten(self, seconds: float) -> None:
+        """Wait at most ``seconds`` for a connection and for each reply from now on."""
+        hasten(self._connection, seconds)
+
     def close(self) -> None:
         """Close the connection; the next :meth:`send` opens it again."""
         self._connection.disconnect()

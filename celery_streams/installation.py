@@ -1,6 +1,7 @@
 """Installation: how a Celery app comes to publish the messages of chosen queues to streams.
 
-:func:`install` touches ``app.amqp``, ``app.control`` and ``app.conf``, never ``app.tasks``, and connects to nothing.
+:func:`install` touches ``app.amqp``, ``app.control`` and ``app.conf``, never ``app.tasks``, and connects to nothing. It
+also teaches kombu the URLs of a Redis Cluster, and so do the commands.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ from . import celery_private
 from .aliases import answer_for_duplicates
 from .amqp import OUR_AMQP, STOCK_AMQP, adopt
 from .app import streams_of
-from .cluster import is_cluster_url
+from .cluster import CLUSTER_SCHEMES, is_cluster_url
 from .exceptions import ConfigurationError
 from .holding import publish_groups_in_bulk
 from .pausing import OUR_CONTROL, STOCK_CONTROL, adopt_control
 from .plans import publish_by_plans
+from .redis_url import without_login
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("install", "is_installed")
+__all__ = ("connect_to_clusters", "install", "is_installed")
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ def install(app: Celery | None = None, *, queues: Any = None, enabled: Any = Non
 
     Returns the app.
     """
+    connect_to_clusters()
     if app is None:
         app = celery_private.real_app(current_app)
     changes: dict[str, Any] = {}
@@ -80,6 +83,15 @@ def install(app: Celery | None = None, *, queues: Any = None, enabled: Any = Non
         app.conf.update(changes)
         streams_of(app).reload()
     return app
+
+
+def connect_to_clusters() -> None:
+    """Have kombu's connections of this process, of any app, take ``redis+cluster://`` for our transport.
+
+    It is imported when the first of them connects.
+    """
+    path = "celery_streams.cluster_transport:Transport"
+    celery_private.take_broker_urls(dict.fromkeys(CLUSTER_SCHEMES, path), without_login)
 
 
 def _backend_for(url: str) -> Any:

@@ -153,9 +153,8 @@ def translated(exc: Exception, sent: str | Script, *, shown: str, database: bool
 def no_cluster(shown: str, said: str) -> str:
     """Return what to do about a server that says it is a node of a Redis Cluster."""
     return (
-        f"Redis at {shown} is a node of a Redis Cluster ({said}): set streams_url to "
-        "redis+cluster://HOST:PORT (rediss+cluster:// with TLS), and keep Celery's own broker on a single server "
-        "or Sentinel"
+        f"Redis at {shown} is a node of a Redis Cluster ({said}): set broker_url, or streams_url, to "
+        "redis+cluster://HOST:PORT (rediss+cluster:// with TLS)"
     )
 
 

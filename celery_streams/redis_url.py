@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlsplit
 
 import redis
 import redis.sentinel
@@ -20,7 +20,7 @@ from redis.retry import Retry
 
 from .exceptions import ConfigurationError
 
-__all__ = ("SOCKET_TIMEOUT", "ConnectionOptions", "make_pool", "place", "safe_url")
+__all__ = ("SOCKET_TIMEOUT", "ConnectionOptions", "make_pool", "place", "safe_url", "with_login", "without_login")
 
 #: Seconds that a command other than a blocking read may take. redis-py 8 has 5 by default; older ones wait for ever.
 SOCKET_TIMEOUT = 5.0
@@ -66,6 +66,30 @@ def safe_url(url: str) -> str:
     )
 
 
+#: The user and password of a URL, before its host; and as arguments of its query.
+_LOGIN = re.compile(r"(?<=://)([^/?#;]*)@")
+_LOGIN_ARGUMENT = re.compile(r"(?<=[?&])(username|password)=([^&#;]*)(?:&|$|(?=[#;]))")
+
+
+def without_login(url: str) -> tuple[str, str | None, str | None]:
+    """Return a URL without user and password, and both, as far as it names them."""
+    said = _LOGIN.search(url)
+    user, _, password = said[1].partition(":") if said else ("", "", "")
+    arguments = {name: unquote(value) for name, value in _LOGIN_ARGUMENT.findall(url)}
+    rest = _LOGIN_ARGUMENT.sub("", _LOGIN.sub("", url))
+    rest = re.sub(r"[?&](?=$|[#;])", "", rest)
+    user, password = arguments.get("username") or unquote(user), arguments.get("password") or unquote(password)
+    return rest, user or None, password or None
+
+
+def with_login(url: str, user: str | None, password: str | None) -> str:
+    """Return a URL with this user and password before its first host."""
+    scheme, _, rest = url.partition("://")
+    secret = "" if password is None else f":{quote(password, safe='*')}"
+    login = f"{quote(user or '', safe='')}{secret}"
+    return f"{scheme}://{login}@{rest}" if login else url
+
+
 def place(url: str, *, default_database: int | str = 0) -> tuple[str, int, str]:
     """Return what tells Redis databases apart: host or socket, port, number; of several Sentinels, by the first.
 
@@ -107,8 +131,8 @@ def make_pool(url: str, options: ConnectionOptions) -> Any:
     scheme = url.partition("://")[0].lower()
     if scheme in ("redis+cluster", "rediss+cluster"):
         raise ConfigurationError(
-            f"{safe_url(url)} is the URL of a Redis Cluster, which only streams_url and result_backend can be; use a "
-            "single server, Sentinel or a Unix socket here"
+            f"{safe_url(url)} is the URL of a Redis Cluster, as broker_url, streams_url and result_backend can be; "
+            "use a single server, Sentinel or a Unix socket here"
         )
     if scheme != "sentinel" and scheme not in _SCHEMES:
         raise ConfigurationError(

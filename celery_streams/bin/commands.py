@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..installation import connect_to_clusters
 from .adopt import adopt
 from .alerts import alerts
 from .dead import dead
@@ -81,5 +82,6 @@ for _command, _text in _IN_SHORT.items():
 for _command in COMMANDS:
     streams.add_command(_command)
 
-# Before the project is loaded: `celery -A proj call` imports nothing else of ours.
+# Before the project is loaded: `celery -A proj call` imports nothing else of ours, `celery -b URL flower` no project.
 follow_apps()
+connect_to_clusters()

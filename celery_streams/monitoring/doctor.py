@@ -152,7 +152,7 @@ def _lists(streams: Streams) -> tuple[RedisClient | None, list[Finding]]:
         _first_contact(client)
     except ConfigurationError as exc:
         text = f"Celery's own queues cannot be read: {exc}"
-        return None, [Finding("lists", "info", text, "The broker is not Redis.", "Nothing.")]
+        return None, [Finding("lists", "info", text, "The broker is not Redis, or is a Redis Cluster.", "Nothing.")]
     except BrokerError as exc:
         return None, [
             Finding(

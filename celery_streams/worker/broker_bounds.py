@@ -50,6 +50,9 @@ def bound_open_connection(connection: Any, seconds: float) -> None:
     """Wait at most ``seconds`` for each answer on a kombu connection that is open, and on what its channels open."""
     if connection.transport.driver_type != "redis":
         return
+    if hasattr(connection.transport, "hasten"):  # ours, for a Redis Cluster
+        connection.transport.hasten(seconds)
+        return
     for channel in list(connection.transport.channels or ()):
         # What the channel has already: its properties would connect to a broker that may be silent.
         clients = [vars(channel)[name] for name in ("client", "subclient") if name in vars(channel)]

@@ -28,9 +28,10 @@ class Mingle(CeleryMingle):  # type: ignore[misc]
 def _nobody_listens(connection: Any) -> bool:
     """Return whether no client of Celery's broker has subscribed to a pattern, as kombu does for each worker.
 
-    False where that cannot be known: on other transports, and for a user who may not ask (PUBSUB NUMPAT).
+    False where that cannot be known: on other transports, ours for a Redis Cluster among them, whose nodes each know of
+    their own clients only, and for a user who may not ask (PUBSUB NUMPAT).
     """
-    if connection.transport.driver_type != "redis":
+    if connection.transport.driver_name != "redis":
         return False
     try:
         return bool(connection.default_channel.client.pubsub_numpat() == 0)

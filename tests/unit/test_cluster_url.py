@@ -37,14 +37,27 @@ def test_other_urls_lead_to_a_single_server() -> None:
     assert type(connect("redis://one:6379/3")) is RedisClient
 
 
-@pytest.mark.parametrize("streams_url", [None, "redis+cluster://one:7000"])
-def test_cluster_as_the_broker_is_refused_with_the_setting_to_use(streams_url: str | None) -> None:
-    app = Celery("cluster", broker="redis+cluster://one:7000", set_as_current=False)
-    app.conf.streams_url = streams_url
+def test_streams_lie_where_the_broker_is_unless_another_url_is_set() -> None:
+    app = Celery("cluster", broker="redis+cluster://one:7000;two:7001", set_as_current=False)
     celery_streams.install(app)
 
-    with pytest.raises(ConfigurationError, match="set streams_url to this URL"):
-        celery_streams.streams_of(app).new_broker()
+    client = celery_streams.streams_of(app).new_broker().client
+
+    assert isinstance(client, ClusterClient)
+    assert client._cluster.starts == [("one", 7000), ("two", 7001)]
+    app.conf.streams_url = "redis://elsewhere"
+    celery_streams.streams_of(app).reload()
+    assert type(celery_streams.streams_of(app).new_broker().client) is RedisClient
+
+
+def test_cluster_holds_none_of_celerys_lists() -> None:
+    app = Celery("cluster", broker="redis+cluster://me:secret@one:7000", set_as_current=False)
+    celery_streams.install(app)
+
+    with pytest.raises(ConfigurationError, match="holds no lists") as caught:
+        celery_streams.streams_of(app).new_list_client()
+
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

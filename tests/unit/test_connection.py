@@ -94,8 +94,8 @@ def test_sentinel_master_may_stand_in_the_url() -> None:
         ("redis://cache?no_such_option=1", "bad connection options"),
         ("sentinel://one:26379", "master_name"),
         ("sentinel://one:port/0?master_name=main", "is not a"),
-        ("redis+cluster://cache", "only streams_url and result_backend can be"),
-        ("rediss+cluster://cache", "only streams_url and result_backend can be"),
+        ("redis+cluster://cache", "as broker_url, streams_url and result_backend can be"),
+        ("rediss+cluster://cache", "as broker_url, streams_url and result_backend can be"),
     ],
 )
 def test_bad_url_is_one_clear_line(url: str, complaint: str) -> None:
