@@ -124,6 +124,49 @@ def test_an_unexpected_dead_letter_fails() -> None:
     assert _failed(verdict) == {"Q", "M"}
 
 
+def _killed_again_and_again(times: int, *, retries: int = 0) -> tuple[list[Run], list[FaultRecord]]:
+    """Return runs that a kill of their process ended, each of them, one after the other."""
+    starts = [10.0 + 4 * number for number in range(times)]
+    runs = [
+        _run(start=at, end=None, pid=number, retries=retries, redelivered=number > 0)
+        for number, at in enumerate(starts)
+    ]
+    return runs, [replace(KILL, at=at + 3, until=at + 3, pids=frozenset((pid,))) for pid, at in enumerate(starts)]
+
+
+@pytest.mark.parametrize("dead", [None, "failed"], ids=["meant to end", "meant to fail"])
+def test_a_task_that_faults_killed_as_often_as_the_limit_allows_may_be_a_dead_letter(dead: str | None) -> None:
+    crashed = FinalState(dead=1, letters=(("a", "crashed"),))
+    five, kills = _killed_again_and_again(5)
+    four, fewer_kills = _killed_again_and_again(4)
+
+    assert _judge([_submission(dead=dead)], five, *kills, state=crashed).ok
+    verdict = _judge([_submission(dead=dead)], four, *fewer_kills, state=crashed)
+
+    assert "Q" in _failed(verdict)
+    assert "a crashed, started 4 times" in verdict.check("Q").text
+    assert "Q" not in _failed(_judge([_submission(dead=dead)], four, *fewer_kills, state=crashed, delivery_limit=4))
+
+
+def test_only_starts_of_the_same_message_are_counted_against_the_limit() -> None:
+    crashed = FinalState(dead=1, letters=(("a", "crashed"),))
+    first, kills = _killed_again_and_again(2)
+    retried, more_kills = _killed_again_and_again(3, retries=1)
+
+    verdict = _judge([_submission(retries=1)], [*first, *retried], *kills, *more_kills, state=crashed)
+
+    assert {"Q", "M"} <= _failed(verdict)
+    assert "a crashed, started 3 times" in verdict.check("Q").text
+
+
+def test_a_task_that_was_killed_often_is_dead_for_no_other_reason() -> None:
+    runs, kills = _killed_again_and_again(5)
+
+    verdict = _judge([_submission()], runs, *kills, state=FinalState(dead=1, letters=(("a", "failed"),)))
+
+    assert {"Q", "M"} <= _failed(verdict)
+
+
 def test_a_dead_letter_that_is_there_twice_fails() -> None:
     letters = (("a", "failed"), ("a", "failed"))
     verdict = _judge([_submission(dead="failed")], [_run()], state=FinalState(dead=2, letters=letters))
