@@ -157,8 +157,20 @@ class StreamsPool(BasePool):  # type: ignore[misc]
     def on_hard(self, exceeded: Sequence[tuple[Restrictable, Snapshot]]) -> None:
         """End the tasks whose hard time limit is over (called by the services thread)."""
 
-    def work_meanwhile(self) -> None:
-        """The main thread waits for Celery's broker: run tasks in it, if it is the one that runs them."""
+    def work_meanwhile(self, ended: threading.Event) -> None:
+        """Do for a moment what the event loop would do: the main thread waits for Celery's broker, until ``ended``.
+
+        :meth:`wake` ends the moment.
+        """
+        if self.options.get("threads") is True:
+            ended.wait(_CHORES)  # the chores have a thread, which reads the mailbox
+            return
+        self.wait_for_work(_CHORES)
+        self.mailbox.guarded(self.chores)
+
+    def wake(self) -> None:
+        """End the wait of the main thread in :meth:`work_meanwhile` (from any thread)."""
+        self.mailbox.post(lambda: None)
 
     def reaches(self, task: Any) -> bool:
         """Return whether the limits that the pool enforces reach this task; all but the plain ones of asyncio."""

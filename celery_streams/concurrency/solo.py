@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -24,6 +25,7 @@ from celery.worker import state as worker_state
 
 from ..entries import Delivery, StreamRef
 from ..exceptions import BrokerError
+from ..poll import readable
 from ..worker.child import ACK_DELAY, LEAVING, consumer_name
 from ..worker.hand_back import Restrictable
 from ..worker.pace import Pace
@@ -38,8 +40,9 @@ logger = logging.getLogger(__name__)
 #: Seconds of tasks between two rounds of the event loop (remote control, events).
 _ROUND = 0.05
 
-#: Seconds of tasks between two tries to reach Celery's broker.
-_MEANWHILE = 5.0
+#: Seconds for which the main thread waits for a message at most, and between two rounds of chores, while a thread waits
+#: for Celery's broker.
+_MEANWHILE = 0.5
 
 
 def _must_stop() -> bool:
@@ -65,6 +68,8 @@ class TaskPool(StreamsPool):
         self._scheduled = False
         self._next_in, self._next_out = os.pipe()
         self._at_work = 0
+        #: When the chores are to be done next while the main thread waits for Celery's broker (monotonic seconds).
+        self._chores_at = 0.0
         signals.worker_process_init.send(sender=self.hostname)
 
     def holders(self) -> Sequence[Restrictable]:
@@ -175,14 +180,11 @@ class TaskPool(StreamsPool):
         if self._run_some():
             self._schedule()
             return
-        try:
-            self._watched = self._reader.arm()
-        except BrokerError as exc:
-            self._reader.recover_from(exc)
+        self._arm()
+        if not self._watched:
             self._schedule()
-        else:
-            for descriptor in self._watched:
-                self._hub.add_reader(descriptor, self.mailbox.guarded, self._finish_read)
+        for descriptor in self._watched:
+            self._hub.add_reader(descriptor, self.mailbox.guarded, self._finish_read)
 
     def _run_some(self) -> bool:
         """Run batches for :data:`_ROUND`, and acknowledge them; returns whether there may be more."""
@@ -197,26 +199,44 @@ class TaskPool(StreamsPool):
         self._flush()
         return found
 
-    def work_meanwhile(self) -> None:
-        """Run what there is, for :data:`_MEANWHILE` at most: what the main thread waits for is not Redis."""
+    def work_meanwhile(self, ended: threading.Event) -> None:
+        """Run what there is, for a moment, or wait for it."""
         if self._reader is None or not self._reader.streams or self._state != self.RUN or self._at_work:
+            super().work_meanwhile(ended)
             return
-        ends = time.monotonic() + _MEANWHILE
         if self._watched:
-            self._reader.disarm()
-            self._finish_read()
-        while time.monotonic() < ends and not _must_stop():
+            self.wait_for_work(_MEANWHILE)
+            if self._reader.due():
+                self._finish_read()
+        else:
             with self._working():
-                if not self._run_some():
-                    return
+                found = self._run_some()
+            if not found:
+                self._arm()
+        if time.monotonic() >= self._chores_at:
+            self._chores_at = time.monotonic() + _MEANWHILE
+            self.mailbox.guarded(self.chores)
+
+    def wait_for_work(self, timeout: float) -> None:
+        """Wait until something was posted, or the read that waits for a message has brought something."""
+        readable([self.mailbox.descriptor, *self._watched], timeout=timeout)
+
+    def _arm(self) -> None:
+        """Send a read that waits for the next message."""
+        assert self._reader is not None
+        try:
+            self._watched = self._reader.arm()
+        except BrokerError as exc:
+            self._reader.recover_from(exc)
 
     def _finish_read(self) -> None:
         assert self._reader is not None
         assert self._runner is not None
         if not self._watched:
             return
-        for descriptor in self._watched:
-            self._hub.remove(descriptor)
+        if self._hub is not None:
+            for descriptor in self._watched:
+                self._hub.remove(descriptor)
         self._watched = ()
         with self._working():
             try:

@@ -8,6 +8,8 @@ module               process  owns
 ``program``          parent   Celery's worker program with our banner lines and start-up checks
 ``consumer``         parent   Celery's Consumer, with the Tasks step replaced
 ``broker_bounds``    parent   time-outs for the connections to Celery's own broker
+``broker_wait``      parent   waits for Celery's broker beside the main thread
+``replies``          parent   sends the answers to remote control, in a thread nobody waits for
 ``neighbours``       parent   whether a worker that starts waits for the answers of others
 ``control``          parent   remote control: answers, and passes changes on to children
 ``patterns``         parent   shell patterns among the queues of ``-Q``

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from celery import bootsteps, signals
 from celery.utils.graph import DependencyGraph
@@ -26,6 +27,7 @@ from celery.worker.consumer.gossip import Gossip
 from celery.worker.consumer.heart import Heart as CeleryHeart
 from celery.worker.consumer.mingle import Mingle as CeleryMingle
 from celery.worker.consumer.tasks import Tasks as CeleryTasks
+from celery.worker.state import maybe_shutdown
 from kombu.common import QoS
 from kombu.exceptions import LimitExceeded
 
@@ -34,6 +36,7 @@ from ..app import streams_of
 from ..exceptions import BrokerError
 from . import revoked_stamps
 from .broker_bounds import bound_open_connection, close_unused
+from .broker_wait import wait_beside
 from .control import Pidbox
 from .events import BackgroundEvents
 from .neighbours import Mingle
@@ -43,14 +46,23 @@ __all__ = ("Consumer", "Control", "StreamTasks", "TaskConsumer")
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: Seconds until Celery's connection is tried again after Redis refused what kombu does first.
 _REFUSED_PAUSE = 1.0
 
 #: Seconds from its start after which a worker closes the connections that Celery's steps have left behind, and again.
 _SETTLED = (5.0, 25.0)
 
+#: Seconds that the event loop waits for each of them: it reads what has arrived. What breaks is made anew, patiently,
+#: beside the main thread.
+_IN_LOOP = 1.0
+
 #: Seconds that each answer of Celery's broker is waited for while the worker stops.
 _LEAVING = 1.0
+
+#: Seconds that each of them is waited for while a connection that broke is closed.
+_LETTING_GO = 0.1
 
 
 class TaskConsumer:
@@ -324,6 +336,8 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         if self.hub is not None:
             for callback in tuple(self.hub.on_tick):
                 callback()
+            # redis-py connects again in the middle of a read, to a broker that may be silent now.
+            bound_open_connection(self.connection, _IN_LOOP)
         super().on_ready()
 
     def renew_connection(self) -> None:
@@ -367,24 +381,41 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             time.sleep(_REFUSED_PAUSE)
 
     def ensure_connected(self, conn: Any) -> Any:
-        """Connect to Celery's broker, again and again; the pool whose tasks run in this thread runs them meanwhile."""
+        """Connect to Celery's broker, again and again, in a thread; the main thread does its other work meanwhile."""
         ensure = conn.ensure_connection
 
         def ensure_connection(
             errback: Any = None, max_retries: Any = None, callback: Any = None, **options: Any
         ) -> Any:
-            def between_two_tries() -> None:
-                if callback is not None:
-                    callback()
-                self.pool.work_meanwhile()
-
-            return ensure(errback, max_retries, callback=between_two_tries, **options)
+            return self.beside_work(
+                lambda look: ensure(errback, max_retries, callback=look, **options), look=callback or (lambda: None)
+            )
 
         conn.ensure_connection = ensure_connection
         try:
             return super().ensure_connected(conn)
         finally:
             del conn.ensure_connection
+
+    def beside_work(self, work: Callable[[Callable[[], None]], T], *, look: Callable[[], None] = maybe_shutdown) -> T:
+        """Have a thread do ``work``, which waits for Celery's broker, and return what it returns.
+
+        Args:
+            work: see :func:`.broker_wait.wait_beside`.
+            look: called in this thread now and then; it raises when the worker is to end.
+        """
+
+        def meanwhile(ended: threading.Event) -> None:
+            look()
+            self.pool.work_meanwhile(ended)
+
+        return wait_beside(work, meanwhile=meanwhile, on_end=self.pool.wake)
+
+    def on_connection_error_after_connected(self, exc: BaseException) -> None:
+        """Let go of a connection that broke, at once: the broker may be silent, and nothing it could say matters."""
+        if self.connection is not None:
+            bound_open_connection(self.connection, _LETTING_GO)
+        super().on_connection_error_after_connected(exc)
 
     def tell_events(self) -> None:
         """Tell the children whether task events are wanted (``-E``, ``enable_events``)."""

@@ -20,6 +20,7 @@ from ..exceptions import BrokerError
 from ..pausing import LOOK
 from ..revocations import revoke, revoke_stamps
 from . import revoked_stamps
+from .replies import Replies
 from .requests import build_request
 
 __all__ = ("Pidbox",)
@@ -48,6 +49,13 @@ class Pidbox(pidbox.Pidbox):  # type: ignore[misc]
         # Called for commands that are addressed to this worker only, and before the answer is sent.
         self._celery_handle = self.node.handle
         self.node.handle = self._handle
+        self._replies = Replies(c.app)
+        self.node.reply = self._replies.send
+
+    def shutdown(self, c: Any) -> None:
+        """Hear no more commands; the last answers are sent."""
+        self._replies.close()
+        super().shutdown(c)
 
     def _handle(self, method: str, arguments: dict[str, Any] | None = None) -> Any:
         """Carry out one command."""

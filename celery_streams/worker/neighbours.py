@@ -21,8 +21,9 @@ class Mingle(CeleryMingle):  # type: ignore[misc]
     name = CeleryMingle.name
 
     def send_hello(self, c: Any) -> Any:
-        """Ask the other workers; return what they answered, by node name."""
-        return {} if _nobody_listens(c.connection) else super().send_hello(c)
+        """Ask the other workers, in a thread, for the broker may be silent; return what they answered, by node name."""
+        ask = super().send_hello
+        return c.beside_work(lambda look: {} if _nobody_listens(c.connection) else ask(c))
 
 
 def _nobody_listens(connection: Any) -> bool:
