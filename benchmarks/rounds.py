@@ -27,8 +27,8 @@ __all__ = ("Options", "Results", "run")
 #: How many times the backlog a system gets: the faster ones would be done before they can be watched.
 _FACTORS = {STOCK: 1, STREAMS: 8, TRACED: 10, BARE: 15}
 
-#: Seconds that idle workers settle before they are watched.
-_SETTLE = 4.0
+#: Seconds that idle workers settle before they are watched: one of ours counts on its turns after half a minute.
+_SETTLE = 45.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Options:
     #: Calls of ``delay().get()``.
     calls: int = 100
     #: Seconds that idle workers are watched.
-    idle_seconds: float = 20.0
+    idle_seconds: float = 60.0
     only: Collection[str] = measures.MEASURES
     #: Other task queues beside ours.
     peers: tuple[System, ...] = ()
