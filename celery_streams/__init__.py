@@ -33,6 +33,8 @@ module                 process      owns
 ``conf``               all          the ``streams_*`` settings
 ``setting_values``     all          what a setting may say
 ``queue_choice``       all          which queues are on streams
+``partitions``         all          the names under which one queue lies in several slots, and which key belongs where
+``placing``            web, worker  by which key a message belongs to a partition of its queue
 ``spelling``           all          the known name that somebody may have meant
 ``message``            all          Celery's protocol <-> a stream entry
 ``compact``            all          what goes without saying in a message

@@ -80,6 +80,7 @@ class StreamsProducer(KombuProducer):
             mark = marks.track_mark(headers.get("task"), conf)
             if mark is not None:
                 kwargs["headers"] = {**headers, TRACK_HEADER: mark}
+        queues = tuple(self.streams.marks.place(queue, headers or {}, body, self.streams.conf) for queue in queues)
         retry, policy = kwargs.pop("retry", False), kwargs.pop("retry_policy", None) or {}
         kwargs[_MARK] = (queues, uuid4().hex, bool(retry), policy)
         kwargs["declare"] = []  # kombu appends to it

@@ -29,11 +29,15 @@ from .duplicates import publish_or_find, tell
 from .exceptions import BrokerError, CeleryStreamsError, ConfigurationError, DuplicateTask
 from .header_marks import HeaderMarks
 from .inspect import known_queues as used_queues
+from .limits import limits_of
 from .locks import HEADER, Lock
 from .message import Message, encode
+from .partitions import is_partition, queue_of
+from .placing import decider
 from .printable import guard_loggers
 from .published import CountingBroker
 from .redis_url import ConnectionOptions, safe_url
+from .unique import unique_of
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -134,7 +138,8 @@ class Streams:
 
     def _new_broker(self, make: Callable[..., StreamBroker], *, timeout: float | None = None) -> StreamBroker:
         client = self._client(self.conf.url, timeout=timeout)
-        return make(client, prefix=self.conf.key_prefix, steps=self.conf.priority_steps)
+        conf = self.conf
+        return make(client, prefix=conf.key_prefix, steps=conf.priority_steps, spread=conf.partitions)
 
     def count_published(self, counted: Callable[..., None]) -> None:
         """Call ``counted(queue, count, to_stream=...)`` for what this process publishes, instead of who did before."""
@@ -218,11 +223,16 @@ class Streams:
         """Return the stream queues of a message with this exchange and routing key; none leaves it to kombu.
 
         Raises:
-            ConfigurationError: the message belongs to several queues, on streams and on lists.
+            ConfigurationError: the message belongs to several queues, on streams and on lists; or to a partition.
         """
         if not self.enabled():
             return ()
         found = self._bindings.find(_name(exchange), routing_key or "")
+        for queue in found:
+            if is_partition(queue):
+                raise ConfigurationError(
+                    f"{queue!r} is the name of a partition of queue {queue_of(queue)!r}; publish to the queue"
+                )
         if len(found) > 1:
             chosen = [queue for queue in found if self.on_streams(queue)]
             if 0 < len(chosen) < len(found):
@@ -231,6 +241,27 @@ class Streams:
                     f"at once; streams_queues names only {', '.join(chosen)} of these: name all of them, or none"
                 )
         return found if found and self.conf.queues.draw(found[0]) else ()
+
+    def check_partitions(self, task: Any, *, run_time: Mapping[str, Any] | None = None) -> None:
+        """Check that a task may be where its options and routes send it, with limits that are set at run time, if any.
+
+        Raises:
+            ConfigurationError: its queue has partitions, and it has a limit over all of them, or several keys.
+        """
+        if not self.conf.partitions:
+            return
+        queue = getattr(task, "queue", None)
+        if queue is None:
+            try:
+                queue = self.app.amqp.router.route({}, task.name, task_type=task).get("queue")
+            except Exception as exc:  # noqa: BLE001  (a project's router may want arguments; a publish has some)
+                logger.debug("The queue of task %s is not known before it is published: %r", task.name, exc)
+                return
+        queue = str(getattr(queue, "name", queue))
+        count = self.conf.partitions.get(queue)
+        if count is not None and self.on_streams(queue):
+            setting = self.conf.limits.get(task.name, {})
+            decider(task, limits_of(task, setting, run_time), unique_of(task, setting), queue, count)
 
     def listed(self, exchange: Any, routing_key: str | None) -> None:
         """Say that a task went to the lists of the queues that are bound so."""
@@ -271,7 +302,7 @@ class Streams:
         wanted = conf.task_publish_retry if retry is None else retry
         return Block(
             self.broker,
-            max_length=self.conf.max_length,
+            max_length=self.conf.max_length_of,
             retry_policy=policy if wanted else None,
             on_duplicate=self._on_duplicate,
             **bounds,
@@ -325,6 +356,7 @@ class Streams:
         What its ``call`` shall hold is held.
 
         Args:
+            queue: the queue, or the partition of one.
             token: the same for each attempt at the same publish. A delayed message is stored once for each, however
                 often its reply was lost; its task id would not do, for two messages may have the same one.
 
@@ -352,7 +384,7 @@ class Streams:
             try:
                 self._store(queue, message, headers, due_ms=due_ms, member=member, token=token)
             except BrokerError as exc:
-                raise exc.of_publish(queue) from exc
+                raise exc.of_publish(queue_of(queue)) from exc
 
     def _store(
         self, queue: str, message: Message, headers: Mapping[str, Any], *, due_ms: int, member: str, token: str
@@ -367,14 +399,14 @@ class Streams:
                 token=token,
                 due_ms=due_ms,
                 member=member,
-                max_length=self.conf.max_length,
+                max_length=self.conf.max_length_of(queue),
                 replaces=unique is not None and unique.replaces,
             )
             self.broker.stored(queue, 1)
         elif due_ms:
-            self.broker.delay(queue, message, due_ms=due_ms, member=member, max_length=self.conf.max_length)
+            self.broker.delay(queue, message, due_ms=due_ms, member=member, max_length=self.conf.max_length_of(queue))
         else:
-            self.broker.publish(queue, message, max_length=self.conf.max_length)
+            self.broker.publish(queue, message, max_length=self.conf.max_length_of(queue))
 
     def _on_duplicate(self, held: Held, error: DuplicateTask) -> CeleryStreamsError | None:
         """Deal with a held message that was not stored: its caller gets the result of the first, or an error."""
@@ -398,13 +430,13 @@ class Streams:
                     token=uuid4().hex,
                     due_ms=queued.due_ms,
                     member=queued.member,
-                    max_length=self.conf.max_length,
+                    max_length=self.conf.max_length_of(held.queue),
                     replaces=replaces,
                 )
             except DuplicateTask as exc:
                 duplicate = exc
             except BrokerError as exc:
-                return exc.of_publish(held.queue)
+                return exc.of_publish(queue_of(held.queue))
             else:
                 held.stored()
                 return None

@@ -12,8 +12,9 @@ from typing import Any
 
 from . import keys, notes, scripts
 from .broker import StreamBroker
-from .exceptions import BrokerError, BrokerFull, CeleryStreamsError, DuplicateTask, QueueFull
+from .exceptions import BrokerError, BrokerFull, CeleryStreamsError, DuplicateTask
 from .message import Message, pack
+from .partitions import queue_of
 from .redis_errors import is_full
 
 __all__ = ("BLOCK_MS", "MESSAGE_WORDS", "MessageBlock", "QueuedMessage", "publish_blocks")
@@ -54,10 +55,12 @@ class MessageBlock:
     messages: Sequence[QueuedMessage]
     #: The mark holds the ids of messages, of whatever block; else it stands for this very block.
     by_ids: bool = False
+    #: Messages that the queue may hold; None is no bound.
+    max_length: int | None = None
 
 
 def publish_blocks(
-    broker: StreamBroker, blocks: Sequence[MessageBlock], *, max_length: int | None = None
+    broker: StreamBroker, blocks: Sequence[MessageBlock]
 ) -> list[list[tuple[int, CeleryStreamsError]] | BrokerError]:
     """Store blocks of messages in one pipeline, each block in one atomic step and in its order.
 
@@ -69,15 +72,17 @@ def publish_blocks(
     new = [queue for queue in {block.queue for block in blocks} if broker.is_new(queue)]
     if new:
         commands += [("SADD", keys.queues(broker.prefix), queue) for queue in new]
-    commands += [_block_command(broker, block, max_length or 0) for block in blocks]
+    commands += [_block_command(broker, block) for block in blocks]
     replies = broker.client.attempt(commands)
     for queue in new:
-        if not isinstance(replies.pop(0), BrokerError):
-            broker.introduced(queue)
-    return [_block_outcome(block, reply, max_length) for block, reply in zip(blocks, replies, strict=True)]
+        added = replies.pop(0)
+        if not isinstance(added, BrokerError):
+            broker.introduced(queue, added=bool(added))
+    return [_block_outcome(broker, block, reply) for block, reply in zip(blocks, replies, strict=True)]
 
 
-def _block_command(broker: StreamBroker, block: MessageBlock, bound: int) -> tuple[Any, ...]:
+def _block_command(broker: StreamBroker, block: MessageBlock) -> tuple[Any, ...]:
+    bound = block.max_length or 0
     names = broker.queue_keys(block.queue)
     args: list[Any] = [BLOCK_MS, "ids" if block.by_ids else "attempt", bound]
     noted: list[notes.Note | None] = []
@@ -106,20 +111,20 @@ def _block_command(broker: StreamBroker, block: MessageBlock, bound: int) -> tup
 
 
 def _block_outcome(
-    block: MessageBlock, reply: Any, max_length: int | None
+    broker: StreamBroker, block: MessageBlock, reply: Any
 ) -> list[tuple[int, CeleryStreamsError]] | BrokerError:
     if isinstance(reply, BrokerError):
         return reply
     found = json.loads(reply) if reply else ()
-    return [(int(at), _refusal(block.queue, said, max_length)) for at, said in found]
+    return [(int(at), _refusal(broker, block.queue, said, block.max_length)) for at, said in found]
 
 
-def _refusal(queue: str, said: str, max_length: int | None) -> CeleryStreamsError:
+def _refusal(broker: StreamBroker, queue: str, said: str, max_length: int | None) -> CeleryStreamsError:
     reason, _, first = said.partition(" ")
     if reason in ("duplicate", "waits"):
-        return DuplicateTask(f"a duplicate of {first} on queue {queue!r}", first, waits=reason == "waits")
+        return DuplicateTask(f"a duplicate of {first} on queue {queue_of(queue)!r}", first, waits=reason == "waits")
     if said == "full":
-        return QueueFull(f"Queue {queue!r} holds {max_length} messages (streams_max_length); nothing was stored.")
+        return broker.full(queue, max_length)
     if is_full(said):
-        return BrokerFull(f"Redis is full: {said}").of_publish(queue)
-    return BrokerError(f"Redis refused a message for queue {queue!r}: {said}")
+        return BrokerFull(f"Redis is full: {said}").of_publish(queue_of(queue))
+    return BrokerError(f"Redis refused a message for queue {queue_of(queue)!r}: {said}")

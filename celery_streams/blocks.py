@@ -25,6 +25,7 @@ from .exceptions import BrokerError, BrokerUnavailable, CeleryStreamsError, Dupl
 from .notes import WORDS as NOTE_WORDS
 from .notes import is_tracked
 from .pages import steps
+from .partitions import queue_of
 
 __all__ = (
     "MAX_BYTES",
@@ -253,7 +254,7 @@ class Block:
         self,
         broker: StreamBroker,
         *,
-        max_length: int | None,
+        max_length: Callable[[str], int | None],
         retry_policy: RetryPolicy | None,
         key: str | None = None,
         max_count: int = MAX_COUNT,
@@ -416,13 +417,19 @@ class Block:
     def _attempt(self, parts: list[_Part]) -> list[_Part]:
         """Send ``parts`` once; returns those that may be sent again."""
         blocks = [
-            MessageBlock(part.queue, part.name, [held.queued for held in part.held], by_ids=self._key is not None)
+            MessageBlock(
+                part.queue,
+                part.name,
+                [held.queued for held in part.held],
+                by_ids=self._key is not None,
+                max_length=self._max_length(part.queue),
+            )
             for part in parts
         ]
         again: list[_Part] = []
-        for part, outcome in zip(parts, publish_blocks(self.broker, blocks, max_length=self._max_length), strict=True):
+        for part, outcome in zip(parts, publish_blocks(self.broker, blocks), strict=True):
             if isinstance(outcome, BrokerError):
-                part.error = outcome.of_publish(part.queue)
+                part.error = outcome.of_publish(queue_of(part.queue))
                 part.uncertain = part.uncertain or isinstance(outcome, ReplyLost)
                 if isinstance(outcome, BrokerUnavailable):
                     again.append(part)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from .entries import Delivery, Entry, StreamRef, delivery
 from .exceptions import BrokerError, BrokerFull, BrokerUnavailable, GroupExists, NotPermitted, QueueFull
 from .message import Message, encode_history, pack
 from .pages import STEP_BYTES, STEP_WORDS
+from .partitions import by_queue, is_partition, queue_of
 from .redis_errors import explained
 
 __all__ = ("Promotion", "StreamBroker")
@@ -53,9 +54,16 @@ class StreamBroker:
     """The streams of one Redis database under one key prefix."""
 
     def __init__(
-        self, client: RedisClient, *, prefix: str = keys.DEFAULT_PREFIX, steps: tuple[int, ...] = keys.DEFAULT_STEPS
+        self,
+        client: RedisClient,
+        *,
+        prefix: str = keys.DEFAULT_PREFIX,
+        steps: tuple[int, ...] = keys.DEFAULT_STEPS,
+        spread: Collection[str] = (),
     ) -> None:
         self.client = client
+        #: Queues that have several partitions, for what errors say.
+        self._spread = spread
         self.prefix = prefix
         self.steps = steps
         #: Queue -> when its name is written to the set of all queues again.
@@ -66,6 +74,16 @@ class StreamBroker:
     def queue_keys(self, queue: str) -> keys.QueueKeys:
         """Return the Redis keys of ``queue``."""
         return keys.queue_keys(self.prefix, queue, self.steps)
+
+    def partitions(self, queue: str) -> list[str]:
+        """Return the names under which ``queue`` lies in Redis: its own, and those of its other partitions, if any.
+
+        One round trip. What has the name of a partition is that alone.
+        """
+        if is_partition(queue):
+            return [queue]
+        names = self.client.call("SMEMBERS", keys.queues(self.prefix))
+        return by_queue([queue, *(name.decode(errors="replace") for name in names)])[queue]
 
     def streams(self, queues: Iterable[str]) -> list[StreamRef]:
         """Return the task streams of ``queues`` by priority first: all queues' step 0, then all queues' step 1 ..."""
@@ -121,10 +139,16 @@ class StreamBroker:
             names_of_all = [key, names.delayed, *names.streams, *names.fronts, names.shelf[0]]
             entry_id = self.client.run(*notes.behind(scripts.PUBLISH, names_of_all, [max_length, *fields], noted))
             if not entry_id:
-                raise QueueFull(
-                    f"Queue {queue!r} holds {max_length} messages (streams_max_length); nothing was stored."
-                )
+                raise self.full(queue, max_length)
         return bytes(entry_id)
+
+    def full(self, queue: str, max_length: int | None) -> QueueFull:
+        """Return the error that a queue, or a partition of one, holds as many messages as it may."""
+        name = queue_of(queue)
+        where, setting = f"Queue {name!r}", "streams_max_length"
+        if name in self._spread:
+            where, setting = f"A partition of queue {name!r}", "its share of streams_max_length"
+        return QueueFull(f"{where} holds {max_length} messages ({setting}); nothing was stored.")
 
     def stored(self, queue: str, count: int) -> None:
         """Note that so many messages were stored through others' commands; who counts does something about it."""
@@ -154,7 +178,7 @@ class StreamBroker:
             )
         )
         if not stored:
-            raise QueueFull(f"Queue {queue!r} holds {max_length} messages (streams_max_length); nothing was stored.")
+            raise self.full(queue, max_length)
 
     def note_of(
         self, queue: str, message: Message, *, due_ms: int = 0, member: str = "", must: str = ""
@@ -172,16 +196,21 @@ class StreamBroker:
     def _introduce(self, queue: str) -> None:
         names = keys.queues(self.prefix)
         try:
-            self.client.call("SADD", names, queue)
+            added = self.client.call("SADD", names, queue)
         except BrokerUnavailable:
             if self.client.slot_of(names) == self.client.slot_of(self.queue_keys(queue).streams[0]):
                 raise
             # Another node of a cluster is away. The one of the queue may take the message, and its workers know it.
         else:
-            self.introduced(queue)
+            self.introduced(queue, added=bool(added))
 
-    def introduced(self, queue: str) -> None:
-        """Note that the name of ``queue`` was written to the set of all queues."""
+    def introduced(self, queue: str, *, added: bool = False) -> None:
+        """Note that the name of ``queue`` was written to the set of all queues, and whether it was not there before.
+
+        Workers are told of partitions that are new: they read all those of their queues.
+        """
+        if added and is_partition(queue):
+            self.client.pipeline([("XADD", keys.news(self.prefix), "MAXLEN", 1, "*", "about", "partitions")])
         if len(self._introduced) >= _MOST_INTRODUCED:
             self._introduced.clear()  # those still in use are written once more
         self._introduced[queue] = time.monotonic() + _INTRODUCE_EVERY
@@ -210,6 +239,8 @@ class StreamBroker:
         for reply in replies:
             if isinstance(reply, BrokerError) and not isinstance(reply, GroupExists):
                 raise reply
+        for queue, added in zip(names, replies[len(streams) :], strict=False):
+            self.introduced(queue, added=bool(added))
         return [ref.queue for ref, reply in zip(streams, replies, strict=False) if reply in (b"OK", "OK")]
 
     # -- read

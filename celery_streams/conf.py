@@ -11,6 +11,7 @@ with ``app.add_defaults``: on Celery 5.7 the latter shadows namespaced user sett
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -21,6 +22,7 @@ from kombu.utils.imports import symbol_by_name
 
 from . import keys, setting_values
 from .exceptions import ConfigurationError
+from .partitions import queue_of
 from .queue_choice import QueueChoice
 from .spelling import misspelt, nearest
 
@@ -134,6 +136,8 @@ class StreamsConf:
     count_tasks: bool = False
     #: Task -> its limits, by their names without prefix; checked where the task is known (``limits``).
     limits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: Queue -> over how many partitions its messages are spread, where that is more than one.
+    partitions: Mapping[str, int] = field(default_factory=dict)
     #: Whose tasks' states are kept: True for all, or names and shell patterns; a task's own option goes before.
     track: bool | tuple[str, ...] = False
     #: Seconds for which the state of a task that is done is kept; None is Celery's ``result_expires``.
@@ -172,6 +176,12 @@ class StreamsConf:
         if isinstance(self.track, bool):
             return self.track
         return any(pattern == task or fnmatchcase(task, pattern) for pattern in self.track)
+
+    def max_length_of(self, name: str) -> int | None:
+        """Return how many messages a queue may hold; of a partition, its share."""
+        if self.max_length is None or not self.partitions:
+            return self.max_length
+        return math.ceil(self.max_length / self.partitions.get(queue_of(name), 1))
 
     def queue_keys(self, queue: str) -> keys.QueueKeys:
         """Return the Redis keys of ``queue``."""
@@ -264,6 +274,7 @@ _CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
     "celery_queue_length": setting_values.boolean,
     "count_tasks": setting_values.boolean,
     "limits": setting_values.limits,
+    "partitions": setting_values.partitions,
     "track": setting_values.tracked,
     "track_ttl": setting_values.optional_seconds,
     "alerts": _alerts,

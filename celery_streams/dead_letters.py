@@ -6,6 +6,7 @@ It knows neither Celery's app nor the worker. Nothing here is on the way of a me
 from __future__ import annotations
 
 import contextlib
+import heapq
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from .inspect import redis_time
 from .message import Message, decode_object, unpack_fields
 from .obstacles import Obstacle, find_obstacles, stamps_of, task_id_of, under_new_id, without_expiry
 from .pages import scan, steps
+from .partitions import located, queue_of, shown_id
 from .transfers import are_apart, replay_apart
 
 __all__ = (
@@ -44,6 +46,7 @@ class DeadLetter:
     """A message that was given up, complete and with the reason."""
 
     queue: str
+    #: Of one in a partition of its queue, with the number of that: ``1712345678901-0/3``.
     entry_id: str
     #: Why, see ``outcome.Reason``: failed, crashed, unknown-task, malformed, ...
     reason: str
@@ -92,32 +95,38 @@ def dead_letters(
     ids: Collection[str] | None = None,
     now: float | None = None,
 ) -> Iterator[DeadLetter]:
-    """Yield the dead letters of ``queue``, the oldest first, in pages of 100 and fewer.
+    """Yield the dead letters of ``queue``, all its partitions together, the oldest first, in pages of 100 and fewer.
 
     ``task`` is a name or a shell pattern; ``ids`` are entry ids or task ids; ``older_than`` and ``newer_than`` are ages
     in seconds, by Redis' clock, which wrote when a letter died; ``now`` is that clock for whoever asks for several
     queues. What dies after the first page was asked for does not appear, so that whoever replays what is yielded
     comes to an end.
     """
-    key = broker.queue_keys(queue).dead
     clock = redis_time(broker) if now is None else now
-    start: Any = "-" if newer_than is None else _id_at(clock - newer_than)
+    start = "-" if newer_than is None else _id_at(clock - newer_than)
+    end = None if older_than is None else _id_at(clock - older_than)
+    sources = [_letters(broker, name, start, end) for name in broker.partitions(queue)]
+    for letter in heapq.merge(*sources, key=lambda one: one.died):
+        if (
+            (task is None or letter.task == task or fnmatchcase(letter.task or "", task))
+            and (reason is None or letter.reason == reason)
+            and (ids is None or letter.entry_id in ids or letter.task_id in ids)
+        ):
+            yield letter
+
+
+def _letters(broker: StreamBroker, name: str, start: Any, end: Any) -> Iterator[DeadLetter]:
+    key = broker.queue_keys(name).dead
     newest = broker.client.call("XREVRANGE", key, "+", "-", "COUNT", 1)
     if not newest:
         return
-    end: Any = newest[0][0] if older_than is None else _id_at(clock - older_than)
+    end = newest[0][0] if end is None else end
     while True:
         page = scan(broker.client, key, start=start, end=end)
         if not page:
             return
         for entry_id, fields in page:
-            letter = parse_dead_letter(queue, entry_id, fields)
-            if (
-                (task is None or letter.task == task or fnmatchcase(letter.task or "", task))
-                and (reason is None or letter.reason == reason)
-                and (ids is None or letter.entry_id in ids or letter.task_id in ids)
-            ):
-                yield letter
+            yield parse_dead_letter(name, entry_id, fields)
         start = b"(" + page[-1][0]
 
 
@@ -148,10 +157,11 @@ def decode_arguments(message: Message, *, accept: Iterable[str] | None) -> Argum
 
 def dead_letter(broker: StreamBroker, queue: str, entry_id: str) -> DeadLetter | None:
     """Return one dead letter by its id, or None (also when the id is no entry id)."""
-    if not is_entry_id(entry_id):
+    name, there = located(queue, entry_id)
+    if not is_entry_id(there):
         return None
-    found = broker.client.call("XRANGE", broker.queue_keys(queue).dead, entry_id, entry_id)
-    return parse_dead_letter(queue, *found[0]) if found else None
+    found = broker.client.call("XRANGE", broker.queue_keys(name).dead, there, there)
+    return parse_dead_letter(name, *found[0]) if found else None
 
 
 def obstacles(broker: StreamBroker, letters: Sequence[DeadLetter]) -> list[tuple[Obstacle, ...]]:
@@ -215,17 +225,18 @@ def replay(
                 f"Dead letter {letter.entry_id} of queue {letter.queue!r} was not replayed: {obstacle.text}."
             )
         changed = without_expiry(changed) if obstacle.kind == "expired" else under_new_id(changed, str(uuid.uuid4()))
-    target = broker.queue_keys(queue or letter.queue)
+    source, entry_id = located(letter.queue, letter.entry_id)
+    target = broker.queue_keys(source if queue in (None, letter.queue) else queue or "")
     step = target.step_index(message.decode_properties().get("priority"))
     broker.client.call("SADD", keys.queues(broker.prefix), target.queue)
-    if queue is not None and are_apart(broker, queue, letter.queue):
-        return _replayed_apart(broker, letter, changed, queue)
+    if are_apart(broker, target.queue, source):
+        return _replayed_apart(broker, letter, changed, target.queue)
     mark = notes.mark_of(changed)
     moved = broker.client.run(
         *notes.behind(
             scripts.REPLAY,
-            [broker.queue_keys(letter.queue).dead, target.streams[step]],
-            [letter.entry_id, *(changed.as_fields() if changed is not message else ())],
+            [broker.queue_keys(source).dead, target.streams[step]],
+            [entry_id, *(changed.as_fields() if changed is not message else ())],
             [mark and notes.note(broker.prefix, mark, "queued", target.queue)],
         )
     )
@@ -234,12 +245,13 @@ def replay(
             f"Dead letter {letter.entry_id} of queue {letter.queue!r} was not replayed: its task is unique, and "
             f"message {moved[0].decode(errors='replace')} holds its lock."
         )
-    return moved.decode() if moved else None
+    return shown_id(target.queue, moved.decode()) if moved else None
 
 
 def _replayed_apart(broker: StreamBroker, letter: DeadLetter, message: Message, queue: str) -> str | None:
+    source, entry_id = located(letter.queue, letter.entry_id)
     try:
-        return "" if replay_apart(broker, letter.queue, letter.entry_id, message, queue=queue) else None
+        return "" if replay_apart(broker, source, entry_id, message, queue=queue) else None
     except DuplicateTask as exc:
         raise CannotRun(
             f"Dead letter {letter.entry_id} of queue {letter.queue!r} was not replayed: its task is unique, and "
@@ -249,13 +261,19 @@ def _replayed_apart(broker: StreamBroker, letter: DeadLetter, message: Message, 
 
 def purge_dead(broker: StreamBroker, queue: str, entry_ids: Iterable[str]) -> int:
     """Delete dead letters for good; returns how many there were."""
-    wanted = [entry_id for entry_id in entry_ids if is_entry_id(entry_id)]
-    dead = broker.queue_keys(queue).dead
-    return sum(int(broker.client.call("XDEL", dead, *some)) for some in steps(wanted))
+    wanted: dict[str, list[str]] = {}
+    for name, entry_id in (located(queue, one) for one in entry_ids):
+        if is_entry_id(entry_id):
+            wanted.setdefault(name, []).append(entry_id)
+    return sum(
+        int(broker.client.call("XDEL", broker.queue_keys(name).dead, *some))
+        for name, ids in wanted.items()
+        for some in steps(ids)
+    )
 
 
-def parse_dead_letter(queue: str, entry_id: bytes, flat: list[bytes]) -> DeadLetter:
-    """Return a dead letter from its entry; what is malformed in it is left out."""
+def parse_dead_letter(name: str, entry_id: bytes, flat: list[bytes]) -> DeadLetter:
+    """Return a dead letter from its entry on a queue, or a partition of one; what is malformed in it is left out."""
     fields = pairs(flat)
     if b"fields" in fields and b"headers" not in fields:
         with contextlib.suppress(MessageError):  # then it is a field of that name, and nothing more
@@ -266,8 +284,8 @@ def parse_dead_letter(queue: str, entry_id: bytes, flat: list[bytes]) -> DeadLet
     history = decode_object(fields.get(b"history", b""))
     published = milliseconds(history.get("first")) or milliseconds(death.get("entry_id"))
     return DeadLetter(
-        queue=queue,
-        entry_id=entry_id.decode(),
+        queue=queue_of(name),
+        entry_id=shown_id(name, entry_id.decode()),
         reason=str(death.get("reason", "unknown")),
         task=_text(death.get("task") or headers.get("task")),
         task_id=_text(death.get("task_id") or headers.get("id")),

@@ -19,6 +19,7 @@ from .broker import StreamBroker
 from .dead_letters import DeadLetter, decode_arguments, parse_dead_letter
 from .entries import is_entry_id
 from .exceptions import MessageError
+from .inspect import known_partitions
 from .message import Message
 from .pages import scan, scan_back
 
@@ -40,6 +41,7 @@ class Cursor:
     #: Both halves of an entry id.
     milliseconds: int
     number: int
+    #: The queue, or the partition of one.
     queue: str = ""
 
     @classmethod
@@ -130,12 +132,14 @@ def search(
     Raises:
         BrokerError: Redis is away, or refuses.
     """
-    sizes = broker.client.call_all([("XLEN", broker.queue_keys(queue).dead) for queue in queues]) if queues else []
+    known = known_partitions(broker) if queues else {}
+    names = [name for queue in queues for name in known.get(queue, (queue,))]
+    sizes = broker.client.call_all([("XLEN", broker.queue_keys(name).dead) for name in names]) if names else []
     accepted = None if accept is None else list(accept)
     letters: list[DeadLetter] = []
     looked_at, last = 0, before
     read = _oldest_first if oldest_first else _newest_first
-    sources = [read(broker, queue, wanted, before) for queue, size in zip(queues, sizes, strict=True) if size]
+    sources = [read(broker, name, wanted, before) for name, size in zip(names, sizes, strict=True) if size]
     for place, letter in heapq.merge(*sources, key=lambda one: one[0], reverse=not oldest_first):
         if looked_at >= look_at or len(letters) >= limit:
             return Found(tuple(letters), looked_at, sum(sizes), last)
@@ -162,7 +166,7 @@ def _newest_first(
     while page := scan_back(broker.client, key, start=start, end=end, count=200):
         for entry_id, fields in page:
             letter = parse_dead_letter(queue, entry_id, fields)
-            place = Cursor.of(queue, letter.entry_id)
+            place = Cursor.of(queue, entry_id.decode())
             if before is None or place < before:
                 yield place, letter
         start = "(" + page[-1][0].decode()
@@ -182,7 +186,7 @@ def _oldest_first(
     while page := scan(broker.client, key, start=start, end=end, count=200):
         for entry_id, fields in page:
             letter = parse_dead_letter(queue, entry_id, fields)
-            place = Cursor.of(queue, letter.entry_id)
+            place = Cursor.of(queue, entry_id.decode())
             if after is None or place > after:
                 yield place, letter
         start = "(" + page[-1][0].decode()

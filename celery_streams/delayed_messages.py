@@ -5,16 +5,22 @@ Who promotes what is due stands in ``worker.delayed``; nothing here is on the wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from . import notes, scripts
 from .broker import StreamBroker
 from .exceptions import MessageError
 from .message import Message, unpack
 from .pages import preview, steps
+from .partitions import queue_of
 
 __all__ = ("DelayedMessage", "cancel", "delayed_messages", "run_now")
+
+#: Messages that one step reads.
+_PAGE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +36,25 @@ class DelayedMessage:
 
 
 def delayed_messages(broker: StreamBroker, queue: str, *, limit: int = 1_000, offset: int = 0) -> list[DelayedMessage]:
-    """Return ``limit`` delayed messages of ``queue`` from ``offset`` on, the earliest first; large ones take steps."""
-    found: list[DelayedMessage] = []
-    names = broker.queue_keys(queue)
-    while page := preview(broker.client, names, offset=offset + len(found), count=limit - len(found)):
-        found += [
-            DelayedMessage(queue, member.decode(errors="surrogateescape"), float(score) / 1000, _unpacked(raw))
-            for member, score, raw in page
-        ]
-    return found
+    """Return ``limit`` delayed messages of ``queue`` from ``offset`` on, the earliest first; large ones take steps.
+
+    Of a queue with partitions, those before ``offset`` are read, too.
+    """
+    names = broker.partitions(queue)
+    if len(names) == 1:
+        return list(_delayed(broker, queue, limit=limit, offset=offset))
+    sources = [_delayed(broker, name, limit=offset + limit, offset=0) for name in names]
+    return list(islice(heapq.merge(*sources, key=lambda one: one.due), offset, offset + limit))
+
+
+def _delayed(broker: StreamBroker, name: str, *, limit: int, offset: int) -> Iterator[DelayedMessage]:
+    names = broker.queue_keys(name)
+    last = offset + limit
+    while page := preview(broker.client, names, offset=offset, count=min(last - offset, _PAGE)):
+        for member, score, raw in page:
+            shown = member.decode(errors="surrogateescape")
+            yield DelayedMessage(queue_of(name), shown, float(score) / 1000, _unpacked(raw))
+        offset += len(page)
 
 
 def run_now(broker: StreamBroker, queue: str, members: Sequence[str]) -> int:
@@ -49,13 +65,16 @@ def run_now(broker: StreamBroker, queue: str, members: Sequence[str]) -> int:
     Raises:
         BrokerError: Redis is away, or refuses.
     """
-    names = broker.queue_keys(queue)
     wanted = [member.encode(errors="surrogateescape") for member in members]
-    keys = [names.delayed, names.delayed_messages]
-    there = sum(int(broker.client.run(scripts.HURRY, keys, some)) for some in steps(wanted))
-    while there and broker.promote([queue]).next_due_ms == 0:
-        pass
-    return there
+    count = 0
+    for name in broker.partitions(queue):
+        names = broker.queue_keys(name)
+        keys = [names.delayed, names.delayed_messages]
+        there = sum(int(broker.client.run(scripts.HURRY, keys, some)) for some in steps(wanted))
+        while there and broker.promote([name]).next_due_ms == 0:
+            pass
+        count += there
+    return count
 
 
 def cancel(broker: StreamBroker, queue: str, members: Sequence[str]) -> list[Message | None]:
@@ -63,10 +82,12 @@ def cancel(broker: StreamBroker, queue: str, members: Sequence[str]) -> list[Mes
 
     Atomic for each: what is promoted meanwhile runs, and is not among them.
     """
+    return [one for name in broker.partitions(queue) for one in _cancel(broker, name, members)] if members else []
+
+
+def _cancel(broker: StreamBroker, queue: str, members: Sequence[str]) -> list[Message | None]:
     names = broker.queue_keys(queue)
     wanted = [member.encode(errors="surrogateescape") for member in members]
-    if not wanted:
-        return []
     keys = [names.delayed, names.delayed_messages]
     found = [raw for some in steps(wanted) for raw in broker.client.run(scripts.CANCEL, keys, some)]
     cancelled = [_unpacked(raw) for raw in found]

@@ -10,6 +10,7 @@ from .broker import StreamBroker
 from .exceptions import DuplicateTask
 from .locks import Lock, publish_unique, replace_unique
 from .message import Message, encode_json
+from .partitions import queue_of
 from .revocations import was_revoked
 
 __all__ = ("publish_or_find", "result_of_first", "tell")
@@ -77,9 +78,9 @@ def tell(headers: Mapping[str, Any], queue: str, first: str, *, replaced: bool =
     in_group = bool(headers.get("group"))
     text = f"Task {headers.get('task')}[{headers.get('id')}] "
     if replaced:
-        text += f"took the place of {first} on queue {queue!r}, and its id"
+        text += f"took the place of {first} on queue {queue_of(queue)!r}, and its id"
     else:
-        text += f"was not published: it is a duplicate of {first} on queue {queue!r}"
+        text += f"was not published: it is a duplicate of {first} on queue {queue_of(queue)!r}"
     if in_group:
         text += ", and its group or chord would wait for a result that never comes"
     return DuplicateTask(text, first, str(headers.get("id")), in_group=in_group, replaced=replaced)

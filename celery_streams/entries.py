@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from .exceptions import MessageError
 from .message import Message
+from .partitions import queue_of, shown_id
 
 __all__ = ("Delivery", "Entry", "StreamRef", "delivery", "is_entry_id", "milliseconds")
 
@@ -41,7 +42,8 @@ class Entry(NamedTuple):
     id: bytes
 
     def __str__(self) -> str:
-        return f"{self.id.decode()} of queue {self.stream.queue}"
+        name = self.stream.queue
+        return f"{shown_id(name, self.id.decode())} of queue {queue_of(name)}"
 
 
 class Delivery(NamedTuple):

@@ -15,6 +15,7 @@ from . import keys
 from .broker import StreamBroker
 from .connection import pairs
 from .exceptions import BrokerError, NotPermitted
+from .inspect import known_partitions
 from .redis_errors import explained
 from .scripts import load
 
@@ -101,12 +102,41 @@ def samples(
     clock = broker.client.call("TIME")
     start = max(int(clock[0]) - seconds, 0.0)
     first = max(int((start - STANDS - EVERY) * 1000), 0)
-    looks = [("XREVRANGE", broker.queue_keys(queue).history, "+", first, "COUNT", limit) for queue in queues]
-    found = broker.client.call_all(looks)
-    return {
-        queue: _since(start, [_sample(*one) for one in reversed(entries)])
-        for queue, entries in zip(queues, found, strict=True)
-    }
+    known = known_partitions(broker)
+    names = [(queue, name) for queue in queues for name in known.get(queue, (queue,))]
+    looks = [("XREVRANGE", broker.queue_keys(name).history, "+", first, "COUNT", limit) for _, name in names]
+    found: dict[str, list[list[Sample]]] = {queue: [] for queue in queues}
+    for (queue, _), entries in zip(names, broker.client.call_all(looks), strict=True):
+        found[queue].append([_sample(*one) for one in reversed(entries)])
+    return {queue: _since(start, _together(parts)) for queue, parts in found.items()}
+
+
+def _together(parts: Sequence[list[Sample]]) -> list[Sample]:
+    """Return the samples of the partitions of a queue as its own: each stands until the next one of its partition.
+
+    They are written one after the other: what is less than half of the time between two samples apart is one.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    found: list[Sample] = []
+    latest: dict[int, Sample] = {}
+    ordered = sorted(
+        ((one.at, number, one) for number, part in enumerate(parts) for one in part), key=lambda one: one[:2]
+    )
+    for at, number, sample in ordered:
+        latest[number] = sample
+        whole = Sample(
+            at=at,
+            waiting=sum(one.waiting for one in latest.values()),
+            pending=sum(one.pending for one in latest.values()),
+            delayed=sum(one.delayed for one in latest.values()),
+            dead=sum(one.dead for one in latest.values()),
+            added=None if None in (added := [one.added for one in latest.values()]) else sum(filter(None, added)),
+        )
+        if found and at - found[-1].at < EVERY / 2:
+            whole = replace(whole, at=found.pop().at)
+        found.append(whole)
+    return found
 
 
 def _since(start: float, found: list[Sample]) -> list[Sample]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import keys, presence, scripts
@@ -18,6 +18,7 @@ from .entries import milliseconds
 from .exceptions import NotPermitted
 from .message import decode_object
 from .pages import STEP_BYTES
+from .partitions import by_queue, queue_of
 from .pauses import parse_pause
 from .presence import WorkerPresence
 
@@ -27,6 +28,7 @@ __all__ = (
     "consumers",
     "entries_added",
     "has_held_messages",
+    "known_partitions",
     "known_queues",
     "own_group",
     "purge",
@@ -82,6 +84,8 @@ class QueueStatus:
     held: int = 0
     #: Locks of unique tasks; one whose message is gone counts until a worker sweeps it, though nobody believes it.
     locks: int = 0
+    #: Streams over which its messages are spread (``streams_partitions``, or what was so once), of each priority.
+    partitions: int = 1
 
     @property
     def length(self) -> int:
@@ -120,17 +124,59 @@ def redis_time(broker: StreamBroker) -> float:
 
 def known_queues(broker: StreamBroker) -> list[str]:
     """Return the names of all queues that were ever used under this prefix, sorted."""
-    return sorted(name.decode(errors="replace") for name in broker.client.call("SMEMBERS", keys.queues(broker.prefix)))
+    return list(known_partitions(broker))
 
 
-def queue_status(broker: StreamBroker, queue: str, *, workers: Sequence[WorkerPresence] | None = None) -> QueueStatus:
-    """Return the state of ``queue``; a queue that was never used is all zeros. Four round trips.
+def known_partitions(broker: StreamBroker) -> dict[str, list[str]]:
+    """Return all queues that were ever used, sorted, with the names under which each lies in Redis: its own first."""
+    names = broker.client.call("SMEMBERS", keys.queues(broker.prefix))
+    return by_queue(name.decode(errors="replace") for name in names)
 
-    ``workers`` are those of :func:`presence.workers`, for whoever asks for many queues, or does not need to know of
-    consumers; by default they are asked for.
+
+def queue_status(
+    broker: StreamBroker,
+    queue: str,
+    *,
+    workers: Sequence[WorkerPresence] | None = None,
+    names: Sequence[str] | None = None,
+) -> QueueStatus:
+    """Return the state of ``queue``, all its partitions together; a queue that was never used is all zeros.
+
+    Three round trips for each partition, and one for each argument that is left out.
+
+    Args:
+        workers: those of :func:`presence.workers`, for whoever asks for many queues, or does not need to know of
+            consumers.
+        names: those of its partitions, as :func:`known_partitions` has them.
     """
     beating = presence.workers(broker) if workers is None else workers
-    names = broker.queue_keys(queue)
+    found = [_status(broker, name, beating) for name in (broker.partitions(queue) if names is None else names)]
+    return found[0] if len(found) == 1 else _together(found)
+
+
+def _together(found: Sequence[QueueStatus]) -> QueueStatus:
+    """Return the states of the partitions of a queue as one, which is called as the first is."""
+    whole = found[0]
+    return replace(
+        whole,
+        waiting=sum(one.waiting for one in found),
+        pending=sum(one.pending for one in found),
+        delayed=sum(one.delayed for one in found),
+        dead=sum(one.dead for one in found),
+        # Each worker reads all of them.
+        consumers=max(one.consumers for one in found),
+        oldest_waiting=max((one.oldest_waiting for one in found if one.oldest_waiting is not None), default=None),
+        overdue=max(one.overdue for one in found),
+        due_in_seconds=min((one.due_in_seconds for one in found if one.due_in_seconds is not None), default=None),
+        due_soon=sum(one.due_soon for one in found),
+        held=sum(one.held for one in found),
+        locks=sum(one.locks for one in found),
+        partitions=len(found),
+    )
+
+
+def _status(broker: StreamBroker, queue: str, beating: Sequence[WorkerPresence]) -> QueueStatus:
+    names, of = broker.queue_keys(queue), queue_of(queue)
     commands: list[tuple[Any, ...]] = [("TIME",), ("ZCARD", names.delayed), ("XLEN", names.dead)]
     commands += [("ZRANGE", names.delayed, 0, 0, "WITHSCORES"), ("GET", names.paused), ("HLEN", names.shelf[0])]
     commands.append(("HLEN", names.unique))
@@ -170,14 +216,14 @@ def queue_status(broker: StreamBroker, queue: str, *, workers: Sequence[WorkerPr
         pending=pending,
         delayed=delayed or 0,
         dead=dead or 0,
-        consumers=len(_living(queue, beating, heard)),
+        consumers=len(_living(of, beating, heard)),
         oldest_waiting=oldest,
         overdue=overdue,
         due_in_seconds=max(float(head[1]) - now_ms, 0.0) / 1000 if head else None,
         due_soon=due_soon,
-        workers=sum(one.is_alive for one in beating if queue in one.queues),
-        crashes=sum(one.crashes for one in beating if queue in one.queues and one.is_alive),
-        dead_workers=tuple(sorted({one.node for one in beating if queue in one.queues and not one.is_alive})),
+        workers=sum(one.is_alive for one in beating if of in one.queues),
+        crashes=sum(one.crashes for one in beating if of in one.queues and one.is_alive),
+        dead_workers=tuple(sorted({one.node for one in beating if of in one.queues and not one.is_alive})),
         paused=None if pause is None else max(now_ms / 1000 - pause.since, 0.0),
         held=on_hold or 0,
         locks=locks or 0,
@@ -191,13 +237,13 @@ def queue_bytes(broker: StreamBroker, queue: str) -> dict[str, int]:
     Raises:
         NotPermitted: the user may not ask (``MEMORY USAGE``).
     """
-    names = broker.queue_keys(queue)
-    parts = {
-        "stream": broker.present(queue),
-        "delayed": (names.delayed, names.delayed_messages),
-        "dead": (names.dead,),
-        "held": [key for key in names.shelf if key != names.wake],
-    }
+    parts: dict[str, list[str]] = {"stream": [], "delayed": [], "dead": [], "held": []}
+    for name in broker.partitions(queue):
+        names = broker.queue_keys(name)
+        parts["stream"] += broker.present(name)
+        parts["delayed"] += (names.delayed, names.delayed_messages)
+        parts["dead"].append(names.dead)
+        parts["held"] += (key for key in names.shelf if key != names.wake)
     asked = [("MEMORY", "USAGE", key) for part in parts.values() for key in part]
     found = iter(broker.client.call_all(asked))
     return {name: sum(next(found) or 0 for _ in part) for name, part in parts.items()}
@@ -208,7 +254,7 @@ def entries_added(broker: StreamBroker, queue: str) -> int | None:
 
     None where Redis does not count them (before 7.0), does not permit the question, or has no stream yet.
     """
-    streams = broker.queue_keys(queue).streams
+    streams = [key for name in broker.partitions(queue) for key in broker.queue_keys(name).streams]
     try:
         found = broker.client.call_all([("XINFO", "STREAM", one) for one in streams], missing_is_none=True)
     except NotPermitted:
@@ -232,7 +278,11 @@ def _living(queue: str, workers: Sequence[WorkerPresence], heard: Mapping[str, f
 
 def has_held_messages(broker: StreamBroker, queue: str) -> bool:
     """Return whether ``queue`` holds a message, or held one; a worker that reads it makes it known all the same."""
-    names = broker.queue_keys(queue)
+    return any(_has_held(broker, name) for name in broker.partitions(queue))
+
+
+def _has_held(broker: StreamBroker, name: str) -> bool:
+    names = broker.queue_keys(name)
     looks: list[tuple[Any, ...]] = [("ZCARD", names.delayed), ("XLEN", names.dead)]
     for stream in names.streams:
         looks += [("XLEN", stream), ("XINFO", "GROUPS", stream)]
@@ -248,9 +298,10 @@ def own_group(groups: Sequence[Any] | None) -> dict[bytes, Any] | None:
 
 
 def consumers(broker: StreamBroker, queue: str) -> list[ConsumerInfo]:
-    """Return the consumers of ``queue``, all its priority steps together."""
+    """Return the consumers of ``queue``, all its priority steps and partitions together."""
+    streams = [stream for name in broker.partitions(queue) for stream in broker.present(name)]
     replies = broker.client.call_all(
-        [("XINFO", "CONSUMERS", stream, keys.GROUP) for stream in broker.present(queue)], missing_is_none=True
+        [("XINFO", "CONSUMERS", stream, keys.GROUP) for stream in streams], missing_is_none=True
     )
     found: dict[str, ConsumerInfo] = {}
     for reply in replies:
@@ -269,6 +320,10 @@ def purge(broker: StreamBroker, queue: str) -> int:
 
     In steps of 1,000, so that Redis is never held up; not atomic as a whole.
     """
+    return sum(_purge(broker, name) for name in broker.partitions(queue))
+
+
+def _purge(broker: StreamBroker, queue: str) -> int:
     names = broker.queue_keys(queue)
     count = 0
     for stream in (*names.fronts, *names.streams):

@@ -109,6 +109,7 @@ def _check_tasks(sender: Any = None, **kwargs: Any) -> None:
     for task in list(celery_private.registered_tasks(sender).values()):
         try:
             streams.marks.options_of(task, conf)
+            streams.check_partitions(task)
         except ConfigurationError as exc:
             logger.error("%s. Publishing this task fails until it is fixed.", str(exc).rstrip(".?"))
 

@@ -47,6 +47,8 @@ key                                            type    holds
 ``celery-streams:revoked:stamps``              zset    ``[header, stamp]`` in JSON whose tasks are revoked -> likewise
 =============================================  ======  ===========================================================
 
+A queue with partitions is several of these: ``Q`` itself, and ``Q::partition-1.151`` and so on (see ``partitions``).
+
 A front is there only while it is needed; it has the group, pending entries and heartbeats of a task stream. An entry of
 either has the fields ``headers``, ``properties`` and ``body``, and ``history`` when it was put back at least once.
 """

@@ -15,8 +15,9 @@ wait for a place when one is given back, in turn. It knows neither Celery nor wh
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import keys, notes
@@ -244,19 +245,29 @@ def let_go(broker: StreamBroker, queue: str) -> int:
 
 
 def held_lanes(broker: StreamBroker, queue: str) -> list[HeldLane]:
-    """Return the lanes of ``queue`` in which messages wait, the longest first. One round trip."""
-    return _sorted(queue, pairs(broker.client.call("HGETALL", broker.queue_keys(queue).shelf[1])))
+    """Return the lanes of ``queue`` in which messages wait, the longest first. Two round trips at least."""
+    return _whole(
+        [
+            _sorted(queue, pairs(broker.client.call("HGETALL", broker.queue_keys(name).shelf[1])))
+            for name in broker.partitions(queue)
+        ]
+    )
 
 
 def some_held_lanes(broker: StreamBroker, queue: str, most: int) -> tuple[list[HeldLane], bool]:
     """Return lanes of ``queue`` in which messages wait, the longest first, and whether there are more.
 
     Args:
-        most: look at no more than about so many; they are any, where there are more.
+        most: look at no more than about so many of each partition; they are any, where there are more.
 
-    One round trip for each thousand lanes.
+    Two round trips at least, and one for each thousand lanes.
     """
-    lanes = broker.queue_keys(queue).shelf[1]
+    found = [_some(broker, queue, name, most) for name in broker.partitions(queue)]
+    return _whole([lanes for lanes, _ in found]), any(more for _, more in found)
+
+
+def _some(broker: StreamBroker, queue: str, name: str, most: int) -> tuple[list[HeldLane], bool]:
+    lanes = broker.queue_keys(name).shelf[1]
     some: dict[bytes, bytes] = {}
     cursor = b"0"
     while True:
@@ -266,13 +277,31 @@ def some_held_lanes(broker: StreamBroker, queue: str, most: int) -> tuple[list[H
             return _sorted(queue, some), cursor != b"0"
 
 
+def _whole(parts: Sequence[list[HeldLane]]) -> list[HeldLane]:
+    """Return the lanes of all partitions; while these become more, a key may have messages in two of them."""
+    if len(parts) == 1:
+        return parts[0]
+    found: dict[str, HeldLane] = {}
+    for lane in (lane for lanes in parts for lane in lanes):
+        before = found.get(lane.name)
+        found[lane.name] = lane if before is None else replace(lane, held=lane.held + before.held)
+    return sorted(found.values(), key=lambda lane: -lane.held)
+
+
 def held_reasons(broker: StreamBroker, queue: str) -> dict[str, int]:
     """Return how many messages are held back by what: ``rate`` (they wait for a time), ``concurrency`` (for a place).
 
     At most three round trips. Where very many lanes wait for either, those beyond 10,000 are ``mixed``: nobody counted
     them.
     """
-    held, lanes, ready, ring = broker.queue_keys(queue).shelf[:4]
+    found: Counter[str] = Counter(dict.fromkeys(HELD_REASONS, 0))
+    for name in broker.partitions(queue):
+        found.update(_held_reasons(broker, name))
+    return dict(found)
+
+
+def _held_reasons(broker: StreamBroker, name: str) -> dict[str, int]:
+    held, lanes, ready, ring = broker.queue_keys(name).shelf[:4]
     total, timed, placed = broker.client.call_all([("HLEN", held), ("ZCARD", ready), ("ZCARD", ring)])
     found = dict.fromkeys(HELD_REASONS, 0)
     # The few are counted, and the others are the rest.

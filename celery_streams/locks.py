@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from . import keys, notes
 from .broker import StreamBroker
 from .entries import Delivery, Entry
-from .exceptions import QueueFull
 from .message import Message, pack
 from .scripts import load
 
@@ -103,8 +102,8 @@ def publish_unique(
         QueueFull: as in :meth:`StreamBroker.publish`.
     """
     if broker.is_new(queue):
-        broker.client.call("SADD", keys.queues(broker.prefix), queue)
-        broker.introduced(queue)
+        added = broker.client.call("SADD", keys.queues(broker.prefix), queue)
+        broker.introduced(queue, added=bool(added))
     names = broker.queue_keys(queue)
     # Not over a later state: a repetition stores nothing, and the task may have run.
     noted = broker.note_of(queue, message, due_ms=due_ms, member=member if due_ms else "", must="none")
@@ -123,7 +122,7 @@ def publish_unique(
     )
     stored, said, *waits = broker.client.run(script, names_of_all, args)
     if stored < 0:
-        raise QueueFull(f"Queue {queue!r} holds {max_length} messages (streams_max_length); nothing was stored.")
+        raise broker.full(queue, max_length)
     return None if stored else Holder(said.decode(errors="replace"), waits=waits == [1])
 
 
@@ -174,8 +173,9 @@ def unlocking(broker: StreamBroker, entry: Entry, message: Message) -> StreamBro
 
 
 def count_locks(broker: StreamBroker, queue: str) -> int:
-    """Return how many locks a queue has; one whose message is gone counts until it is swept. One round trip."""
-    return int(broker.client.call("HLEN", broker.queue_keys(queue).unique))
+    """Return how many locks a queue has; one whose message is gone counts until it is swept. Two round trips."""
+    names = broker.partitions(queue)
+    return sum(map(int, broker.client.call_all([("HLEN", broker.queue_keys(name).unique) for name in names])))
 
 
 def sweep(broker: StreamBroker, queue: str, cursor: int = 0) -> tuple[int, int]:

@@ -142,10 +142,15 @@ class Migration:
         """Return what would be moved now; changes nothing."""
         names = list_keys(queue, self._options)
         status = queue_status(self.broker, queue, workers=())
-        abandoned = sum(1 for stream in self.broker.present(queue) for _ in self._abandoned(stream))
-        keep = keys.migration_keys(self.broker.prefix, queue)
+        ours = self.broker.partitions(queue)
+        streams = [stream for name in ours for stream in self.broker.present(name)]
+        abandoned = sum(1 for stream in streams for _ in self._abandoned(stream))
         sides = [self.lists] if self._one_database else [self.lists, self.broker.client]
-        transit = [(side.call("LLEN", keep.outgoing), side.call("LLEN", keep.incoming)) for side in sides]
+        transit = [
+            (side.call("LLEN", keep.outgoing), side.call("LLEN", keep.incoming))
+            for keep in (keys.migration_keys(self.broker.prefix, name) for name in ours)
+            for side in sides
+        ]
         return Plan(
             queue=queue,
             to=to,
@@ -169,38 +174,41 @@ class Migration:
 
         ``moves`` is counted up while it goes on, for whoever wants to know after an error.
 
-        ``streams_max_length`` does not bound a migration: it moves messages and makes none.
+        ``streams_max_length`` does not bound a migration: it moves messages and makes none. Of a queue with partitions
+        they go to the first, behind each other as they were.
 
         Raises:
             BrokerError: Redis is away or refuses; what was not moved is still where it was, and another run goes on.
         """
         moves = moves or Moves(queue, "streams")
         names = list_keys(queue, self._options)
-        transfer = self._resume(moves, names)
+        for name in self.broker.partitions(queue)[1:]:
+            self._resume(moves, names, name)
+        transfer = self._resume(moves, names, queue)
         for _ in range(_ROUNDS):
             before = moves.total
             if include_unacked:
                 self._recall(moves, names)
             for key in names.lists:
                 if transfer is None:
-                    self._adopt(moves, key)
+                    self._adopt(moves, key, queue)
                     continue
                 while transfer.depart(key):
                     transfer.to_streams()
-                    self._adopt(moves, transfer.kept.incoming)
+                    self._adopt(moves, transfer.kept.incoming, queue)
             if moves.total == before:
                 break
         return moves
 
-    def _adopt(self, moves: Moves, key: str) -> None:
-        """Move the list ``key``, in the database of the streams, to the streams, until it is empty."""
-        ours = self.broker.queue_keys(moves.queue)
+    def _adopt(self, moves: Moves, key: str, name: str) -> None:
+        """Move the list ``key``, in the database of the streams, to the streams of ``name``, until it is empty."""
+        ours = self.broker.queue_keys(name)
         target = [key, ours.delayed, ours.delayed_messages, ours.wake, *ours.streams]
         while True:
             elements = self.broker.client.run(PEEK, [key], [_STEP, STEP_BYTES])
             if not elements:
                 return
-            self.broker.client.call("SADD", keys.queues(self.broker.prefix), moves.queue)
+            self.broker.client.call("SADD", keys.queues(self.broker.prefix), name)
             converted = [self._convert(element, ours) for element in elements]
             args: list[Any] = []
             for element, (due_ms, member, packed) in zip(elements, converted, strict=True):
@@ -277,28 +285,33 @@ class Migration:
         """
         moves = moves or Moves(queue, "lists")
         names = list_keys(queue, self._options)
-        ours = self.broker.queue_keys(queue)
-        target = _Target(names, self._resume(moves, names))
         locks = count_locks(self.broker, queue)
+        for name in self.broker.partitions(queue):
+            self._to_lists(moves, names, name)
+        moves.locks = max(locks - count_locks(self.broker, queue), 0)
+        return moves
+
+    def _to_lists(self, moves: Moves, names: ListKeys, name: str) -> None:
+        ours = self.broker.queue_keys(name)
+        target = _Target(names, self._resume(moves, names, name))
+        skipped = moves.skipped
         for _ in range(_ROUNDS):
             before = moves.total
-            moves.skipped = 0
-            self._undelay(moves, target)
-            moves.held += let_go(self.broker, queue)
+            moves.skipped = skipped
+            self._undelay(moves, target, name)
+            moves.held += let_go(self.broker, name)
             for step, both in enumerate(zip(ours.fronts, ours.streams, strict=True)):
                 for stream in both:
                     self._surrender(moves, target, stream, step)
                     self._surrender_abandoned(moves, target, stream, step)
             if moves.total == before:
                 break
-        moves.locks = max(locks - count_locks(self.broker, queue), 0)
-        return moves
 
-    def _undelay(self, moves: Moves, target: _Target) -> None:
-        ours = self.broker.queue_keys(moves.queue)
+    def _undelay(self, moves: Moves, target: _Target, name: str) -> None:
+        ours = self.broker.queue_keys(name)
         offset = 0
         while True:
-            page = preview(self.broker.client, self.broker.queue_keys(moves.queue), offset=offset, count=_STEP)
+            page = preview(self.broker.client, ours, offset=offset, count=_STEP)
             if not page:
                 return
             args: list[Any] = []
@@ -385,13 +398,13 @@ class Migration:
 
     # -- between two databases
 
-    def _resume(self, moves: Moves, names: ListKeys) -> DatabaseTransfer | None:
+    def _resume(self, moves: Moves, names: ListKeys, name: str) -> DatabaseTransfer | None:
         """Bring what an earlier migration left on its way to where that went; returns the way, if there is one."""
-        kept = keys.migration_keys(self.broker.prefix, moves.queue)
+        kept = keys.migration_keys(self.broker.prefix, name)
         transfer = None if self._one_database else DatabaseTransfer(self.lists, self.broker.client, kept, names)
         if transfer is not None:
             transfer.to_streams()
-        self._adopt(moves if moves.to == "streams" else Moves(moves.queue, "streams"), kept.incoming)
+        self._adopt(moves if moves.to == "streams" else Moves(moves.queue, "streams"), kept.incoming, name)
         if transfer is not None:
             transfer.to_lists()
             transfer.forget_open_tags()

@@ -7,19 +7,22 @@ streams and fronts, and so keep its order. It knows neither Celery nor the worke
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .broker import StreamBroker
 from .exceptions import BrokerError
-from .news import spread, story
+from .news import spread
 from .scripts import load
 
-__all__ = ("Pause", "parse_pause", "pause_queue", "paused_queues", "resume_queue")
+__all__ = ("Pause", "follow", "parse_pause", "pause_queue", "paused_queues", "resume_queue")
 
 logger = logging.getLogger(__name__)
 
 PAUSE = load("pause")
+
+#: Looks at a queue that is paused and resumed while its partitions are made to follow it; workers look again.
+_LOOKS = 5
 
 #: Digits of a time in milliseconds at most; a longer number is somebody else's.
 _DIGITS = 15
@@ -37,23 +40,60 @@ class Pause:
 
 
 def pause_queue(broker: StreamBroker, queue: str, *, reason: str = "") -> Pause:
-    """Have nobody read ``queue`` until it is resumed; again it changes the reason, not the time. Two round trips."""
+    """Have nobody read ``queue`` until it is resumed; again it changes the reason, not the time.
+
+    Three round trips, and one for each partition: what was made of a queue before they are looked for is paused here,
+    and what is made later by who reads it first (:func:`follow`).
+    """
     since = broker.client.run(PAUSE, [broker.queue_keys(queue).paused], [reason])
+    for name in broker.partitions(queue)[1:]:
+        broker.client.run(PAUSE, [broker.queue_keys(name).paused], [reason])
     spread(broker, "pauses")
     return Pause(queue, int(since) / 1000, reason)
 
 
 def resume_queue(broker: StreamBroker, queue: str) -> bool:
-    """Have ``queue`` read again; returns whether it was paused. Two round trips."""
-    names = broker.queue_keys(queue)
-    removed = broker.client.call("UNLINK", names.paused)
+    """Have ``queue`` read again; returns whether it was paused. Three round trips, and one for each partition."""
+    was_paused = _unpause(broker, queue)
+    for name in broker.partitions(queue)[1:]:
+        _unpause(broker, name)
+    # Workers look in any case: the reply to an earlier attempt may have been lost.
+    spread(broker, "pauses")
+    return was_paused
+
+
+def _unpause(broker: StreamBroker, name: str) -> bool:
+    names = broker.queue_keys(name)
+    removed = bool(broker.client.call("UNLINK", names.paused))
     # For readers that have nothing else to wait for; a queue that was not paused has none, and may be nobody's at all.
     wake = ("XADD", names.wake, "MAXLEN", 1, "*", "resumed", 9_000_000_000_000)
-    # Workers look in any case: the reply to an earlier attempt may have been lost.
-    for said in broker.client.pipeline([*([wake] if removed else []), story(broker, "pauses")]):
+    for said in broker.client.pipeline([wake]) if removed else ():
         if isinstance(said, BrokerError):
-            logger.debug("Cannot notify the readers of queue %s; they notice it within seconds: %s", queue, said)
-    return bool(removed)
+            logger.debug("Cannot notify the readers of queue %s; they notice it within seconds: %s", name, said)
+    return removed
+
+
+def follow(broker: StreamBroker, queues: Mapping[str, Sequence[str]]) -> None:
+    """Pause and resume the partitions of each queue as the queue itself is.
+
+    Whoever pauses or resumes begins with the queue. So a partition that is not as its queue was not there yet, or is
+    not reached yet, or was paused here in the moment in which its queue was resumed: until nothing changes it is looked
+    again. Two round trips or three where nothing is to be done.
+    """
+    for _ in range(_LOOKS):
+        found = paused_queues(broker, [name for names in queues.values() for name in names])
+        changed = False
+        for queue, (_, *others) in queues.items():
+            for name in others:
+                if queue in found and name not in found:
+                    broker.client.run(PAUSE, [broker.queue_keys(name).paused], [found[queue].reason])
+                elif name in found and queue not in found:
+                    _unpause(broker, name)
+                else:
+                    continue
+                changed = True
+        if not changed:
+            return
 
 
 def paused_queues(broker: StreamBroker, queues: Iterable[str]) -> dict[str, Pause]:

@@ -38,6 +38,7 @@ from .exceptions import BrokerError, BrokerUnavailable, DuplicateTask
 from .limits import KEYS_HEADER
 from .locks import HEADER
 from .message import Message, encode
+from .partitions import queue_of
 
 __all__ = ("Recorded", "plain_repr", "publish_by_plans", "recording")
 
@@ -125,6 +126,8 @@ class _Plan:
     ignore_result: Any
     retry: bool
     policy: Mapping[str, Any]
+    #: Over how many partitions the messages of the queue are spread, which a message's id or arguments decide.
+    count: int | None
 
     def message(
         self,
@@ -337,27 +340,30 @@ class _Planner:
         args_size, kwargs_size, levels = world.sizes
         argsrepr = plain_repr(args, args_size) or saferepr(args, args_size, maxlevels=levels)
         kwargsrepr = plain_repr(kwargs, kwargs_size) or saferepr(kwargs, kwargs_size, maxlevels=levels)
+        queue = plan.queue
+        if plan.count is not None:
+            queue = streams.marks.place_of(queue, plan.count, name, task_id, args, kwargs, streams.conf)
         message = plan.message(task_id, root_id, parent_id, argsrepr, kwargsrepr, world.origin, app.thread_oid, body)
         holder = streams.holder()
         if holder is None:
             if not plan.ignore_result:
                 world.backend.on_task_call(None, task_id)
-            self._store(plan, message)
+            self._store(queue, plan, message)
         result = (given.get("result_cls") or app.AsyncResult)(task_id)
         result.ignored = plan.ignore_result
         if holder is not None:
             # Most results of a block are dropped at once: to listen for each, and to stop it, is two commands.
             listen = None if plan.ignore_result else partial(_listen, world.backend, ref(result), task_id)
-            holder.hold(Held(plan.queue, QueuedMessage(task_id, message, 0, ""), listen=listen))
+            holder.hold(Held(queue, QueuedMessage(task_id, message, 0, ""), listen=listen))
             holder.call_ended()
         if parent is not None:
             parent.add_trail(result)
         return result
 
-    def _store(self, plan: _Plan, message: Message) -> None:
-        broker, bound = self._streams.broker, self._streams.conf.max_length
+    def _store(self, queue: str, plan: _Plan, message: Message) -> None:
+        broker, bound = self._streams.broker, self._streams.conf.max_length_of(queue)
         try:
-            broker.publish(plan.queue, message, max_length=bound)
+            broker.publish(queue, message, max_length=bound)
             return
         except BrokerError as exc:
             error = exc.of_publish(plan.queue)
@@ -370,7 +376,7 @@ class _Planner:
             if first:
                 raise first.pop()  # that was the first attempt
             try:
-                broker.publish(plan.queue, message, max_length=bound)
+                broker.publish(queue, message, max_length=bound)
             except BrokerError as exc:
                 raise exc.of_publish(plan.queue) from exc
 
@@ -405,7 +411,7 @@ class _Planner:
 
     def _plan(self, recorded: Recorded, args: Any, kwargs: Any) -> _Plan | None:
         """Return a plan, if it gives the bytes of the message that it is made of."""
-        queue, headers, properties = recorded.queue, recorded.headers, recorded.properties
+        queue, headers, properties = queue_of(recorded.queue), recorded.headers, recorded.properties
         conf = self._streams.conf
         if KEYS_HEADER in headers or HEADER in headers:
             return None  # they depend on the arguments
@@ -427,7 +433,8 @@ class _Planner:
         if not varying or not reply or begun != ('{"compact":1' if compact else '{"correlation_id":"@@id@@"'):
             return None
         plan = _Plan(
-            queue, step, compact, head, middle, tail, rest, headers["ignore_result"], recorded.retry, recorded.policy
+            *(queue, step, compact, head, middle, tail, rest, headers["ignore_result"]),
+            *(recorded.retry, recorded.policy, conf.partitions.get(queue)),
         )
         said = {name: headers[name] for name in _HOLES}
         if any(type(one) is not str for name, one in said.items() if name != "parent_id"):

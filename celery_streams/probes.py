@@ -306,10 +306,15 @@ def _command_name(command: tuple[Any, ...]) -> str:
     return " ".join(command[:2]) if command[0] in _CONTAINERS else str(command[0])
 
 
+def _streams(broker: StreamBroker, queue: str) -> list[str]:
+    """Return the streams of all partitions of ``queue``, and those of their fronts that are there."""
+    return [stream for name in broker.partitions(queue) for stream in broker.present(name)]
+
+
 def streams_without_group(broker: StreamBroker, queue: str) -> dict[str, int]:
     """Return the streams of ``queue`` that hold entries and have no consumer group, with the number of entries."""
     found: dict[str, int] = {}
-    for stream in broker.present(queue):
+    for stream in _streams(broker, queue):
         length, groups = broker.client.call_all([("XLEN", stream), ("XINFO", "GROUPS", stream)], missing_is_none=True)
         if length and own_group(groups) is None:
             found[stream] = int(length)
@@ -319,7 +324,7 @@ def streams_without_group(broker: StreamBroker, queue: str) -> dict[str, int]:
 def silent_holders(broker: StreamBroker, queue: str, *, idle_ms: int) -> list[SilentHolder]:
     """Return the consumers whose entries had no heartbeat for ``idle_ms``, by name; 1,000 entries a stream are read."""
     found: dict[str, SilentHolder] = {}
-    for stream in broker.present(queue):
+    for stream in _streams(broker, queue):
         look = ("XPENDING", stream, keys.GROUP, "IDLE", idle_ms, "-", "+", 1_000)
         (held,) = broker.client.call_all([look], missing_is_none=True)
         for _, consumer, idle, _ in held or ():
@@ -335,7 +340,7 @@ def silent_consumers(broker: StreamBroker, queue: str, *, silent: float) -> list
     """Return the consumers that hold nothing and that Redis has not heard of for ``silent`` seconds."""
     holding: set[str] = set()
     idle: dict[str, float] = {}
-    for stream in broker.present(queue):
+    for stream in _streams(broker, queue):
         (reply,) = broker.client.call_all([("XINFO", "CONSUMERS", stream, keys.GROUP)], missing_is_none=True)
         for consumer in map(pairs, reply or ()):
             name = consumer[b"name"].decode()
@@ -350,7 +355,7 @@ def heard_of(broker: StreamBroker, queues: Iterable[str]) -> tuple[float, dict[s
     now = 0.0
     found: dict[str, float] = {}
     for queue in queues:
-        looks = [("XINFO", "CONSUMERS", stream, keys.GROUP) for stream in broker.present(queue)]
+        looks = [("XINFO", "CONSUMERS", stream, keys.GROUP) for stream in _streams(broker, queue)]
         clock, *replies = broker.client.call_all([("TIME",), *looks], missing_is_none=True)
         now = int(clock[0]) + int(clock[1]) / 1e6
         for consumer in (pairs(one) for reply in replies for one in reply or ()):

@@ -7,6 +7,7 @@ from typing import Any
 
 from .broker import StreamBroker
 from .message import Message
+from .partitions import queue_of
 
 __all__ = ("CountingBroker",)
 
@@ -31,4 +32,4 @@ class CountingBroker(StreamBroker):
 
     def stored(self, queue: str, count: int) -> None:
         """Count the messages of a block."""
-        self._counted(queue, count)
+        self._counted(queue_of(queue), count)

@@ -16,7 +16,15 @@ def forget_queue(broker: StreamBroker, queue: str, *, with_messages: bool = Fals
 
     A queue that holds any stays, unless ``with_messages``. Whoever publishes to it, or reads it, makes it known again:
     at once, or within a minute in a process that has published to it before.
+
+    A queue with partitions goes with all of them; those that are empty go also where another one is not.
     """
+    *others, own = reversed(broker.partitions(queue))
+    held = sum(_forget(broker, name, with_messages=with_messages) for name in others)
+    return held if held and not with_messages else held + _forget(broker, own, with_messages=with_messages)
+
+
+def _forget(broker: StreamBroker, queue: str, *, with_messages: bool) -> int:
     names, migrating = broker.queue_keys(queue), keys.migration_keys(broker.prefix, queue)
     streams = [*names.streams, *names.fronts, names.dead]
     others = [

@@ -41,6 +41,11 @@ class RunningTask(ABC):
         #: The pool settles the message, for it ended the task: nothing that runs on has a say in it.
         self.over = False
 
+    @property
+    @abstractmethod
+    def queue(self) -> str:
+        """The queue that its message lies on, or the partition of one."""
+
     @abstractmethod
     def owned(self) -> bool:
         """Return whether the message is still this worker's."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .exceptions import ConfigurationError
+from .partitions import MOST, is_partition
 
 __all__ = (
     "WORDS",
@@ -24,6 +25,7 @@ __all__ = (
     "optional_age",
     "optional_count",
     "optional_seconds",
+    "partitions",
     "prefix",
     "scope",
     "seconds",
@@ -144,6 +146,24 @@ def limits(name: str, raw: Any) -> Mapping[str, Mapping[str, Any]]:
     if not isinstance(raw, Mapping) or not all(isinstance(one, Mapping) for one in raw.values()):
         raise ConfigurationError(f'{name} must be a mapping of task to limits such as {{"rate": "10/s"}}, got {raw!r}')
     return {str(task): dict(said) for task, said in raw.items()}
+
+
+def partitions(name: str, raw: Any) -> Mapping[str, int]:
+    if isinstance(raw, str):
+        try:
+            raw = json.loads(raw or "{}")
+        except ValueError as exc:
+            raise ConfigurationError(f"{name} is not valid JSON: {exc}") from exc
+    if not isinstance(raw, Mapping):
+        raise ConfigurationError(f'{name} must be a mapping of queue to number such as {{"emails": 8}}, got {raw!r}')
+    for queue, number in raw.items():
+        if not isinstance(queue, str) or not queue or is_partition(queue):
+            raise ConfigurationError(f"{name} must name queues, got {queue!r}")
+        if type(number) is not int or not 1 <= number <= MOST:
+            raise ConfigurationError(
+                f"{name}: queue {queue!r} must have a whole number of partitions from 1 to {MOST}, got {number!r}"
+            )
+    return {queue: number for queue, number in raw.items() if number > 1}
 
 
 def tracked(name: str, raw: Any) -> bool | tuple[str, ...]:

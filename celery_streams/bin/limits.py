@@ -69,6 +69,7 @@ def set_(ctx: click.Context, task: str, numbers: tuple[str, ...]) -> None:
     before = limits_in_redis(streams.broker).get(task, {})
     try:
         limits_of(tasks[task], streams.conf.limits.get(task, {}), {**before, **said})
+        streams.check_partitions(tasks[task], run_time={**before, **said})
     except ConfigurationError as exc:
         raise bad_input(str(exc)) from exc
     found = set_limits(streams.broker, task, said)

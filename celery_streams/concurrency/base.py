@@ -19,6 +19,7 @@ from celery.worker import state as worker_state
 from ..app import Streams, streams_of
 from ..entries import StreamRef
 from ..exceptions import BrokerError
+from ..partitions import one_of
 from ..poll import readable
 from ..presence import ConsumerPresence
 from ..worker.child import STOP_PATIENCE, ChildOptions
@@ -82,7 +83,7 @@ class StreamsPool(BasePool):  # type: ignore[misc]
     @property
     def queues(self) -> list[str]:
         """The queues that are being read."""
-        return self.parent.queues
+        return one_of(self.parent.queues)
 
     @property
     def mailbox(self) -> Mailbox:

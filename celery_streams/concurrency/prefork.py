@@ -23,6 +23,7 @@ from celery.worker import state as worker_state
 from .. import celery_private
 from ..entries import StreamRef
 from ..message import Message
+from ..partitions import queue_of
 from ..poll import readable
 from ..presence import ConsumerPresence
 from ..worker import revoked_stamps
@@ -225,8 +226,13 @@ class TaskPool(StreamsPool):
         counted = self.streams.children
         if child.queues is not None:
             others = None not in self._shares
-            return [ref for ref in self._wanted if ref.queue in child.queues or (others and ref.queue not in counted)]
-        uncounted = [ref for ref in self._wanted if ref.queue not in counted]
+            own = child.queues
+            return [
+                ref
+                for ref, queue in ((ref, queue_of(ref.queue)) for ref in self._wanted)
+                if queue in own or (others and queue not in counted)
+            ]
+        uncounted = [ref for ref in self._wanted if queue_of(ref.queue) not in counted]
         return uncounted or self._wanted
 
     def forward(self, *message: Any) -> None:

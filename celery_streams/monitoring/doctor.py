@@ -361,11 +361,13 @@ def _look_at_queue(
 
 
 def _check_transit(streams: Streams, name: str, lists: RedisClient | None) -> Iterable[Finding]:
-    keep = keys.migration_keys(streams.conf.key_prefix, name)
+    kept = [keys.migration_keys(streams.conf.key_prefix, one) for one in streams.broker.partitions(name)]
     sides = [streams.broker.client]
     if lists is not None and not same_database(lists, streams.broker.client):
         sides.append(lists)
-    left = sum(int(client.call("LLEN", key)) for client in sides for key in (keep.outgoing, keep.incoming))
+    left = sum(
+        int(client.call("LLEN", key)) for client in sides for keep in kept for key in (keep.outgoing, keep.incoming)
+    )
     if left:
         yield Finding(
             "migration",

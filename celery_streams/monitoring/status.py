@@ -11,7 +11,7 @@ from typing import Any, Literal
 from .. import presence
 from ..app import Streams
 from ..conf import misspelt_settings
-from ..inspect import QueueStatus, queue_status
+from ..inspect import QueueStatus, known_partitions, queue_status
 from ..installation import is_installed
 from ..redis_url import safe_url
 from .alerts import Alert, judge, misspelt_setting, never_used, unknown_queue
@@ -142,14 +142,15 @@ def collect(
     """
     conf = streams.conf
     broker = streams.broker
-    known = streams.known_queues()
+    spread = known_partitions(broker)
+    known = sorted({*spread, *streams.named_queues()})
     workers = presence.workers(broker)
     reports = []
     names = known if queues is None else sorted(set(queues))
     sides, trouble = look_at_lists(streams, names, ask_workers=ask_workers)
     unknown = unknown_names(streams, used=queues_in_use(streams))
     for name in names:
-        state = queue_status(broker, name, workers=workers)
+        state = queue_status(broker, name, workers=workers, names=spread.get(name, (name,)))
         side = sides[name]
         near = unknown.get(name) if not side.length else None
         alerts = judge(state, conf.alerts, side) if name in known or side.length else [never_used(name)]

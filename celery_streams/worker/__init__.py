@@ -13,6 +13,7 @@ module               process  owns
 ``neighbours``       parent   whether a worker that starts waits for the answers of others
 ``control``          parent   remote control: answers, and passes changes on to children
 ``patterns``         parent   shell patterns among the queues of ``-Q``
+``partitions``       parent   which partitions of its queues there are
 ``autoscale``        parent   Celery's autoscaler, with the demand read from the streams
 ``parent``           parent   the main process: its parts, and the one way to stop
 ``crew``             parent   whoever runs the tasks, as the parent sees them (a protocol)

@@ -11,6 +11,7 @@ from kombu.utils.json import JSONEncoder
 
 from ..entries import Delivery
 from ..hints import command
+from ..partitions import queue_of, shown_id
 from ..signals import message_dead_lettered
 from .outcome import Outcome
 
@@ -54,14 +55,15 @@ def record_of(delivery: Delivery, outcome: Outcome, death: Death, past: Mapping[
             "worker": hostname,
             "crashes": int(past.get("crashes") or 0) + (1 if reason == "crashed" else 0),
             "entry_id": past.get("first") or delivery.entry_id.decode(),
-            "queue": delivery.stream.queue,
+            "queue": queue_of(delivery.stream.queue),
         }
     ).encode()
 
 
 def announce(sender: object, delivery: Delivery, outcome: Outcome, death: Death, letter: str) -> None:
     """Log that there is a dead letter, whose id is ``letter``, and send the signal."""
-    queue, reason = delivery.stream.queue, reason_of(outcome)
+    queue, reason = queue_of(delivery.stream.queue), reason_of(outcome)
+    letter = shown_id(delivery.stream.queue, letter)
     # Whatever led here was logged as an error already: as another one, error trackers would count it twice.
     logger.warning(
         "Task %s[%s] of queue %s is a dead letter (%s): %s",

@@ -27,6 +27,7 @@ from ..clock import ClockWatch
 from ..consumers import forget_idle_consumers, touch_consumers
 from ..entries import Delivery
 from ..exceptions import BrokerError, BrokerUnavailable
+from ..partitions import queue_of
 from ..presence import ConsumerPresence
 from ..recovery import Recovery, busy_queues, clock_was_set, recover
 from ..untouched import Untouched
@@ -324,7 +325,7 @@ class Claimer:
         for reader in readers:
             shares.setdefault(reader.queues, []).append(reader.name)
         for read, names in shares.items():
-            for queues in _parted(self._queues() if read is None else read):
+            for queues in _parted([one for one in self._queues() if read is None or queue_of(one) in read]):
                 touch_consumers(self._broker, queues, names)
         living = {one.name for worker in self._holders.workers if worker.is_alive for one in worker.consumers}
         living.update(reader.name for reader in readers)

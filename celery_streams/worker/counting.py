@@ -13,6 +13,7 @@ from typing import Any
 
 from ..app import Streams
 from ..entries import Delivery
+from ..partitions import queue_of
 from ..redis_errors import count_errors
 from ..signals import entry_lost, message_dead_lettered
 from .counts import OTHER, Counts
@@ -81,7 +82,7 @@ class CountingExecutor(Executor):
         entry_id = entry.id if delivery.message is None or not delivery.message.history else _first_id(delivery)
         if entry_id:
             waited = self._clock + now - int(entry_id.partition(b"-")[0]) / 1000
-        self._counts.started(entry.stream.queue, name, waited)
+        self._counts.started(queue_of(entry.stream.queue), name, waited)
         self._began = now
 
     def _settle(self, execution: Execution, report: Report, *, settler: Settler | None = None) -> None:
@@ -93,7 +94,7 @@ class CountingExecutor(Executor):
             return  # its strategy settles it later, or whoever takes it over
         options = report.options or execution.options
         name = OTHER if options is None else options.task.name
-        self._counts.ended(execution.delivery.entry.stream.queue, name, report.event, seconds)
+        self._counts.ended(queue_of(execution.delivery.entry.stream.queue), name, report.event, seconds)
 
 
 def _first_id(delivery: Delivery) -> bytes:

@@ -228,6 +228,11 @@ class OwnedTask(RunningTask):
         self._delivery = delivery
         self._around = around
 
+    @property
+    def queue(self) -> str:
+        """The queue, or partition of one, of its delivery."""
+        return self._delivery.stream.queue
+
     def owned(self) -> bool:
         """Ask the slot, then Redis; that is a heartbeat, too."""
         if self.over:

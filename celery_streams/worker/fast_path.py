@@ -24,6 +24,7 @@ from kombu.serialization import loads
 from ..exceptions import MessageError
 from ..message import decode_json
 from ..notes import HEADER as TRACK_HEADER
+from ..partitions import queue_of
 from ..running_task import current
 from .burial import Death
 from .chords import dispatch_awaited
@@ -117,7 +118,7 @@ def run_plain(execution: Execution, around: Surroundings, *, logs_receipt: bool)
     request["correlation_id"] = properties.get("correlation_id")
     request["delivery_info"] = {
         "exchange": "",
-        "routing_key": delivery.entry.stream.queue,
+        "routing_key": queue_of(delivery.entry.stream.queue),
         "priority": properties.get("priority"),
         "redelivered": bool(execution.history.get("redelivered")),
     }

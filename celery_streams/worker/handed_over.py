@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from .. import presence
 from ..broker import StreamBroker
 from ..handovers import receiver
+from ..partitions import queue_of
 
 __all__ = ("HandedOver",)
 
@@ -97,7 +98,7 @@ class HandedOver:
         shared: set[str] = set()
         for other in presence.workers(self._broker):
             if other.is_alive and other.worker != self._worker and not all(map(other.knows, tasks)):
-                shared |= queues.intersection(other.queues)
+                shared.update(queue for queue in queues if queue_of(queue) in other.queues)
         before, took = queues.intersection(self._shared), self.takes
         self.takes = 0 < len(shared) <= _MOST_QUEUES
         # Who has not heard yet that it is over may hand over a little longer.

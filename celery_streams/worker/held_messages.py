@@ -28,6 +28,7 @@ from ..exceptions import BrokerError, ConfigurationError
 from ..lanes import has_places, held_lanes, holds_any, limits_in_redis, place_of, reconcile, release
 from ..limits import limits_of
 from ..locks import sweep
+from ..partitions import one_of
 from .silent_workers import SilentWorkers
 from .task_options import limits_in_force
 
@@ -112,7 +113,7 @@ class HeldMessages:
             holds = holds_any(self._broker, queues)
             self._surveyed = None if holds else quiet
             if holds:
-                self._found |= {lane.task for queue in queues for lane in held_lanes(self._broker, queue)}
+                self._found |= {lane.task for queue in one_of(queues) for lane in held_lanes(self._broker, queue)}
                 self._sweep()
         self.refresh()
         if self._told and has_places(self._broker, queues):

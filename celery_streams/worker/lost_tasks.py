@@ -25,6 +25,7 @@ from ..app import Streams
 from ..broker import StreamBroker
 from ..entries import Delivery, Entry
 from ..exceptions import BrokerUnavailable, MessageError
+from ..partitions import queue_of
 from .burial import Death
 from .chords import claim_left
 from .counts import OTHER, Counts
@@ -236,12 +237,12 @@ class LostTasks:
         """Count a delivery that nobody has to settle any more."""
         if self._counts is not None:
             known = task is not None and task in self.app.tasks
-            self._counts.ended(entry.stream.queue, str(task) if known else OTHER, event, ran_for)
+            self._counts.ended(queue_of(entry.stream.queue), str(task) if known else OTHER, event, ran_for)
 
     def count_recovered(self, queue: str, count: int, *, of_child: bool = False) -> None:
         """Count entries that were taken over."""
         if self._counts is not None:
-            self._counts.recovered(queue, count, of_child=of_child)
+            self._counts.recovered(queue_of(queue), count, of_child=of_child)
 
     @staticmethod
     def task_of(delivery: Delivery) -> str | None:

@@ -19,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from ..clock import steady_time
+from ..partitions import queue_of
 from ..redis_errors import ERROR_KINDS
 from .counted import Counted
 from .counts import MOST_TASKS, OTHER, RUNTIME_BUCKETS, WAIT_BUCKETS, ErrorsRow, QueueRow, TaskRow
@@ -167,7 +168,7 @@ class WorkerMetrics(Collector):
         for holder in crew.holders():
             shot = holder.snapshot()
             if shot.running is not None:
-                queue = self._queue_label(shot.running.stream.queue)
+                queue = self._queue_label(queue_of(shot.running.stream.queue))
                 running[queue] += 1
                 longest[queue] = max(longest.get(queue, 0.0), now - shot.started_at)
         bodies = GaugeMetricFamily("celery_streams_running", "Tasks that run now.", labels=["queue"])

@@ -19,6 +19,7 @@ from ..app import Streams
 from ..consumers import forget_consumer
 from ..entries import Delivery, Entry, StreamRef
 from ..exceptions import BrokerError, BrokerUnavailable, NotPermitted
+from ..partitions import one_of
 from .access import QueueAccess
 from .active_requests import ActiveRequests
 from .child import consumer_name
@@ -29,6 +30,7 @@ from .dead_children import DeadChildren
 from .hand_back import Handback, Restrictable
 from .lost_tasks import LostTasks
 from .mailbox import Mailbox
+from .partitions import PartitionWatch
 from .services import Services
 from .slots import Snapshot
 from .task_options import least_delivery_limit
@@ -68,7 +70,7 @@ class Parent:
         self.crew = crew
         #: When children crashed of late (monotonic seconds).
         self._crashed: deque[float] = deque(maxlen=_MOST_CRASHES)
-        #: The queues that are being read.
+        #: The queues that are being read, each partition by its name.
         self.queues: list[str] = []
         self.mailbox = Mailbox()
         self.metrics: WorkerMetrics | None = streams.metrics
@@ -86,7 +88,8 @@ class Parent:
         self.services: Services | None = None
         if self.counts is not None:
             count_process(self.counts, streams)
-        #: What the worker is told to read, the denied too.
+        #: The queues that the worker is told to read, and all their partitions, the denied too.
+        self._asked: list[str] = []
         self._told: list[str] = []
         #: Shared by the services; see there.
         self._broker = streams.new_broker()
@@ -94,6 +97,9 @@ class Parent:
         self._brief = streams.new_broker(timeout=_SOON)
         self._silent_until = 0.0
         self.access = QueueAccess(self._broker, lambda: self._told, self._on_access)
+        self.partitions = PartitionWatch(
+            self._broker, streams.conf.partitions, on_new=lambda: self.mailbox.post(self._announce_again)
+        )
         self._known: set[StreamRef] = set()
         #: Queues whose streams and groups were made; should they vanish, those who read make them again.
         self._made: set[str] = set()
@@ -122,6 +128,7 @@ class Parent:
             on_pauses=self._on_pauses,
             broker=self._broker,
             access=self.access,
+            look_at_partitions=self.partitions.run_once,
             on_away=lambda: self.mailbox.post(self._announce_again),
             on_handed=self._on_handed,
             on_front=lambda: self.mailbox.post(lambda: self.crew.forward("look")),
@@ -129,7 +136,7 @@ class Parent:
         self.services.start()
         self.requests.attach()
         if self.metrics is not None:
-            self.metrics.start(crew, lambda: self.queues)
+            self.metrics.start(crew, lambda: one_of(self.queues))
 
     def child_ended(self, reason: str) -> None:
         """Note the end of a child, by one of :data:`metrics.CHILD_EXITS`."""
@@ -163,8 +170,8 @@ class Parent:
 
     def _announce_again(self) -> None:
         """Have readers look at their queues anew."""
-        if self._told:
-            self.consume(self._told)
+        if self._asked:
+            self.consume(self._asked)
 
     def look_at_access(self) -> None:
         """Find out which queues are denied: a reader was refused."""
@@ -188,7 +195,8 @@ class Parent:
 
     def consume(self, queues: Sequence[str]) -> None:
         """Have these queues read from now on; none stops reading and gives back what was not started."""
-        self._told = list(queues)
+        self._asked = list(queues)
+        self._told = self.partitions.expand(self._asked)
         new = [queue for queue in self._told if queue not in self._made]
         if new:
             self._make_groups(new)

@@ -17,7 +17,8 @@ from functools import partial
 
 from ..broker import StreamBroker
 from ..hints import command
-from ..pauses import Pause, paused_queues
+from ..partitions import by_queue, is_partition
+from ..pauses import Pause, follow, paused_queues
 
 __all__ = ("PauseWatch",)
 
@@ -56,12 +57,17 @@ class PauseWatch:
             ended = [name for name in self._known if name not in found and name in queues]
             self._known = found
         if began or ended:
+            several = {queue: names for queue, names in by_queue(queues).items() if len(names) > 1}
+            if several:
+                follow(self._broker, several)
             self._on_change(partial(_say, began, ended))
-        return sorted(found)
+        return sorted(name for name in found if not is_partition(name))
 
 
 def _say(began: Sequence[Pause], ended: Sequence[str]) -> None:
     for pause in began:
+        if is_partition(pause.queue):
+            continue
         logger.warning(
             "Queue %s is paused%s: its tasks do not start. Resume it with: %s",
             pause.queue,
@@ -69,4 +75,5 @@ def _say(began: Sequence[Pause], ended: Sequence[str]) -> None:
             command("resume", pause.queue),
         )
     for name in ended:
-        logger.info("Queue %s is resumed.", name)
+        if not is_partition(name):
+            logger.info("Queue %s is resumed.", name)

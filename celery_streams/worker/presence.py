@@ -12,6 +12,7 @@ from dataclasses import replace
 from .. import __version__, presence
 from ..broker import StreamBroker
 from ..news import spread
+from ..partitions import one_of
 from ..presence import ConsumerPresence, WorkerPresence
 
 __all__ = ("Presence",)
@@ -72,7 +73,7 @@ class Presence:
             pid=os.getpid(),
             version=__version__,
             visibility_timeout=self._visibility_timeout,
-            queues=tuple(self._queues()),
+            queues=tuple(one_of(self._queues())),
             consumers=tuple(self._readers()),
             pauses=True,
             tasks="".join(map(presence.task_mark, sorted(self._tasks()))),

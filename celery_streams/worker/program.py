@@ -32,6 +32,7 @@ from ..app import Streams, streams_of
 from ..conf import misspelt_settings, settings_in_force
 from ..exceptions import BrokerError, NotPermitted
 from ..limits import without_task
+from ..partitions import is_partition, queue_of
 from ..probes import CLOCK_WARNING, clock_skew, denied_to_readers
 from ..redis_url import safe_url
 from .broker_bounds import bound_connections
@@ -157,6 +158,11 @@ class StreamsWork(WorkController):  # type: ignore[misc]
         Raises:
             ImproperlyConfigured: none of the project's queues is on streams, and none was named.
         """
+        for name in include or ():
+            if is_partition(name):
+                raise ImproperlyConfigured(
+                    f"{name!r} is a partition of queue {queue_of(name)!r}: a worker reads all partitions of its queues"
+                )
         patterns = self._patterns(include or ())
         self.queue_patterns = QueuePatterns(self.app, patterns, excluded=exclude or ())
         if patterns:

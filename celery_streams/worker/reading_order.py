@@ -1,8 +1,9 @@
 """Reading order: which streams a read names, and in which order; what cannot be read is left out for a while.
 
-Each queue comes first in its turn, behind none of a lower priority; so does each slot of a Redis Cluster, for one read
-cannot name several. What Redis refuses to read (a key of another type), and what lies on a node that is away, is left
-out until it is time to try again, so that the others are read on. It reads nothing: the reader does.
+Each queue comes first in its turn, behind none of a lower priority, and with it each of its partitions in turn; so does
+each slot of a Redis Cluster, for one read cannot name several. What Redis refuses to read (a key of another type), and
+what lies on a node that is away, is left out until it is time to try again, so that the others are read on. It reads
+nothing: the reader does.
 """
 
 from __future__ import annotations
@@ -10,18 +11,40 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from typing import TypeVar
 
 from ..broker import StreamBroker
 from ..entries import StreamRef
 from ..exceptions import BrokerUnavailable, KeyOfOtherType
+from ..partitions import queue_of
 
 __all__ = ("AWAY", "ReadingOrder")
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: Seconds after which streams that Redis refused to read are tried again, and those of a cluster's node that is away.
 _ASIDE = 30.0
 AWAY = 0.5
+
+
+def _grouped(items: Sequence[T], names: Sequence[str]) -> Sequence[Sequence[T]]:
+    """Return ``items`` by the queues of which their names are partitions."""
+    found: dict[str, list[T]] = {}
+    for item, name in zip(items, names, strict=True):
+        found.setdefault(queue_of(name), []).append(item)
+    return list(found.values())
+
+
+def _in_turn(groups: Sequence[Sequence[T]], turn: int) -> list[T]:
+    """Return the items so that each group comes first in its turn, and in each group each item."""
+    found: list[T] = []
+    for number in range(len(groups)):
+        group = groups[(turn + number) % len(groups)]
+        at = turn // len(groups) % len(group)
+        found += [*group[at:], *group[:at]]
+    return found
 
 
 class ReadingOrder:
@@ -42,6 +65,10 @@ class ReadingOrder:
         #: The streams in parts that one command may read, and of which list of streams they were made.
         self._parts: Sequence[Sequence[StreamRef]] = ()
         self._parted: Sequence[StreamRef] = ()
+        #: The parts by their queues, and the columns of each part (by its ``id``) likewise: a queue has one turn,
+        #: however many partitions it has.
+        self._by_queue: Sequence[Sequence[Sequence[StreamRef]]] = ()
+        self._columns: dict[int, Sequence[Sequence[int]]] = {}
         #: Whether they lie apart: one command cannot read all of them.
         self.is_parted = False
         self._turn = 0
@@ -56,26 +83,26 @@ class ReadingOrder:
         if self._parted is not streams:
             self._parts, self._parted = self._broker.streams_by_slot(streams), streams
             self.is_parted = len(self._parts) > 1
+            self._by_queue = _grouped(self._parts, [part[0].queue if part else "" for part in self._parts])
+            self._columns = {id(part): self._columns_of(part) for part in self._parts}
         parts = self._parts
         if len(parts) == 1:
             return [self._turned(parts[0])]
         self._turn += 1
-        first = self._turn % len(parts) if parts else 0
-        turned = [self._turned(part) for part in (*parts[first:], *parts[:first])]
+        turned = [self._turned(part) for part in _in_turn(self._by_queue, self._turn)]
         return [part for part in turned if not self.away.issuperset(part)] or turned
 
     def _turned(self, streams: Sequence[StreamRef]) -> Sequence[StreamRef]:
-        steps = len(self._broker.steps)
-        width = len(streams) // steps
+        width = len(streams) // len(self._broker.steps)
         if width < 2:
             return streams
         self._turn += 1
-        at = self._turn % width
-        turned: list[StreamRef] = []
-        for step in range(steps):
-            row = streams[step * width : (step + 1) * width]
-            turned += [*row[at:], *row[:at]]
-        return turned
+        order = _in_turn(self._columns[id(streams)], self._turn)
+        return [streams[start + column] for start in range(0, len(streams), width) for column in order]
+
+    def _columns_of(self, streams: Sequence[StreamRef]) -> Sequence[Sequence[int]]:
+        width = len(streams) // len(self._broker.steps)
+        return _grouped(range(width), [ref.queue for ref in streams[:width]])
 
     # -- what is left out
 

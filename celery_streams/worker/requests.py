@@ -16,6 +16,7 @@ from kombu.serialization import prepare_accept_content
 from kombu.utils.imports import symbol_by_name
 
 from ..entries import Delivery
+from ..partitions import queue_of
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -35,7 +36,7 @@ def received_message(
         content_encoding=properties.get("content_encoding"),
         delivery_info={
             "exchange": "",
-            "routing_key": delivery.stream.queue,
+            "routing_key": queue_of(delivery.stream.queue),
             "redelivered": bool(history.get("redelivered")),
         },
         properties=properties,

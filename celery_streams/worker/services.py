@@ -28,6 +28,7 @@ from ..chance import chance
 from ..entries import Delivery
 from ..exceptions import BrokerError, BrokerUnavailable, NotPermitted
 from ..history import EVERY, STANDS, record
+from ..partitions import one_of
 from ..presence import ConsumerPresence
 from ..probes import server_version
 from .access import QueueAccess
@@ -38,6 +39,7 @@ from .handed_over import LOOK as HANDED_LOOK
 from .handed_over import HandedOver
 from .heartbeat import Heartbeat
 from .held_messages import HeldMessages
+from .partitions import LOOK_EVERY
 from .pauses import PauseWatch
 from .presence import Presence
 from .settle import Settler
@@ -175,6 +177,7 @@ class Services:
         access: QueueAccess,
         on_limits: Callable[[dict[str, dict[str, Any]]], None],
         on_away: Callable[[], None],
+        look_at_partitions: Callable[[], object] = lambda: None,
         on_recovered: Callable[[str, int], object] = lambda queue, count: None,
         counted: Counted | None = None,
         on_server: Callable[[str], None] | None = None,
@@ -250,7 +253,7 @@ class Services:
             ],
             quiet=lambda: self.claimer.quiet,
         )
-        self.tallying = Tallying(self.broker, consumer, queues=queues, counted=counted)
+        self.tallying = Tallying(self.broker, consumer, queues=lambda: one_of(queues()), counted=counted)
         self._beat = _Duty("presence", self.presence.run_once, self.heartbeat.interval)
         self._access = _Duty(
             "access to queues", access.run_once, _ACCESS, lambda: _ACCESS if access.denied else float("inf")
@@ -258,6 +261,7 @@ class Services:
         self._pauses = _Duty(
             "pauses", self.pauses.run_once, self.heartbeat.interval, self._pause_of(self.heartbeat.interval)
         )
+        self._partitions = _Duty("partitions", look_at_partitions, LOOK_EVERY, self._pause_of(LOOK_EVERY))
         self._held = _Duty(
             "held messages", self.held.run_once, self.claimer.interval, self._pause_of(self.claimer.interval)
         )
@@ -284,6 +288,7 @@ class Services:
                     self._access,
                     _Duty("hand-back", self.handback.run_once, _TICK),
                     _Duty("handed over", self._look_at_handed, HANDED_LOOK),
+                    self._partitions,
                     self._pauses,
                     self._held,
                     _Duty("claimer", self.claimer.run_once, self.claimer.interval),
@@ -360,7 +365,7 @@ class Services:
         return lambda: max(_SELDOM, interval) if self._is_told() and not self.held.watches else interval
 
     def _look_again(self) -> None:
-        self._pauses.soon = self._held.soon = True
+        self._partitions.soon = self._pauses.soon = self._held.soon = True
         self.handed.look_again()
 
     def stop_due(self) -> None:

@@ -37,6 +37,7 @@ from ..limits import Limits
 from ..locks import is_unique, publish_anyway, start, unlocking
 from ..message import Message
 from ..pages import STEP_WORDS
+from ..partitions import queue_of, shown_id
 from ..running_task import HeldRetry
 from ..signals import entry_lost
 from ..transfers import are_apart, store_retry
@@ -669,4 +670,6 @@ class Settler:
             entry,
             self.consumer,
         )
-        entry_lost.send(sender=self, queue=entry.stream.queue, entry_id=entry.id.decode(), consumer=self.consumer)
+        name = entry.stream.queue
+        shown = shown_id(name, entry.id.decode())
+        entry_lost.send(sender=self, queue=queue_of(name), entry_id=shown, consumer=self.consumer)

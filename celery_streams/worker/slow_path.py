@@ -23,6 +23,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from .. import celery_private, presence
 from ..chance import chance
 from ..exceptions import BrokerError, MessageError
+from ..partitions import queue_of
 from ..presence import WorkerPresence
 from ..running_task import current
 from .burial import Death
@@ -197,7 +198,7 @@ class SlowPath:
             except BrokerError as exc:
                 logger.debug("Cannot ask other workers whether they know task %s: %s", name, exc)
             self._workers_due = time.monotonic() + 2.0
-        return [one for one in self._workers if one.is_alive and queue in one.queues and one.knows(name)]
+        return [one for one in self._workers if one.is_alive and queue_of(queue) in one.queues and one.knows(name)]
 
     def _unknown(self, execution: Execution, message: Any, name: str, task_id: str) -> Report:
         now_ms = int(self._around.clock.now() * 1000)

@@ -205,8 +205,8 @@ def block(*, by_ids: bool, due_ms: int = 0, bound: int | None = None) -> Callabl
     def act(broker: StreamBroker, left: dict[str, list[int]]) -> None:
         for name, numbers in list(left.items()):
             messages = [QueuedMessage(str(n), message(n), due_ms, str(n)) for n in numbers]
-            one = MessageBlock(QUEUE, name, messages, by_ids=by_ids)
-            (outcome,) = publish_blocks(broker, [one], max_length=bound)
+            one = MessageBlock(QUEUE, name, messages, by_ids=by_ids, max_length=bound)
+            (outcome,) = publish_blocks(broker, [one])
             if not isinstance(outcome, BrokerError):
                 del left[name]
                 if outcome:

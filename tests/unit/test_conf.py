@@ -50,6 +50,7 @@ VALUES: list[tuple[str, Any, str, Any]] = [
     ("track", ["chat.*", "b"], "chat.*, b", ("chat.*", "b")),
     ("track_ttl", 60, "60", 60.0),
     ("limits", {"t": {"rate": "1/s"}}, '{"t": {"rate": "1/s"}}', {"t": {"rate": "1/s"}}),
+    ("partitions", {"q": 8}, '{"q": 8}', {"q": 8}),
     ("alerts", {"dead_warning": 9}, '{"dead_warning": 9}', Alerts(dead_warning=9)),
 ]
 
@@ -75,6 +76,7 @@ DEFAULTS: dict[str, Any] = {
     "track": False,
     "track_ttl": None,
     "limits": {},
+    "partitions": {},
     "alerts": Alerts(),
     "priority_steps": (0, 3, 6, 9),
 }
