@@ -53,14 +53,16 @@ class NodeClient(RedisClient):
         return redis.ConnectionPool(connection_class=template.connection_class, **options)
 
     def _translate(self, exc: Exception, sent: str | Script) -> BrokerError:
-        if isinstance(exc, redis.exceptions.ClusterCrossSlotError):
+        text = str(exc)
+        if isinstance(exc, redis.exceptions.ClusterCrossSlotError) or text.startswith("CROSSSLOT "):
             command = sent.name if isinstance(sent, Script) else sent
             return ClusterNode(
                 f"Redis at {self.shown} failed {command}: its keys lie in several slots of the cluster; the name of a "
                 "queue must not begin with '}' there"
             )
-        # MovedError is a kind of AskError.
-        found = _ELSEWHERE.match(str(exc)) if isinstance(exc, redis.exceptions.AskError) else None
+        # redis-py 5 has these classes for its own client of a cluster only. MovedError is a kind of AskError.
+        is_told = isinstance(exc, redis.exceptions.AskError) or text.startswith(("MOVED ", "ASK "))
+        found = _ELSEWHERE.match(text) if is_told and isinstance(exc, redis.ResponseError) else None
         if found is None:
             return super()._translate(exc, sent)
         address = (found[2] or self.address[0], int(found[3]))
@@ -68,7 +70,7 @@ class NodeClient(RedisClient):
             f"Slot {found[1]} of the cluster is served by {address[0]}:{address[1]}",
             slot=int(found[1]),
             address=address,
-            only_once=not isinstance(exc, redis.exceptions.MovedError),
+            only_once=not (isinstance(exc, redis.exceptions.MovedError) or text.startswith("MOVED ")),
         )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery
 
 import celery_streams
 from celery_streams.cluster import ClusterClient, connect
 from celery_streams.connection import RedisClient
-from celery_streams.exceptions import ConfigurationError
+from celery_streams.exceptions import ConfigurationError, SlotElsewhere
 from celery_streams.redis_url import ConnectionOptions
 
 
@@ -80,3 +81,37 @@ def test_url_that_no_cluster_has_is_refused_in_one_line(url: str, said: str) -> 
 def test_another_database_of_a_cluster_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="no database but 0"):
         made("redis+cluster://one", other_database=3)
+
+
+@pytest.mark.parametrize(
+    ("said", "address", "only_once"),
+    [
+        (redis.ResponseError("MOVED 3387 one:7001"), ("one", 7001), False),
+        (redis.ResponseError("ASK 3387 one:7001"), ("one", 7001), True),
+        (redis.ResponseError("MOVED 3387 :7001"), ("here", 7001), False),
+        (redis.exceptions.MovedError("3387 one:7001"), ("one", 7001), False),
+        (redis.exceptions.AskError("3387 one:7001"), ("one", 7001), True),
+    ],
+)
+def test_moved_slot_is_understood_with_and_without_a_class_of_the_driver_for_it(
+    said: redis.ResponseError, address: tuple[str, int], only_once: bool
+) -> None:
+    node = made("redis+cluster://here:7000")._cluster.at(("here", 7000))
+
+    found = node._translate(said, "GET")
+
+    assert isinstance(found, SlotElsewhere)
+    assert (found.slot, found.address, found.only_once) == (3387, address, only_once)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        redis.ResponseError("CROSSSLOT Keys in request don't hash to the same slot"),
+        redis.exceptions.ClusterCrossSlotError("Keys in request don't hash to the same slot"),
+    ],
+)
+def test_keys_that_lie_apart_are_understood_with_and_without_a_class_for_it(said: redis.ResponseError) -> None:
+    node = made("redis+cluster://here:7000")._cluster.at(("here", 7000))
+
+    assert "must not begin with '}'" in str(node._translate(said, "EVALSHA"))
