@@ -30,6 +30,9 @@ class _Slot:
 
     def keep(self, message: Any) -> None: ...
 
+    def took(self) -> float:
+        return 0.0
+
     def retried(self) -> None: ...
 
     def lost(self) -> bool:

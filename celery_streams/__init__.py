@@ -76,6 +76,8 @@ module                 process      owns
 ``signals``            all          our signals
 ``presence``           all          which workers live
 ``inspect``            tools, web   looks at queues; purge
+``attempts``           all          how the starts of a message ended
+``running_messages``   tools        looks at a message that a worker holds
 ``delayed_messages``   tools        looks at delayed messages; run now, cancel
 ``dead_letters``       tools        reads, replays and deletes dead letters
 ``dead_search``        tools        looks for dead letters, the newest first

@@ -416,6 +416,7 @@ class StreamBroker:
                         message.properties,
                         message.body,
                         pack(message) if due_ms else b"",
+                        message.history,
                     ],
                     [self.note_of(queue, message, due_ms=due_ms, member=member if due_ms else "")],
                 )

@@ -9,7 +9,7 @@ import contextlib
 import heapq
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,6 +17,7 @@ from kombu.message import Message as KombuMessage
 from kombu.serialization import prepare_accept_content
 
 from . import keys, notes, scripts
+from .attempts import FIELD, Attempt, of_history, parse
 from .broker import StreamBroker
 from .connection import pairs
 from .entries import is_entry_id, milliseconds
@@ -63,6 +64,14 @@ class DeadLetter:
     published: float | None
     #: The raw fields as they lay on the stream, also when they could not be decoded.
     fields: tuple[tuple[bytes, bytes], ...]
+    #: The last attempt as the letter says it; see :attr:`attempts`.
+    last_attempt: Any = field(default=None, repr=False)
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """How the starts of the message ended, the oldest first: at most the last :data:`attempts.MOST` and one."""
+        history = decode_object(dict(self.fields).get(b"history", b""))
+        return (*of_history(history), *parse(self.last_attempt))
 
     @property
     def message(self) -> Message | None:
@@ -280,15 +289,17 @@ def parse_dead_letter(name: str, entry_id: bytes, flat: list[bytes]) -> DeadLett
             fields |= pairs(unpack_fields(fields[b"fields"]))
             del fields[b"fields"]
     death = decode_object(fields.pop(b"death", b""))
-    headers = decode_object(fields.get(b"headers", b""))
+    task, task_id = death.get("task"), death.get("task_id")
+    # Read where the letter itself does not say it: a search looks at thousands.
+    headers = {} if task and task_id else decode_object(fields.get(b"headers", b""))
     history = decode_object(fields.get(b"history", b""))
     published = milliseconds(history.get("first")) or milliseconds(death.get("entry_id"))
     return DeadLetter(
         queue=queue_of(name),
         entry_id=shown_id(name, entry_id.decode()),
         reason=str(death.get("reason", "unknown")),
-        task=_text(death.get("task") or headers.get("task")),
-        task_id=_text(death.get("task_id") or headers.get("id")),
+        task=_text(task or headers.get("task")),
+        task_id=_text(task_id or headers.get("id")),
         exception=death.get("exception"),
         traceback=death.get("traceback"),
         worker=death.get("worker"),
@@ -296,6 +307,7 @@ def parse_dead_letter(name: str, entry_id: bytes, flat: list[bytes]) -> DeadLett
         died=int(entry_id.partition(b"-")[0]) / 1000,
         published=published / 1000 if published else None,
         fields=tuple(fields.items()),
+        last_attempt=death.get(FIELD),
     )
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import heapq
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -21,15 +22,18 @@ from .entries import is_entry_id
 from .exceptions import MessageError
 from .inspect import known_partitions
 from .message import Message
-from .pages import scan, scan_back
+from .pages import scan_all
 
 __all__ = ("LOOK_AT", "Cursor", "Found", "Redact", "Wanted", "search", "shown")
 
 #: A task's name, its args and its kwargs; returns what may be seen of the two.
 Redact = Callable[[str | None, Any, Any], tuple[Any, Any]]
 
-#: Letters that one step looks at: some 25 us each.
-LOOK_AT = 10_000
+#: Letters that one step looks at: some 20 us each, and as many of Redis; a page must not take 300 ms.
+LOOK_AT = 5_000
+
+#: Letters of one queue that one step reads, at most.
+_PAGE = 200
 
 _WORD = re.compile(r"[a-z0-9_.@+-]+", re.ASCII)
 
@@ -138,58 +142,88 @@ def search(
     accepted = None if accept is None else list(accept)
     letters: list[DeadLetter] = []
     looked_at, last = 0, before
-    read = _oldest_first if oldest_first else _newest_first
-    sources = [read(broker, name, wanted, before) for name, size in zip(names, sizes, strict=True) if size]
-    for place, letter in heapq.merge(*sources, key=lambda one: one[0], reverse=not oldest_first):
+    first, end = _stretch(wanted, before, back=not oldest_first)
+    some = [name for name, size in zip(names, sizes, strict=True) if size]
+    reads = _Reads(broker, some, first, end, before, back=not oldest_first)
+    for place, fields in heapq.merge(*map(reads.entries, reads.sources), key=_place, reverse=not oldest_first):
         if looked_at >= look_at or len(letters) >= limit:
             return Found(tuple(letters), looked_at, sum(sizes), last)
-        looked_at, last = looked_at + 1, place
+        looked_at, last = looked_at + 1, Cursor(*place)
+        letter = parse_dead_letter(last.queue, b"%d-%d" % place[:2], fields)
         if wanted.matches(letter, accept=accepted, redact=redact):
             letters.append(letter)
     return Found(tuple(letters), looked_at, sum(sizes), None)
 
 
-def _newest_first(
-    broker: StreamBroker, queue: str, wanted: Wanted, before: Cursor | None
-) -> Iterator[tuple[Cursor, DeadLetter]]:
-    """Yield the dead letters of one queue, the newest first, with their places."""
-    start = "+"
-    if before is not None:
-        # One of this queue with the same id may come after it.
-        start = f"{before.milliseconds}-{before.number}"
-    if wanted.until is not None:
-        latest = Cursor(max(int(wanted.until * 1000) - 1, 0), 2**64 - 1)
-        if before is None or latest < before:
-            start = f"{latest.milliseconds}-{latest.number}"
-    end = "-" if wanted.since is None else str(max(int(wanted.since * 1000), 0))
-    key = broker.queue_keys(queue).dead
-    while page := scan_back(broker.client, key, start=start, end=end, count=200):
-        for entry_id, fields in page:
-            letter = parse_dead_letter(queue, entry_id, fields)
-            place = Cursor.of(queue, entry_id.decode())
-            if before is None or place < before:
-                yield place, letter
-        start = "(" + page[-1][0].decode()
+#: The parts of a cursor, which compare faster, and the fields of the letter at this place.
+_Placed = tuple[tuple[int, int, str], list[bytes]]
 
 
-def _oldest_first(
-    broker: StreamBroker, queue: str, wanted: Wanted, after: Cursor | None
-) -> Iterator[tuple[Cursor, DeadLetter]]:
-    """Yield the dead letters of one queue, the oldest first, with their places; of what dies meanwhile, nothing new."""
-    first = Cursor(0 if wanted.since is None else max(int(wanted.since * 1000), 0), 0)
-    if after is not None:
-        # One of this queue with the same id may come after it.
-        first = max(first, Cursor(after.milliseconds, after.number))
-    start = f"{first.milliseconds}-{first.number}"
-    end = "+" if wanted.until is None else f"{max(int(wanted.until * 1000) - 1, 0)}-{2**64 - 1}"
-    key = broker.queue_keys(queue).dead
-    while page := scan(broker.client, key, start=start, end=end, count=200):
-        for entry_id, fields in page:
-            letter = parse_dead_letter(queue, entry_id, fields)
-            place = Cursor.of(queue, entry_id.decode())
-            if after is None or place > after:
-                yield place, letter
-        start = "(" + page[-1][0].decode()
+def _place(one: _Placed) -> tuple[int, int, str]:
+    return one[0]
+
+
+def _stretch(wanted: Wanted, before: Cursor | None, *, back: bool) -> tuple[str, str]:
+    """Return where each stream is read from and up to; of one queue's letters with the same id some may come after."""
+    since = None if wanted.since is None else max(int(wanted.since * 1000), 0)
+    until = None if wanted.until is None else max(int(wanted.until * 1000) - 1, 0)
+    if back:
+        first = [] if before is None else [(before.milliseconds, before.number)]
+        first += [] if until is None else [(until, 2**64 - 1)]
+        return "{}-{}".format(*min(first)) if first else "+", "-" if since is None else str(since)
+    begin = max((since or 0, 0), (0, 0) if before is None else (before.milliseconds, before.number))
+    # Of what dies meanwhile nothing new comes.
+    return "{}-{}".format(*begin), "+" if until is None else f"{until}-{2**64 - 1}"
+
+
+@dataclass(slots=True)
+class _Source:
+    """The dead letters of one queue, as far as they are read."""
+
+    queue: str
+    key: str
+    start: str
+    count: int
+    read: deque[_Placed] = field(default_factory=deque)
+    ended: bool = False
+
+
+class _Reads:
+    """Reads the dead letters of several queues: few of each at first, for there may be hundreds of queues.
+
+    Whenever those of one queue are used up, others that are nearly so are read in the same round trip.
+    """
+
+    def __init__(
+        self, broker: StreamBroker, queues: Sequence[str], first: str, end: str, before: Cursor | None, *, back: bool
+    ) -> None:
+        self._broker, self._end, self._back = broker, end, back
+        self._before = None if before is None else (before.milliseconds, before.number, before.queue)
+        count = max(_PAGE // max(len(queues), 1), 2)
+        self.sources = [_Source(queue, broker.queue_keys(queue).dead, first, count) for queue in queues]
+
+    def entries(self, source: _Source) -> Iterator[_Placed]:
+        """Yield the dead letters of one queue, as they lie there, with their places."""
+        while True:
+            while source.read:
+                yield source.read.popleft()
+            if source.ended:
+                return
+            self._read()
+
+    def _read(self) -> None:
+        low = [one for one in self.sources if not one.ended and len(one.read) <= one.count // 8]
+        looks = [(one.key, one.start, self._end, one.count) for one in low]
+        for one, page in zip(low, scan_all(self._broker.client, looks, back=self._back), strict=True):
+            one.ended = not page
+            one.count = min(2 * one.count, _PAGE)
+            for entry_id, fields in page:
+                milliseconds, _, number = entry_id.partition(b"-")
+                place = int(milliseconds), int(number), one.queue
+                if self._before is None or (place < self._before if self._back else place > self._before):
+                    one.read.append((place, fields))
+            if page:
+                one.start = "(" + page[-1][0].decode()
 
 
 def _says(letter: DeadLetter, text: str, accept: Iterable[str] | None, redact: Redact | None) -> bool:

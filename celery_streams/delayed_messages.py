@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from itertools import islice
 
 from . import notes, scripts
+from .attempts import Attempt, of_history
 from .broker import StreamBroker
 from .exceptions import MessageError
-from .message import Message, unpack
+from .message import Message, decode_object, unpack
 from .pages import preview, steps
 from .partitions import queue_of
 
-__all__ = ("DelayedMessage", "cancel", "delayed_messages", "run_now")
+__all__ = ("DelayedMessage", "cancel", "delayed_message", "delayed_messages", "run_now")
 
 #: Messages that one step reads.
 _PAGE = 1_000
@@ -33,6 +34,11 @@ class DelayedMessage:
     due: float
     #: None when there is none, or the value is no packed message.
     message: Message | None
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """How the starts of the message so far ended, the oldest first."""
+        return of_history(decode_object(self.message.history)) if self.message is not None else ()
 
 
 def delayed_messages(broker: StreamBroker, queue: str, *, limit: int = 1_000, offset: int = 0) -> list[DelayedMessage]:
@@ -55,6 +61,19 @@ def _delayed(broker: StreamBroker, name: str, *, limit: int, offset: int) -> Ite
             shown = member.decode(errors="surrogateescape")
             yield DelayedMessage(queue_of(name), shown, float(score) / 1000, _unpacked(raw))
         offset += len(page)
+
+
+def delayed_message(broker: StreamBroker, queue: str, member: str) -> DelayedMessage | None:
+    """Return one delayed message by its member of the delayed set; None when it is no longer there. Two round trips."""
+    wanted = member.encode(errors="surrogateescape")
+    names = [broker.queue_keys(name) for name in broker.partitions(queue)]
+    looks = [("ZSCORE", one.delayed, wanted) for one in names]
+    looks += [("HGET", one.delayed_messages, wanted) for one in names]
+    found = broker.client.call_all(looks)
+    for score, raw in zip(found[: len(names)], found[len(names) :], strict=True):
+        if score is not None:
+            return DelayedMessage(queue, member, float(score) / 1000, _unpacked(raw))
+    return None
 
 
 def run_now(broker: StreamBroker, queue: str, members: Sequence[str]) -> int:

@@ -2,7 +2,7 @@
 
 An entry keeps what kombu would have sent: ``headers`` and ``properties`` as JSON (kombu's dialect, so that dates and
 UUIDs in headers survive), and ``body`` as the raw bytes of the serializer, without kombu's base64. The content type,
-content encoding and priority are properties. ``history`` is there only for an entry that was put back:
+content encoding and priority are properties. ``history`` is there only for an entry that was put back, or is a retry:
 
 ==============  ====================================================================================================
 ``first``       id of the first entry of this message (its time stamp is when it was published)
@@ -11,6 +11,7 @@ content encoding and priority are properties. ``history`` is there only for an e
 ``unknown``     milliseconds since the epoch at which a worker first did not know the task
 ``worker``      who had it last
 ``hurried``     1 when somebody asked that it run now, whatever eta it names
+``attempts``    how each of its starts ended, in lines of text: see :mod:`.attempts`
 ==============  ====================================================================================================
 
 A delayed message is the same four fields packed into one value (:func:`pack`), so that the script which promotes it
@@ -176,10 +177,10 @@ class Message(NamedTuple):
         return self._replace(headers=encode_json(headers).encode(), properties=encode_json(properties).encode())
 
     def decode_history(self) -> dict[str, Any]:
-        """Return what of the history makes sense; empty for a message that was never put back.
+        """Return what of the history makes sense; empty for a message that was never put back, and is no retry.
 
-        Anybody can write a history: numbers in it are finite, counts and times whole and not negative, ``first`` and
-        ``worker`` are texts. ``recover.lua`` reads it likewise.
+        Anybody can write a history: numbers in it are finite, counts and times whole and not negative, ``first``,
+        ``worker`` and ``attempts`` are texts. ``recover.lua`` reads it likewise.
 
         Raises:
             MessageError: it is not a JSON object.
@@ -298,7 +299,7 @@ def unpack_fields(packed: bytes) -> list[bytes]:
 
 
 #: What a history may say, and of which kind; other names may hold any plain value.
-_COUNTS, _TEXTS = ("crashes", "unknown"), ("first", "worker")
+_COUNTS, _TEXTS = ("crashes", "unknown"), ("first", "worker", "attempts")
 
 
 def _sane(history: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from . import scripts
 from .connection import RedisClient
 from .keys import QueueKeys
 
-__all__ = ("STEP_BYTES", "STEP_WORDS", "preview", "scan", "scan_back", "steps")
+__all__ = ("STEP_BYTES", "STEP_WORDS", "preview", "scan", "scan_all", "steps")
 
 T = TypeVar("T")
 
@@ -37,11 +37,19 @@ def scan(
     return list(client.run(scripts.SCAN, [key], [start, end, count, STEP_BYTES, ""]))
 
 
-def scan_back(
-    client: RedisClient, key: str, *, start: bytes | str = "+", end: bytes | str = "-", count: int = 100
-) -> list[Any]:
-    """Return the next entries of a stream as XREVRANGE does, at most ``count``, and as :data:`STEP_BYTES` take."""
-    return list(client.run(scripts.SCAN, [key], [start, end, count, STEP_BYTES, "back"]))
+def scan_all(
+    client: RedisClient, looks: Sequence[tuple[str, bytes | str, bytes | str, int]], *, back: bool = False
+) -> list[list[Any]]:
+    """Return the next entries of several streams in one round trip: those of each look, together as :func:`scan` does.
+
+    Args:
+        looks: stream, start, end, and the greatest number of entries.
+        back: as XREVRANGE does, from the newest to the oldest.
+    """
+    most = max(STEP_BYTES // max(len(looks), 1), 1)
+    way = "back" if back else ""
+    commands = [(scripts.SCAN, [key], [start, end, count, most, way]) for key, start, end, count in looks]
+    return [list(found) for found in client.call_all(commands)] if commands else []
 
 
 def preview(client: RedisClient, names: QueueKeys, *, offset: int = 0, count: int = 100) -> list[Any]:

@@ -13,6 +13,8 @@ from celery.exceptions import CeleryCommandException
 from celery.platforms import EX_FAILURE
 
 from ..app import Streams, streams_of
+from ..attempts import FIELD as ATTEMPTS
+from ..attempts import Attempt
 from ..dead_letters import (
     DeadLetter,
     dead_letter,
@@ -156,7 +158,10 @@ def show_dead(ctx: click.Context, queue: str, entry_id: str, as_json: bool, **kw
         echo_json(details)
         return
     for name, value in details.items():
-        _show(name.replace("_", " "), value)
+        if name == "attempts":
+            _show_attempts(letter)
+        else:
+            _show(name.replace("_", " "), value)
 
 
 def _show(name: str, value: Any) -> None:
@@ -169,6 +174,15 @@ def _show(name: str, value: Any) -> None:
         click.echo("\n".join(f"  {_plain(line)}" for line in value.rstrip().split("\n")))
     elif value is not None:
         echo(f"{name}: {_plain(value)}")
+
+
+def _show_attempts(letter: DeadLetter) -> None:
+    echo("attempts:")
+    for one in letter.attempts:
+        took = "" if one.began is None or one.ended is None else f" after {age(max(one.ended - one.began, 0.0))}"
+        where = f" on {_plain(one.worker)}" if one.worker else ""
+        detail = f": {_plain(one.detail)}" if one.detail else ""
+        echo(f"  {one.number}. {iso(one.ended) or '?'} {_plain(one.outcome)}{took}{where}{detail}")
 
 
 def _plain(value: Any) -> str:
@@ -424,12 +438,18 @@ def _details(letter: DeadLetter, accept: Sequence[str] | None) -> dict[str, Any]
         try:
             details["headers"] = message.decode_headers()
             details["properties"] = message.decode_properties()
-            details["history"] = message.decode_history()
+            details["history"] = {name: said for name, said in message.decode_history().items() if name != ATTEMPTS}
         except MessageError as exc:
             details["body_not_decoded"] = str(exc)
+    if letter.attempts:
+        details["attempts"] = [_attempt(one) for one in letter.attempts]
     if "body_not_decoded" in details or message is None:
         details["fields"] = {_text(name): _text(value) for name, value in letter.fields}
     return details
+
+
+def _attempt(one: Attempt) -> dict[str, Any]:
+    return {**one.as_dict(), **{name: iso(at) for name, at in (("began", one.began), ("ended", one.ended))}}
 
 
 def _text(raw: bytes) -> str:

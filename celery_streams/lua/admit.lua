@@ -9,7 +9,7 @@
 -- Returns  1: it may start, and has its places; 2: it may start, and has none to give back; -1: it was no longer ours;
 --          a text: it was moved aside, to this field of what is held
 -- Needs    barred, clock, follow, lane_in, leave_place, line_up, movable, numbered, open_full, pack, queue_of, settle
--- Needs    shelf, split, take_place, taken, unpacked, vacate
+-- Needs    shelf, since, split, take_place, taken, unpacked, vacate
 -- What others of its lane wait for it waits for, too, behind them; also what was put back before it ever waited there.
 -- An entry that was released has what it needs, unless nobody read it for so long that its token is stale. A task that
 -- is limited no more is told by its missing limits.
@@ -80,7 +80,7 @@ else
     known.last = known.last + 1
     position = known.last
 end
-local history = named.history or cjson.encode({first = id})
+local history = since(named.history, id)
 local field = string.format('%.0f:%.0f', known.number, position)
 redis.call('HSET', at.held, field, pack(tonumber(step), named, history))
 follow(named.headers, stream, id, at.held, field)

@@ -4,7 +4,7 @@
 -- ARGV     group, consumer, greatest number of bytes to put back, then pairs: index of the quadruple (from 1), entry
 --          id; no pair at all means everything that is pending for the consumer on the first of each quadruple
 -- Returns  {number of entries put back, number of entries that were looked at, 1 when there may be more}
--- Needs    follow, pending, put_ahead, settle, size, split, storable, taken
+-- Needs    follow, pending, put_ahead, settle, since, size, split, storable, taken
 -- An entry that another consumer holds, or that is not pending, is left alone. The copy gets a new entry id; `first` in
 -- its history keeps the id it was published with.
 -- The entry that goes beyond the bytes is put back still, so that one that is larger than all that goes back too.
@@ -17,12 +17,12 @@ local function put_back(at, id)
     looked = looked + 1
     local entry = taken(key, group, consumer, id)
     if not entry then return end
-    local _, named = split(entry)
+    local kept, named, plain = split(entry)
     bytes = bytes - size(entry)
-    local fields = storable(entry)
-    if not named.history then
+    local fields = plain and kept or storable(entry)
+    if plain or not named.history then
         fields[#fields + 1] = 'history'
-        fields[#fields + 1] = cjson.encode({first = id})
+        fields[#fields + 1] = since(named.history, id)
     end
     local ahead, copy = put_ahead(targets, stream, front, mark, group, fields)
     follow(named.headers, key, id, ahead and front or stream, copy)

@@ -15,7 +15,8 @@
 -- One claimer looks in each turn, however many workers there are; a turn in which it found as many as it may put back
 -- is given up, so that the rest need not wait for the next one. The crash is counted in `history`; the first
 -- re-delivery is at once, the next ones wait 1, 2, 4 ... seconds from the last heartbeat, which was just before the
--- crash. An entry that is not a message does not wait: the delayed set keeps messages only. What was handed over to a
+-- crash; its worker was silent since, and that is noted among the attempts of the message, as `attempts.and_this` does.
+-- An entry that is not a message does not wait: the delayed set keeps messages only. What was handed over to a
 -- worker that died was not started: it goes back as it is.
 -- A stream without the group holds nothing that could be recovered.
 -- What a holder that no pair names holds is left alone, and the turn given up: the caller asks again, with its pair.
@@ -64,13 +65,30 @@ local function sane(known)
     return past
 end
 
+-- Returns the attempts of a message with one more, that ended with its worker; the oldest of too many are forgotten.
+local function lost(known, least, holder, ended)
+    local lines, total = {}, 0
+    for line in string.gmatch(type(known) == 'string' and known or '', '[^\n]+') do lines[#lines + 1] = line end
+    local last = string.match(lines[#lines] or '', '^(%d+)\t')
+    local number = math.max(last and #last < 10 and tonumber(last) + 1 or 1, least)
+    local who = #holder <= 480 and string.gsub(holder, '%c+', ' ') or ''
+    lines[#lines + 1] = string.format('%.0f\t\t%.0f\tlost\t%s\t', math.min(number, 999999999), ended, who)
+    local from = #lines + 1
+    while from > 1 and from > #lines - 14 and total + #lines[from - 1] + 1 <= 2000 do
+        from = from - 1
+        total = total + #lines[from] + 1
+    end
+    return table.concat(lines, '\n', from)
+end
+
 -- Returns the history of an entry with one crash more.
-local function crashed(id, known, holder)
+local function crashed(id, known, holder, silent)
     local past = sane(known)
     if type(past.first) ~= 'string' then past.first = id end
     past.crashes = math.floor(past.crashes or 0) + 1
     past.redelivered = 1
     past.worker = holder
+    past.attempts = lost(past.attempts, past.crashes, holder, math.max(now - silent, 0))
     return past
 end
 
@@ -85,7 +103,7 @@ local function recover(i, id, fields, holder, silent)
         moved = moved + 1
     end
     if string.sub(holder, -7) == '.handed' then return ahead(storable(fields)) end
-    local past = crashed(id, named.history, holder)
+    local past = crashed(id, named.history, holder, silent)
     if past.crashes > #pauses then
         redis.call('XCLAIM', key, group, consumer, 0, id, 'JUSTID')
         exhausted[#exhausted + 1] = {i - 5, id, fields, holder}

@@ -3,7 +3,7 @@
 -- KEYS     unique
 -- ARGV     lock, task id of the message that holds it, group, priority step, headers, properties, body
 -- Returns  1, or 0 when that message holds the lock no longer: then nothing was stored
--- Needs    clock, holder_of, open_full, pack, put_ahead, settle, settleable, take_lock, unpacked
+-- Needs    clock, holder_of, open_full, pack, put_ahead, settle, settleable, since, take_lock, unpacked
 -- What is delayed or held stays where it is, and is due when it was. An entry goes before what waits on its stream, so
 -- that one which is replaced again and again runs all the same; who has read it finds it gone when it starts.
 -- Stored first, removed then: a store that is refused (a key of another type, a missing permission) loses nothing.
@@ -21,7 +21,7 @@ end
 local key = base .. known.at
 local stream = base .. string.gsub(known.at, ':front$', '')
 local old = redis.call('XRANGE', key, known.entry, known.entry)[1][2]
-local history = old[7] == 'history' and old[8] or cjson.encode({first = known.entry})
+local history = since(old[7] == 'history' and old[8], known.entry)
 local fields = {'headers', ARGV[5], 'properties', ARGV[6], 'body', ARGV[7], 'history', history}
 settleable(key, group)
 local ahead, copy = put_ahead({}, stream, stream .. ':front', stream .. ':front:mark', group, fields)

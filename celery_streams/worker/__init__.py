@@ -63,6 +63,7 @@ module               process  owns
 ``noting``           both     which state a tracked task gets by that (pure)
 ``tracking``         both     what a consumer has noted of tracked tasks
 ``settle``           both     does it: the one way out
+``attempted``        both     what is said of a delivery that ended among the attempts of its message
 ``burial``           both     what a dead letter says, and who is told
 ``insistence``       both     repeats what must be carried out while Redis is away
 ``set_aside``        both     outcomes that Redis refuses for one queue, until it permits them

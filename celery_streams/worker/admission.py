@@ -12,6 +12,7 @@ from typing import Any
 from celery.worker import state as worker_state
 from kombu.serialization import loads
 
+from ..attempts import FIELD as ATTEMPTS
 from ..exceptions import LimitKeyError
 from ..lanes import Lane
 from ..limits import KEYS_HEADER, Limits, arguments_of, keys_of, lane_of
@@ -41,14 +42,15 @@ def held_back(execution: Execution, around: Surroundings) -> Report | None:
         return Report(Event.INVALID, error=exc)
     if lane is None:
         return None
-    # What was put back, or has started once, stood in front of what waits now.
+    # What was put back, or has started once, stood in front of what waits now; a retry, which knows only what became of
+    # the messages before it, did not.
     history = execution.history
     found = settler.admit(
         delivery,
         lane,
         options.task.name,
         options.limits,
-        ahead=bool(history),
+        ahead=bool(history.keys() - {ATTEMPTS}),
         published=str(history.get("first") or ""),
     )
     if found is None or found.lost:

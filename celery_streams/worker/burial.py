@@ -9,10 +9,12 @@ from typing import Any
 
 from kombu.utils.json import JSONEncoder
 
+from ..attempts import FIELD, Attempt
 from ..entries import Delivery
 from ..hints import command
 from ..partitions import queue_of, shown_id
 from ..signals import message_dead_lettered
+from .attempted import with_attempt
 from .outcome import Outcome
 
 __all__ = ("Death", "announce", "reason_of", "record_of")
@@ -30,6 +32,8 @@ class Death:
     task_id: str | None = None
     exception: str | None = None
     traceback: str | None = None
+    #: The class of the exception, or how the process ended; never what an exception says.
+    detail: str = ""
 
 
 def reason_of(outcome: Outcome) -> str:
@@ -37,14 +41,24 @@ def reason_of(outcome: Outcome) -> str:
     return outcome.reason.value if outcome.reason else "unknown"
 
 
-def record_of(delivery: Delivery, outcome: Outcome, death: Death, past: Mapping[str, Any], *, hostname: str) -> bytes:
+def record_of(
+    delivery: Delivery,
+    outcome: Outcome,
+    death: Death,
+    past: Mapping[str, Any],
+    *,
+    hostname: str,
+    attempt: Attempt | None = None,
+) -> bytes:
     """Return the field ``death`` of a dead letter: a JSON object.
 
     Args:
         past: the history of the message.
         hostname: the node name of the worker that buries it.
+        attempt: the last one; None: it was never started.
     """
     reason = reason_of(outcome)
+    last = with_attempt(dict(past), attempt).get(FIELD) if attempt is not None else None
     return _encode(
         {
             "reason": reason,
@@ -56,6 +70,8 @@ def record_of(delivery: Delivery, outcome: Outcome, death: Death, past: Mapping[
             "crashes": int(past.get("crashes") or 0) + (1 if reason == "crashed" else 0),
             "entry_id": past.get("first") or delivery.entry_id.decode(),
             "queue": queue_of(delivery.stream.queue),
+            # Those before stand in the message's own history.
+            **({} if last is None else {FIELD: last.rpartition("\n")[2]}),
         }
     ).encode()
 

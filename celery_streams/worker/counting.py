@@ -30,8 +30,8 @@ _RECEIVER = "celery-streams-counts"
 #: To look a member up takes longer than to compare it.
 _KEPT = Event.KEPT
 
-#: The history that lua/put_back writes.
-_PUT_BACK = re.compile(rb'\{"first":"([0-9]+-[0-9]+)"\}')
+#: The history that lua/put_back writes, and that of a retry.
+_NOT_STARTED = re.compile(rb'\{(?:"first":"([0-9]+-[0-9]+)",?)?(?:"attempts":"(?:[^"\\]|\\.)*")?\}')
 
 #: Seconds for which Redis' time is taken from its last answer. Waits are measured by it, since entry ids are.
 _CLOCK = 60.0
@@ -100,11 +100,12 @@ class CountingExecutor(Executor):
 def _first_id(delivery: Delivery) -> bytes:
     """Return the id with which a message entered its queue; nothing when it was started before.
 
-    What was put back without having been started knows the id that it had, and nothing else.
+    What was put back without having been started knows the id that it had, and a retry the attempts before it; neither
+    knows anything else.
     """
     assert delivery.message is not None
-    put_back = _PUT_BACK.fullmatch(delivery.message.history)
-    return b"" if put_back is None else put_back[1]
+    found = _NOT_STARTED.fullmatch(delivery.message.history)
+    return b"" if found is None else found[1] or delivery.entry_id
 
 
 def executor_for(counts: Counts | None) -> Callable[..., Executor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from billiard.einfo import ExceptionInfo
@@ -23,6 +23,7 @@ from ..entries import Delivery
 from ..exceptions import BrokerError
 from ..locks import HEADER, is_unique
 from ..running_task import HeldRetry, RunningTask
+from .attempted import with_retry
 from .burial import Death
 from .kept_messages import KeptMessages
 from .outcome import Circumstances, Event, decide
@@ -79,6 +80,9 @@ class Progress(Protocol):
 
     def keep(self, message: Any) -> None:
         """The message is about to be acknowledged before the task runs."""
+
+    def took(self) -> float:
+        """Return how many seconds ago the task started."""
 
     def retried(self) -> None:
         """The message was settled as retried while its task runs on: nothing is left to do for it."""
@@ -256,6 +260,15 @@ class OwnedTask(RunningTask):
             raise Interruption("this process was forked by the task, whose message is not its own")
         if self.over:
             raise Interruption("this task was ended: its message is settled, or will be")
+        message = with_retry(
+            held.message,
+            self._delivery.message,
+            around.settler.consumer,
+            # Of what a strategy kept nobody knows when it began.
+            ran_for=None if self._delivery.entry in around.kept else around.progress.took(),
+            retries=self.retries,
+        )
+        held = replace(held, message=message)
         if self.early:
             around.settler.publish(held)
         else:

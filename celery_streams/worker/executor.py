@@ -214,7 +214,15 @@ class Executor:
         history = {} if report.event in _UNFIT else execution.history
         lane = lane_for_penalty(execution, self.around) if outcome.action is Action.HOLD else None
         settler.settle(
-            delivery, outcome, death=death, history=history, acked_early=report.settled, lane=lane, event=event
+            delivery,
+            outcome,
+            death=death,
+            history=history,
+            acked_early=report.settled,
+            lane=lane,
+            event=event,
+            # Of what a strategy kept nobody knows when it began.
+            ran_for=self.around.progress.took() if settler is self.around.settler else None,
         )
         if report.event is Event.NAMELESS:
             self._announce_unfit(delivery, None)

@@ -32,7 +32,7 @@ from .execution import ETA_SLACK, Escaped, Execution, OwnedTask, Report, Surroun
 from .option_values import first_limit
 from .outcome import Event
 from .requests import build_request
-from .task_errors import event_of, shown
+from .task_errors import class_of, event_of, shown
 
 __all__ = ("is_plain", "run_plain")
 
@@ -148,7 +148,7 @@ def run_plain(execution: Execution, around: Surroundings, *, logs_receipt: bool)
         _report_failure(execution, around, retval)
     return Report(
         event,
-        Death(task.name, str(task_id), shown(raised), getattr(retval, "traceback", None)),
+        Death(task.name, str(task_id), shown(raised), getattr(retval, "traceback", None), class_of(raised)),
         settled=running.retried,
         error=raised,
     )

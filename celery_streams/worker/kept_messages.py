@@ -52,6 +52,9 @@ class KeptMessages(Generic[T]):
     def __len__(self) -> int:
         return len(self._runs)
 
+    def __contains__(self, entry: Entry) -> bool:
+        return entry in self._runs
+
     def keep(self, run: T) -> None:
         """Note that the strategy keeps the message of ``run``."""
         with self._lock:

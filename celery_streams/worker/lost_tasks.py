@@ -26,6 +26,7 @@ from ..broker import StreamBroker
 from ..entries import Delivery, Entry
 from ..exceptions import BrokerUnavailable, MessageError
 from ..partitions import queue_of
+from .attempted import TIME_LIMIT
 from .burial import Death
 from .chords import claim_left
 from .counts import OTHER, Counts
@@ -83,17 +84,18 @@ class LostTasks:
         """Return whether ``entry`` is pending for ``consumer``; it is a heartbeat, too."""
         return not self.broker.extend([(consumer, entry)])
 
-    def settle_exhausted(self, delivery: Delivery, consumer: str) -> None:
-        """Settle a message over its limit that a claimer took for ``consumer``."""
+    def settle_exhausted(self, delivery: Delivery, consumer: str, holder: str = "") -> None:
+        """Settle a message over its limit that a claimer took from ``holder`` for ``consumer``."""
         if not self.still_holds(consumer, delivery.entry) or self.claim_left(delivery):
             return  # another worker's by now; or a part of a chord that has to wait, and is found again
         self.crashes += 1
-        self.settle_lost(delivery, consumer, claimed=True)
+        self.settle_lost(delivery, consumer, claimed=True, holder=holder)
 
     def settle_interrupted(self, delivery: Delivery, consumer: str, *, ran_for: float | None = None) -> None:
         """Put a message back whose task a cold shutdown ended, after it had run for so many seconds."""
-        outcome = decide(Event.INTERRUPTED, Circumstances())
-        if self.settler(consumer).settle(delivery, outcome, history=_history(delivery), event=Event.INTERRUPTED):
+        event, settler = Event.INTERRUPTED, self.settler(consumer)
+        outcome = decide(event, Circumstances())
+        if settler.settle(delivery, outcome, history=_history(delivery), event=event, ran_for=ran_for):
             self.count_ended(delivery.entry, self.task_of(delivery), Event.INTERRUPTED, ran_for)
 
     def claim_left(self, delivery: Delivery) -> float:
@@ -124,6 +126,7 @@ class LostTasks:
         claimed: bool = False,
         ran_for: float | None = None,
         untold: bool = False,
+        holder: str = "",
     ) -> None:
         """Settle a message whose process is gone.
 
@@ -134,6 +137,7 @@ class LostTasks:
             claimed: a claimer found it; whether the dead worker had started it, nobody knows.
             ran_for: for how many seconds its body ran, as far as that is known.
             untold: the events of its start may have been lost with the process.
+            holder: the consumer that had it, if not ``consumer``.
 
         Raises:
             BrokerUnavailable: Redis is away; call again.
@@ -160,8 +164,9 @@ class LostTasks:
             limit = self.streams.conf.delivery_limit
             event = Event.MALFORMED if delivery.message is None else Event.LOST
             outcome = decide(event, Circumstances(crashes=_crashes(history), delivery_limit=limit))
+            death = Death(exception=_status(exitcode), detail=_detail(exitcode))
             if settler.settle(
-                delivery, outcome, death=Death(exception=_status(exitcode)), history=history, event=event
+                delivery, outcome, death=death, history=history, event=event, ran_for=ran_for, holder=holder
             ):
                 self.count_ended(delivery.entry, None, event, ran_for)
             return
@@ -177,7 +182,8 @@ class LostTasks:
         death = Death(request.task.name, request.id)
         if event is not Event.TIMED_OUT:
             einfo = _lost(exitcode)
-            death = Death(request.task.name, request.id, repr(unwrapped(einfo.exception)), einfo.traceback)
+            said = repr(unwrapped(einfo.exception))
+            death = Death(request.task.name, request.id, said, einfo.traceback, _detail(exitcode))
             meta = celery_private.success_was_stored(request)
             if meta:
                 logger.warning("Task %s[%s] succeeded before its process was lost.", request.name, request.id)
@@ -210,8 +216,17 @@ class LostTasks:
                 raise
             except Exception:
                 logger.exception(_UNTOLD, request.name, request.id)
-            death = Death(request.task.name, request.id, f"TimeLimitExceeded({hard_limit},)")
-        if settler.settle(delivery, outcome, death=death, history=history, acked_early=early, event=noted or event):
+            death = Death(request.task.name, request.id, f"{TIME_LIMIT}({hard_limit},)", detail=TIME_LIMIT)
+        if settler.settle(
+            delivery,
+            outcome,
+            death=death,
+            history=history,
+            acked_early=early,
+            event=noted or event,
+            ran_for=ran_for,
+            holder=holder,
+        ):
             self.count_ended(delivery.entry, request.task.name, event, ran_for)
 
     def tell_start(self, request: Any) -> None:
@@ -325,6 +340,10 @@ def _crashes(history: dict[str, Any]) -> int:
 
 def _status(exitcode: int | None) -> str:
     return "its worker disappeared" if exitcode is None else str(human_status(exitcode))
+
+
+def _detail(exitcode: int | None) -> str:
+    return "" if exitcode is None else str(human_status(exitcode))
 
 
 def _lost(exitcode: int | None) -> ExceptionInfo:

@@ -153,7 +153,7 @@ class Parent:
     def _on_exhausted(self, delivery: Delivery, holder: str) -> None:
         assert self.services is not None
         consumer = self.services.claimer.consumer
-        self.mailbox.post(lambda: self.lost.settle_exhausted(delivery, consumer))
+        self.mailbox.post(lambda: self.lost.settle_exhausted(delivery, consumer, holder))
 
     def _on_handed(self, queues: Sequence[str]) -> None:
         assert self.services is not None

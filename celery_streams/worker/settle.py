@@ -41,6 +41,7 @@ from ..partitions import queue_of, shown_id
 from ..running_task import HeldRetry
 from ..signals import entry_lost
 from ..transfers import are_apart, store_retry
+from .attempted import attempt_of, with_attempt
 from .burial import Death, announce, record_of
 from .insistence import PAUSES, Aside, Insistence
 from .noting import note_of
@@ -493,6 +494,8 @@ class Settler:
         acked_early: bool = False,
         lane: Lane | None = None,
         event: Event | None = None,
+        ran_for: float | None = None,
+        holder: str = "",
     ) -> bool:
         """Carry out ``outcome`` for ``delivery``; returns whether the entry was still ours (or needed nothing).
 
@@ -503,6 +506,8 @@ class Settler:
             acked_early: the entry is gone; a dead letter is written from the delivery itself.
             lane: where it waits, with HOLD.
             event: what happened, for the state of a task that may be tracked; None: it is not.
+            ran_for: for how many seconds it ran, as far as that is known.
+            holder: the consumer with which it ended, where that is another one.
         """
         action = outcome.action
         told = self._placed.pop(delivery.entry, None)
@@ -565,6 +570,8 @@ class Settler:
                 delivery,
                 lambda: self._retry(broker, delivery.entry, held, first=str(past.get("first") or "")),
             )
+        death = death or Death()
+        attempt = attempt_of(outcome, death.detail, holder or self.consumer, ran_for=ran_for)
         if action is Action.REQUEUE:
             past.setdefault("first", delivery.entry_id.decode())
             past["worker"] = self._hostname
@@ -572,6 +579,7 @@ class Settler:
                 past["crashes"] = int(past.get("crashes") or 0) + 1
             if outcome.redelivered:
                 past["redelivered"] = 1
+            past = with_attempt(past, attempt)
             return self._settled(
                 "requeue",
                 delivery,
@@ -584,7 +592,8 @@ class Settler:
                     kind=outcome.waits_for,
                 ),
             )
-        return self._bury(broker, delivery, outcome, death or Death(), past, acked_early=acked_early)
+        record = record_of(delivery, outcome, death, past, hostname=self._hostname, attempt=attempt)
+        return self._bury(broker, delivery, outcome, death, record, acked_early=acked_early)
 
     def _retry(self, broker: StreamBroker, entry: Entry, held: HeldRetry, *, first: str) -> bool:
         """Store a retry and acknowledge its entry, in one step where that can be; returns whether it was still ours."""
@@ -613,11 +622,10 @@ class Settler:
         delivery: Delivery,
         outcome: Outcome,
         death: Death,
-        past: dict[str, Any],
+        record: bytes,
         *,
         acked_early: bool,
     ) -> bool:
-        record = record_of(delivery, outcome, death, past, hostname=self._hostname)
         kept: Message | None = delivery.message if acked_early else None
 
         def bury() -> bytes | None:

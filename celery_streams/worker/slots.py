@@ -197,6 +197,10 @@ class Slot:
         """Say that the first ``count`` entries of the batch are settled."""
         self._words[_SETTLED] = count
 
+    def took(self) -> float:
+        """Return how many seconds ago the running task started."""
+        return time.monotonic() - self._doubles[_SINCE]
+
     def keep(self, message: Message) -> None:
         """Keep the message of the running task, which is about to be acknowledged before it runs."""
         packed = pack(message)

@@ -32,7 +32,7 @@ from .execution import Execution, OwnedTask, Report, Surroundings
 from .inline_request import InlineConsumer, Run
 from .outcome import Event
 from .requests import received_message
-from .task_errors import event_of, shown
+from .task_errors import class_of, event_of, shown
 
 __all__ = ("SlowPath",)
 
@@ -164,7 +164,7 @@ class SlowPath:
         if not failed:
             return Report(Event.SUCCEEDED, death, settled=settled, options=run.options)
         event, exc = event_of(retval.exception, run.options.task)
-        death = Death(run.name, run.task_id, shown(exc), retval.traceback)
+        death = Death(run.name, run.task_id, shown(exc), retval.traceback, class_of(exc))
         return Report(event, death, settled=settled, options=run.options, error=exc)
 
     # Of one run and not of the one that runs now: remote control acknowledges what it terminates, maybe a little late.

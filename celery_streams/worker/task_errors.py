@@ -16,12 +16,13 @@ from kombu.utils.encoding import safe_repr
 from ..limits import RateLimited
 from .outcome import Event
 
-__all__ = ("einfo_of", "event_of", "let_go", "log_raised", "shown", "unwrapped")
+__all__ = ("class_of", "einfo_of", "event_of", "let_go", "log_raised", "shown", "unwrapped")
 
 # Read and written past what a class makes of its attributes.
 _TRACEBACK = BaseException.__dict__["__traceback__"]
 _CAUSE = BaseException.__dict__["__cause__"]
 _CONTEXT = BaseException.__dict__["__context__"]
+_NAME = type.__dict__["__name__"]
 
 
 def unwrapped(exc: BaseException) -> BaseException:
@@ -35,6 +36,11 @@ def shown(exc: BaseException) -> str:
         return str(safe_repr(exc))
     except Exception:  # noqa: BLE001
         return f"{type(exc).__name__}(...)"
+
+
+def class_of(exc: BaseException) -> str:
+    """Return the name of the class of an exception: what can be told of it without what it says."""
+    return str(_NAME.__get__(type(unwrapped(exc))))
 
 
 def einfo_of(exc: BaseException) -> ExceptionInfo:

@@ -8,6 +8,7 @@
 ``dead``         dead letters: search, one in full, exports
 ``actions``      replay and purge of dead letters: counted first, confirmed, in bounded steps
 ``delayed``      delayed messages: look, run now, cancel
+``waiting``      one message in full that is delayed, or held by a worker; attempts
 ``held``         what the limits of its task hold back, by lane
 ``workers``      workers and what they run; revoke, terminate
 ``history``      how a queue fared within an hour or a day

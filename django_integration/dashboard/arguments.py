@@ -15,7 +15,7 @@ from celery_streams.message import Message
 from ..permissions import hook
 from .look import Look
 
-__all__ = ("Shown", "are_hidden", "are_raw_hidden", "show", "show_called")
+__all__ = ("Shown", "are_hidden", "are_raw_hidden", "not_kept", "show", "show_called")
 
 #: Characters of arguments in a list, and on the page of one message.
 SHORT, LONG = 120, 200_000
@@ -41,6 +41,11 @@ def are_hidden(look: Look) -> bool:
 def are_raw_hidden(look: Look) -> bool:
     """Return whether what may hold arguments in a form that nobody can redact stays hidden: headers, raw fields."""
     return are_hidden(look) or hook("CELERY_STREAMS_REDACT_ARGUMENTS") is not None
+
+
+def not_kept() -> Shown:
+    """Return what is shown in the place of arguments while Redis is away."""
+    return Shown(why_not=_("not kept while Redis is away"))
 
 
 def show(look: Look, task: str | None, message: Message | None, *, most: int = SHORT) -> Shown:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from datetime import timezone as clock
 from typing import Any
 
-from django.http import Http404, HttpResponse
+from django.http import HttpResponse
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from celery_streams.attempts import FIELD as ATTEMPTS
 from celery_streams.dead_letters import DeadLetter, dead_letter, obstacles
 from celery_streams.dead_search import Cursor, Found, Wanted, search
 from celery_streams.exceptions import MessageError
 from celery_streams.printable import printable
 
 from ..permissions import hook
-from .arguments import LONG, are_hidden, are_raw_hidden, show
+from .arguments import LONG, are_hidden, are_raw_hidden, not_kept, show
 from .exports import MOST, as_file
+from .last import see
 from .look import Look
+from .waiting import attempts_of, family_of
 
 __all__ = ("dead", "describe", "find", "key_of", "message", "parse_key", "read_filter")
 
@@ -110,13 +114,20 @@ def dead(look: Look) -> HttpResponse:
         rows = _rows(look, given["queue"], wanted)
         return as_file(kind, "dead-letters", COLUMNS, rows)
     before = Cursor.parse(look.text("before"))
-    found = Found((), 0, 0, None) if wrong else find(look, given["queue"], wanted, before=before, limit=PAGE)
+
+    def ask() -> tuple[Found, list[str]]:
+        if wrong:
+            return Found((), 0, 0, None), look.streams.known_queues()
+        return find(look, given["queue"], wanted, before=before, limit=PAGE), look.streams.known_queues()
+
+    seen = see(look, f"dead {sorted(given.items())} {before}", ask, keep=_without_arguments)
+    found, known = seen.value
     arguments = look.text("arguments") if look.text("arguments") == "shown" else ""
     context = {
         "letters": [
             {
                 "letter": letter,
-                "arguments": show(look, letter.task, letter.message),
+                "arguments": not_kept() if seen.error else show(look, letter.task, letter.message),
                 "key": key_of(letter.queue, letter.entry_id),
                 "url": look.place.url("message", queue=letter.queue, id=letter.entry_id, arguments=arguments),
             }
@@ -128,7 +139,9 @@ def dead(look: Look) -> HttpResponse:
         "wrong": wrong,
         "note": _note(look),
         "reasons": [reason.value for reason in Reason],
-        "queues": look.streams.known_queues(),
+        "queues": known,
+        **seen.context,
+        "listed": True,
         "hidden": are_hidden(look),
         "act": look.place.url("act"),
         "first": look.place.url("dead", **given, arguments=arguments) if before else "",
@@ -136,8 +149,19 @@ def dead(look: Look) -> HttpResponse:
         "show_arguments": look.place.url("dead", **given, arguments="shown"),
         "export": {name: look.place.url("dead", **given, arguments=arguments, format=name) for name in ("csv", "json")},
     }
-    state = [given, wrong, [(one.queue, one.entry_id) for one in found.letters], found.looked_at, found.total]
+    letters = [(one.queue, one.entry_id) for one in found.letters]
+    state = [given, wrong, letters, found.looked_at, found.total, seen.error]
     return look.answer("dead.html", _("Dead letters"), context, state=state)
+
+
+def _without_arguments(seen: tuple[Found, list[str]]) -> tuple[Found, list[str]]:
+    """Return what may be kept of a list: nothing that a task was called with, and no more of an exception than fits."""
+    found, known = seen
+    letters = (
+        replace(one, fields=(), traceback=None, exception=one.exception and str(one.exception)[:500])
+        for one in found.letters
+    )
+    return replace(found, letters=tuple(letters)), known
 
 
 def _note(look: Look) -> str:
@@ -165,7 +189,8 @@ def message(look: Look) -> HttpResponse:
     queue, entry_id = look.text("queue"), look.text("id")
     letter = dead_letter(look.streams.broker, queue, entry_id)
     if letter is None:
-        raise Http404(_("This dead letter is no longer there: it was replayed, deleted, or has expired."))
+        text = _("This dead letter is no longer there: it was replayed, deleted, or has expired.")
+        return look.gone(_("Dead letter"), text, look.place.url("dead"))
     content = letter.message
     headers: dict[str, Any] = {}
     history: dict[str, Any] = {}
@@ -173,13 +198,9 @@ def message(look: Look) -> HttpResponse:
     if content is not None:
         try:
             headers, history = content.decode_headers(), content.decode_history()
+            history.pop(ATTEMPTS, None)
         except MessageError as exc:
             trouble = str(exc)
-    family = []
-    for label, name in ((_("Parent"), "parent_id"), (_("Root"), "root_id"), (_("Group"), "group")):
-        value = headers.get(name)
-        if value and value != letter.task_id:
-            family.append((label, value, look.place.url("dead", id=str(value))))
     arguments = "shown" if look.text("arguments") == "shown" else ""
     raw_hidden = are_raw_hidden(look)
     context = {
@@ -192,7 +213,8 @@ def message(look: Look) -> HttpResponse:
         "headers": _readable(headers, hide=raw_hidden),
         "history": _readable(history, hide=False),
         "retries": headers.get("retries"),
-        "family": family,
+        "family": family_of(look, headers, letter.task_id),
+        "attempts": attempts_of(letter.attempts),
         "trouble": trouble,
         "fields": [] if content is not None or raw_hidden else [(_text(one), _text(two)) for one, two in letter.fields],
         "act": look.place.url("act"),

@@ -17,15 +17,23 @@ from celery_streams.message import Message
 from celery_streams.obstacles import task_id_of
 from celery_streams.printable import printable
 
-from .arguments import LONG, SHORT, Shown, are_hidden, show
+from .arguments import LONG, SHORT, Shown, are_hidden, not_kept, show
 from .audit import note
 from .exports import FORMATS, MOST, as_file
+from .last import see
 from .look import Look
+from .waiting import parse_member
 
 __all__ = ("change_delayed", "delayed")
 
 #: Messages on a page, and of one step of an export.
 PAGE, _STEP = 50, 1_000
+
+#: Messages on the page of all queues, unless there are more queues.
+MOST_OF_ALL = 300
+
+#: Messages of a list that are kept for while Redis is away.
+MOST_KEPT = 500
 
 COLUMNS = ("queue", "due", "task", "task_id", "retries", "args", "kwargs")
 
@@ -34,22 +42,38 @@ def delayed(look: Look) -> HttpResponse:
     """Show delayed messages of one queue, the next one first; of all queues, the first few of each."""
     queue = look.text("queue")
     skip = look.number("skip", most=10**7)
-    known = look.streams.known_queues()
     broker = look.streams.broker
     kind = look.exported()
     if kind:
-        return as_file(kind, "delayed", COLUMNS, _flat(look, [queue] if queue else known))
-    found: list[DelayedMessage] = []
-    if queue:
-        found = delayed_messages(broker, queue, limit=PAGE + 1, offset=skip)
-    else:
-        for name in known:
-            found += delayed_messages(broker, name, limit=10)
-        found.sort(key=lambda one: one.due)
+        return as_file(kind, "delayed", COLUMNS, _flat(look, [queue] if queue else look.streams.known_queues()))
+
+    def ask() -> tuple[list[dict[str, Any]], list[str]]:
+        known = look.streams.known_queues()
+        found: list[DelayedMessage] = []
+        if queue:
+            found = delayed_messages(broker, queue, limit=PAGE + 1, offset=skip)
+        else:
+            few = max(min(10, MOST_OF_ALL // max(len(known), 1)), 1)
+            for name in known:
+                found += delayed_messages(broker, name, limit=few)
+            found.sort(key=lambda one: one.due)
+        return [_row(look, one) for one in found], known
+
+    seen = see(look, f"delayed {skip} {queue}", ask, keep=_without_arguments)
+    rows, known = seen.value
     shown = "shown" if look.text("arguments") == "shown" else ""
-    more = bool(queue) and len(found) > PAGE
+    more = bool(queue) and len(rows) > PAGE
     context = {
-        "rows": [_row(look, one) for one in found[: PAGE if queue else None]],
+        **seen.context,
+        "listed": True,
+        "rows": [
+            {
+                **row,
+                "arguments": not_kept() if seen.error else row["arguments"],
+                "url": look.place.url("delayed_message", key=row["key"], arguments=shown),
+            }
+            for row in rows[: PAGE if queue else None]
+        ],
         "queue": queue,
         "queues": known,
         "act": look.place.url("change_delayed"),
@@ -60,8 +84,13 @@ def delayed(look: Look) -> HttpResponse:
         "first": look.place.url("delayed", queue=queue) if skip else "",
         "note": _note(look.number("done"), look.number("count")) if look.text("count") else "",
     }
-    state = [shown, *([one.queue, one.member, one.due] for one in found)]
+    state = [shown, seen.error, *([row["key"], row["due"]] for row in rows)]
     return look.answer("delayed.html", _("Delayed messages"), context, state=state)
+
+
+def _without_arguments(seen: tuple[list[dict[str, Any]], list[str]]) -> tuple[list[dict[str, Any]], list[str]]:
+    rows, known = seen
+    return [{**row, "arguments": None} for row in rows[:MOST_KEPT]], known
 
 
 def _flat(look: Look, queues: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -126,11 +155,9 @@ def change_delayed(look: Look) -> HttpResponse:
     keys = look.request.POST.getlist("key")[:1_000]
     chosen: dict[str, list[str]] = {}
     for key in keys:
-        try:
-            queue, member = (bytes.fromhex(part).decode(errors="surrogateescape") for part in key.split(" "))
-        except ValueError:
-            continue
-        chosen.setdefault(queue, []).append(member)
+        place = parse_member(key)
+        if place is not None:
+            chosen.setdefault(place[0], []).append(place[1])
     count = sum(map(len, chosen.values()))
     if not count:
         return _say(look, _("Nothing was chosen."), 400)

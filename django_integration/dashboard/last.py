@@ -39,8 +39,11 @@ class Seen(Generic[T]):
         return {"error": self.error, "seen": self.at}
 
 
-def see(look: Look, name: str, ask: Callable[[], T]) -> Seen[T]:
+def see(look: Look, name: str, ask: Callable[[], T], *, keep: Callable[[T], T] = lambda found: found) -> Seen[T]:
     """Return what ``ask`` returns; what it returned last under this name, and the error, when Redis is away.
+
+    Args:
+        keep: returns what may be kept of it.
 
     Raises:
         BrokerError: Redis is away, and this process has not seen it before.
@@ -56,7 +59,7 @@ def see(look: Look, name: str, ask: Callable[[], T]) -> Seen[T]:
         return Seen(value, str(exc), at)
     with _lock:
         _seen.pop(key, None)
-        _seen[key] = found, time.time()
+        _seen[key] = keep(found), time.time()
         while len(_seen) > _MOST:
             del _seen[next(iter(_seen))]
     return Seen(found)

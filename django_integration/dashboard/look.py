@@ -148,6 +148,10 @@ class Look:
         self._guard(response)
         return response
 
+    def gone(self, title: str, text: str, back: str) -> HttpResponse:
+        """Say that what the page is about is not there, or no longer: 404, which an open page takes over."""
+        return self.answer("message_only.html", title, {"text": text, "back": back}, status=404)
+
     def _tag(self, state: Any) -> str:
         about = (
             getattr(getattr(self.request, "user", None), "pk", None),

@@ -16,7 +16,7 @@ from django.views.decorators.csrf import csrf_protect
 
 from celery_streams import BrokerError, ConfigurationError
 
-from . import actions, dead, delayed, doctor, held, history, queues, workers
+from . import actions, dead, delayed, doctor, held, history, queues, waiting, workers
 from .exports import FORMATS
 from .look import Look
 from .place import Place
@@ -40,6 +40,8 @@ class Page:
     methods: tuple[str, ...] = _READ
     #: As what else it comes, by ``?format=``.
     formats: tuple[str, ...] = ()
+    #: What it changes lies in Redis, which is asked first: nothing is begun, and noted as done, while it is away.
+    needs_redis: bool = True
 
 
 PAGES = (
@@ -49,11 +51,14 @@ PAGES = (
     Page("message", "dead/message/", dead.message),
     Page("act", "dead/act/", actions.act, _CHANGE),
     Page("delayed", "delayed/", delayed.delayed, formats=FORMATS),
+    Page("delayed_message", "delayed/message/", waiting.delayed_in_full),
     Page("change_delayed", "delayed/act/", delayed.change_delayed, _CHANGE),
     Page("held", "held/", held.held, formats=FORMATS),
     Page("history", "history/", history.history, formats=FORMATS),
     Page("workers", "workers/", workers.workers, formats=FORMATS),
-    Page("change_task", "workers/act/", workers.change_task, _CHANGE),
+    Page("running_message", "workers/message/", waiting.running_in_full),
+    # Its commands go the way of Celery's own, which may be another server.
+    Page("change_task", "workers/act/", workers.change_task, _CHANGE, needs_redis=False),
     Page("doctor", "alerts/", doctor.doctor, formats=FORMATS),
 )
 
@@ -79,6 +84,10 @@ def _view(page: Page, place_of: Callable[[HttpRequest], Place]) -> View:
             kind = look.text("format")
             if kind and request.method in _READ and kind not in page.formats:
                 return _trouble(look, _("No such format"), _no_format(page, kind), 400)
+            if request.method == "POST" and page.needs_redis and (error := _why_away(look)):
+                return _trouble(
+                    look, _("Redis does not answer"), _("Nothing was done: %(error)s") % {"error": error}, 503
+                )
             return page.view(look)
         except BrokerError as exc:
             return _trouble(look, _("Redis does not answer"), str(exc), 503)
@@ -88,6 +97,14 @@ def _view(page: Page, place_of: Callable[[HttpRequest], Place]) -> View:
     update_wrapper(view, page.view)
     guarded: View = never_cache(csrf_protect(view))
     return guarded
+
+
+def _why_away(look: Look) -> str:
+    try:
+        look.streams.broker.clock_ms()
+    except BrokerError as exc:
+        return str(exc)
+    return ""
 
 
 def _no_format(page: Page, kind: str) -> str:

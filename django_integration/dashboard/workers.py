@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Container
 from typing import Any
 
 from django.http import HttpResponse, HttpResponseRedirect
@@ -84,6 +85,7 @@ def _running(look: Look) -> tuple[list[dict[str, Any]], str]:
             answers = app.control.inspect(timeout=PATIENCE, connection=connection).active() or {}
     except WORKERS_AWAY as exc:
         return [], str(exc)
+    known = set(look.streams.known_queues())
     found = [
         {
             "worker": node,
@@ -92,11 +94,21 @@ def _running(look: Look) -> tuple[list[dict[str, Any]], str]:
             "started": task.get("time_start") if isinstance(task.get("time_start"), (int, float)) else None,
             "arguments": show_called(look, str(task.get("name")), task.get("args"), task.get("kwargs")),
             "pid": task.get("worker_pid"),
+            "url": _url(look, task, known),
         }
         for node, tasks in answers.items()
         for task in tasks or ()
     ]
     return sorted(found, key=lambda one: one["started"] or 0.0), ""
+
+
+def _url(look: Look, task: Any, known: Container[str]) -> str:
+    """Return the address of the message of a task that runs; empty for one of a list."""
+    about = task.get("delivery_info")
+    queue = about.get("routing_key") if isinstance(about, dict) else None
+    if not isinstance(queue, str) or queue not in known:
+        return ""
+    return look.place.url("running_message", queue=queue, id=str(task.get("id")))
 
 
 def change_task(look: Look) -> HttpResponse:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 
 import pytest
 
@@ -188,3 +191,42 @@ def test_large_message_acknowledged_early_is_a_whole_dead_letter_when_its_child_
     args = json.loads(letter.message.body)[0]
     assert args == ["kill", value]
     assert letter.message.decode_headers().get("text") == (text if where == "headers" else None)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_dead_letter_tells_when_and_where_each_start_ended(project, act, worker, pool):
+    one = worker(concurrency=1, pool=pool)
+    began = time.time()
+    act.delay("retry_error", "a secret", countdown=0, max_retries=2)
+
+    (letter,) = letters(project, 1)
+
+    told = [(attempt.number, attempt.outcome, attempt.detail) for attempt in letter.attempts]
+    assert told == [(1, "retried", "ActionError"), (2, "retried", "ActionError"), (3, "failed", "ActionError")]
+    times = [at for attempt in letter.attempts for at in (attempt.began, attempt.ended)]
+    assert times == sorted(times)
+    assert began - 0.01 <= times[0]
+    assert times[-1] <= time.time()
+    assert all(attempt.worker.startswith(f"{one.hostname}/") for attempt in letter.attempts)
+    assert "a secret" not in str(letter.attempts)
+
+
+def test_dead_letter_tells_how_its_processes_ended(project, act, worker):
+    first = worker(name="one", concurrency=1, streams_delivery_limit=3, streams_visibility_timeout=1.5)
+    stuck = act.delay("sleep", seconds=60)
+    project.starts(stuck.id)
+    first.kill()
+    second = worker(name="two", concurrency=1, streams_delivery_limit=3, streams_visibility_timeout=1.5)
+    project.starts(stuck.id, times=2)
+    second.kill()
+    third = worker(name="three", concurrency=1, streams_delivery_limit=3, streams_visibility_timeout=1.5)
+    project.starts(stuck.id, times=3)
+    os.kill(project.starts(stuck.id, times=3)[2]["pid"], signal.SIGKILL)
+    (letter,) = letters(project, 1)
+
+    told = [(one.number, one.outcome, one.detail, one.worker.partition("/")[0]) for one in letter.attempts]
+    assert told == [
+        (1, "lost", "", first.hostname),
+        (2, "lost", "", second.hostname),
+        (3, "crashed", "signal 9 (SIGKILL)", third.hostname),
+    ]

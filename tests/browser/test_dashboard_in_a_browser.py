@@ -14,7 +14,7 @@ from celery_streams.message import encode
 from celery_streams.tallies import Tally, mark
 from tests.browser.conftest import AXE
 from tests.support.eventually import eventually
-from tests.support.redis_state import message
+from tests.support.redis_state import delivered, message
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +26,8 @@ ACTIONS = {
     "pause": ("", "Pause …", "The queue is paused."),
     "run_now": ("delayed/", "Run chosen now", "1 done."),
     "cancel": ("delayed/", "Cancel chosen", "1 done."),
+    "revoke": ("workers/message/?queue=send_message&id=9", "Revoke", "The command was sent to all workers."),
+    "terminate": ("workers/message/?queue=send_message&id=9", "Terminate", "The command was sent to all workers."),
 }
 
 HOSTILE = "<img src=x onerror=alert(1)>'\"\x1b[2J"
@@ -43,6 +45,13 @@ def bury(
     broker.client.call("SADD", "celery-streams:queues", queue)
     fields = [*content.as_fields(), b"death", json.dumps(death).encode()]
     return str(broker.client.call("XADD", broker.queue_keys(queue).dead, "*", *fields).decode())
+
+
+def hold(broker: StreamBroker) -> None:
+    """Have a worker hold the message of task 9, which was lost with another one before."""
+    lines = "1\t1700000000000\t1700000090000\tretried\tw@h/1.aa\tTimeout\n2\t\t1700000100000\tlost\tw@h/2.bb\t"
+    retried = message(9).changed(history=json.dumps({"attempts": lines}).encode())
+    delivered(broker, "send_message", "w@h/3.cc", retried)
 
 
 def let_time_pass(broker: StreamBroker, queue: str) -> None:
@@ -73,6 +82,7 @@ def test_no_page_meets_the_policy_nor_a_person_who_reads_with_a_screen_reader(
     one = bury(broker, 1)
     bury(broker, 2, task=HOSTILE, queue=HOSTILE)
     broker.delay("send_message", message(1), due_ms=2**42, member="1")
+    hold(broker)
     let_time_pass(broker, "send_message")
     visitor = visit(color_scheme="light" if scheme == "chosen" else scheme)
     if scheme == "chosen":
@@ -86,6 +96,8 @@ def test_no_page_meets_the_policy_nor_a_person_who_reads_with_a_screen_reader(
         "dead/",
         f"dead/message/?queue=send_message&id={one}",
         "delayed/",
+        f"delayed/message/?key={b'send_message'.hex()}%20{b'1'.hex()}",
+        "workers/message/?queue=send_message&id=9",
         "history/?queue=send_message",
         "history/?queue=send_message&span=day",
         "held/",
@@ -202,10 +214,11 @@ def test_buttons_are_for_those_who_may(visit: Any, broker: StreamBroker) -> None
     bury(broker, 1)
 
     broker.delay("send_message", message(1), due_ms=2**42, member="1")
+    hold(broker)
 
     for place in PLACES:
         visitor = visit("viewer")
-        for path in ("", "dead/", "delayed/"):
+        for path in ("", "dead/", "delayed/", ACTIONS["revoke"][0]):
             page = visitor.visit(place + path)
             assert page.locator("#cs-body form[method=post] button").count() == 0, path
         assert "hidden" in page.inner_text("#cs-body")
@@ -215,11 +228,12 @@ def test_buttons_are_for_those_who_may(visit: Any, broker: StreamBroker) -> None
 def test_each_action_is_done_by_who_may_do_it_and_nothing_else(visit: Any, broker: StreamBroker, action: str) -> None:
     bury(broker, 1)
     broker.delay("send_message", message(1), due_ms=2**42, member="1")
+    hold(broker)
     path, button, done = ACTIONS[action]
     visitor = visit(action)
 
     found: set[str] = set()
-    for other in ("", "dead/", "delayed/"):
+    for other in ("", "dead/", "delayed/", ACTIONS["revoke"][0]):
         page = visitor.visit("/admin/celery_streams/dashboard/" + other)
         found.update(page.locator("#cs-body form[method=post] button").all_inner_texts())
     assert found & {text for _, text, _ in ACTIONS.values()} == {button}
@@ -245,9 +259,10 @@ def test_page_says_that_nobody_is_logged_in_any_more(visit: Any, broker: StreamB
 @pytest.mark.parametrize("place", PLACES)
 def test_pages_fit_on_a_phone(visit: Any, broker: StreamBroker, place: str) -> None:
     bury(broker, 1, task="a" * 120)
+    hold(broker)
     visitor = visit(viewport={"width": 360, "height": 700})
 
-    for path in ("", "dead/", "delayed/", "history/", "workers/"):
+    for path in ("", "dead/", "delayed/", "history/", "workers/", ACTIONS["revoke"][0]):
         page = visitor.visit(place + path)
         wide = page.evaluate(
             "() => document.querySelector('[data-cs]').scrollWidth - document.documentElement.clientWidth"
@@ -265,3 +280,35 @@ def test_ages_go_on_by_themselves(visit: Any, broker: StreamBroker) -> None:
     before = page.inner_text("time[data-cs-since]")
 
     assert eventually(lambda: page.inner_text("time[data-cs-since]") != before, timeout=20)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_open_page_says_that_redis_is_away_and_its_buttons_go(visit: Any, broker: StreamBroker, place: str) -> None:
+    bury(broker, 1)
+    page = visit().visit(place + "dead/")
+    page.wait_for_selector("text=Replay chosen")
+
+    broker.client.call("CONFIG", "SET", "requirepass", "x")
+    try:
+        broker.client.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        page.wait_for_selector("text=Nothing can be done to them until Redis is back.", timeout=20_000)
+        assert page.locator("text=Replay chosen").count() == 0
+        assert page.locator("#cs-body tbody tr").count() == 1
+    finally:
+        broker.client.call("CONFIG", "SET", "requirepass", "")
+    page.wait_for_selector("text=Replay chosen", timeout=20_000)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_open_page_of_a_message_says_that_it_is_there_no_more(visit: Any, broker: StreamBroker, place: str) -> None:
+    hold(broker)
+    visitor = visit()
+    page = visitor.visit(place + ACTIONS["revoke"][0])
+    assert "lost" not in page.inner_text("#cs-body")
+    assert "its worker disappeared" in page.inner_text("#cs-body")
+
+    for entry in broker.held_by("w@h/3.cc", broker.streams(["send_message"])):
+        broker.ack("w@h/3.cc", [entry])
+
+    page.wait_for_selector("text=No worker holds the message of this task", timeout=20_000)
+    assert visitor.violations() == []

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from celery import Celery
 from django.test import Client, override_settings
 
+from celery_streams import streams_of
 from celery_streams.broker import StreamBroker
 from celery_streams.dead_letters import dead_letters
 from celery_streams.lanes import admit
@@ -288,30 +291,95 @@ def test_page_is_not_sent_again_while_nothing_changes(admin: Client, broker: Str
         ("history/?queue=send_message", b"Messages a minute"),
         ("workers/", b"No worker runs."),
         ("workers/?running=yes", b"No worker runs."),
+        ("dead/", b"KeyError"),
+        ("dead/?reason=failed&task=chat.*", b"KeyError"),
+        ("delayed/", b"<code>7</code>"),
+        ("delayed/?queue=send_message", b"<code>7</code>"),
+        ("held/", b'<td class="cs-n">2</td>'),
+        ("held/?queue=mark_as_read", b'<td class="cs-n">2</td>'),
     ],
 )
 def test_last_figures_are_shown_while_redis_is_away(
     admin: Client, site: Celery, broker: StreamBroker, path: str, shown: bytes
 ) -> None:
-    from celery_streams import streams_of
-
     broker.publish("send_message", message(1))
+    bury(broker, 1, args=["the-secret"], exception="KeyError('x')")
+    delay(broker, 7)
+    hold(broker, "the-secret", 2, queue="mark_as_read")
     assert shown in admin.get("/queues/" + path).content
-    streams = streams_of(site)
-    client = streams.broker.client
-    number = client.call("CLIENT", "ID")
-    broker.client.call("CONFIG", "SET", "requirepass", "x")
-    try:
-        broker.client.call("CLIENT", "KILL", "ID", number)
+
+    with redis_away(site, broker):
         page = admin.get("/queues/" + path)
         file = admin.get("/queues/" + path, {"format": "csv"})
-    finally:
-        broker.client.call("CONFIG", "SET", "requirepass", "")
 
     assert page.status_code == 200
     assert b"These are the last figures, of" in page.content
     assert shown in page.content
+    assert b"the-secret" not in page.content, "what was kept holds no arguments"
     assert file.status_code == 503
+    assert b"These are the last figures" not in admin.get("/queues/" + path).content
+
+
+@contextlib.contextmanager
+def redis_away(site: Celery, broker: StreamBroker) -> Iterator[None]:
+    """Have Redis refuse the site, while the test itself still reaches it."""
+    client = streams_of(site).broker.client
+    number = client.call("CLIENT", "ID")
+    broker.client.call("CONFIG", "SET", "requirepass", "x")
+    try:
+        broker.client.call("CLIENT", "KILL", "ID", number)
+        yield
+    finally:
+        broker.client.call("CONFIG", "SET", "requirepass", "")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("page", "fields", "buttons"),
+    [
+        ("dead/", {"verb": "replay", "scope": "matching"}, ["Replay", "Delete"]),
+        ("dead/", {"verb": "purge", "scope": "matching"}, ["Replay", "Delete"]),
+        ("delayed/", {"verb": "cancel", "key": f"{SEND} 37"}, ["Run chosen", "Cancel chosen"]),
+        ("delayed/", {"verb": "run_now", "key": f"{SEND} 37"}, ["Run chosen", "Cancel chosen"]),
+        ("", {"verb": "pause", "key": SEND}, []),
+    ],
+)
+@pytest.mark.parametrize("confirmed", [{}, {"confirmed": "yes"}])
+def test_actions_are_refused_while_redis_is_away_and_nobody_is_said_to_have_done_them(
+    admin: Client, site: Celery, broker: StreamBroker, place: str, page: str, fields: Any, buttons: Any, confirmed: Any
+) -> None:
+    from django.contrib.admin.models import LogEntry
+
+    bury(broker, 1)
+    delay(broker, 7)
+    for button in buttons:
+        assert button in admin.get(place + page).content.decode()
+
+    with redis_away(site, broker):
+        stale = admin.get(place + page).content.decode()
+        refused = admin.post(f"{place}{page}act/", {**fields, **confirmed})
+
+    for button in buttons:
+        assert button not in stale
+    assert refused.status_code == 503
+    assert "Nothing was done: " in refused.content.decode()
+    assert not LogEntry.objects.exists()
+    assert left(broker) == ["id-1"]
+    assert broker.client.call("ZCARD", broker.queue_keys("send_message").delayed) == 1
+    assert not paused_queues(broker, ["send_message"])
+
+
+def test_list_that_nobody_has_seen_is_one_line_while_redis_is_away(
+    admin: Client, site: Celery, broker: StreamBroker
+) -> None:
+    bury(broker, 1)
+    admin.get("/queues/dead/")
+
+    with redis_away(site, broker):
+        response = admin.get("/queues/dead/", {"task": "nobody.asked.before"})
+
+    assert response.status_code == 503
+    assert "chat.tasks" not in response.content.decode()
 
 
 def test_alerts_are_those_of_the_command_line_with_what_grew(admin: Client, broker: StreamBroker) -> None:

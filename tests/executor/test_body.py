@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from celery.exceptions import Ignore, Reject
 
-from tests.support.bench import NOTHING, QUEUE, ActionError, Bench, Expected, but
+from celery_streams.attempts import parse
+from tests.support.bench import ME, NOTHING, QUEUE, ActionError, Bench, Expected, but
 from tests.support.versions import CELERY
 
 
@@ -120,7 +121,9 @@ def test_task_that_asks_to_be_requeued_waits_again_and_is_marked(both: Bench) ->
     delivery = both.run()
 
     assert both.left() == but(waiting=1)
-    assert both.history() == {"first": delivery.entry_id.decode(), "redelivered": 1, "worker": "w@h"}
+    history = both.history()
+    assert [(one.number, one.outcome, one.worker) for one in parse(history.pop("attempts"))] == [(1, "put back", ME)]
+    assert history == {"first": delivery.entry_id.decode(), "redelivered": 1, "worker": "w@h"}
 
 
 def test_exit_of_the_body_passes_and_leaves_the_message_pending(both: Bench) -> None:

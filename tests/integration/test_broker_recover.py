@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from celery_streams import keys, recovery
+from celery_streams.attempts import parse
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.consumers import forget_consumer, forget_idle_consumers, touch_consumers
@@ -77,7 +78,13 @@ def test_entry_of_a_dead_consumer_is_delivered_again_at_once(broker: StreamBroke
     assert recovery == Recovery(1, 0, ())
     assert (number_of(again), again.stream.step) == (1, 2)
     assert again.message is not None
-    assert again.message.decode_history() == {
+    history = again.message.decode_history()
+    ((number, outcome, worker, ended),) = [
+        (one.number, one.outcome, one.worker, one.ended) for one in parse(history.pop("attempts"))
+    ]
+    assert (number, outcome, worker) == (1, "lost", "dead")
+    assert redis_now_ms(broker.client) - HOUR_MS - 60_000 < ended * 1000 <= redis_now_ms(broker.client) - HOUR_MS + 10
+    assert history == {
         "first": entry_id.decode(),
         "crashes": 1,
         "redelivered": 1,
@@ -116,7 +123,11 @@ def test_repeated_crashes_back_off(broker: StreamBroker, crashes: int, delay: in
     (again,) = broker.read(broker.streams(["q"]), "alive", count=5)
     assert again.stream.step == 1
     assert again.message is not None
-    assert again.message.decode_history() == {
+    history = again.message.decode_history()
+    assert [(one.number, one.outcome, one.worker) for one in parse(history.pop("attempts"))] == [
+        (crashes + 1, "lost", "dead")
+    ]
+    assert history == {
         "first": "1-0",
         "crashes": crashes + 1,
         "redelivered": 1,

@@ -12,6 +12,7 @@ import pytest
 from celery import Celery, Task, signals
 
 from celery_streams import inspect, streams_of
+from celery_streams.attempts import parse
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
@@ -162,6 +163,10 @@ def test_running_task_of_a_killed_child_waits_again_at_once_with_its_crash_count
 
     assert scene.left() == but(waiting=1)
     (history,) = scene.histories()
+    (attempt,) = parse(history.pop("attempts"))
+    assert (attempt.number, attempt.outcome, attempt.detail, attempt.worker) == (
+        1, "crashed", "signal 9 (SIGKILL)", DEAD,
+    )  # fmt: skip
     assert history == {"first": running.entry_id.decode(), "crashes": 1, "redelivered": 1, "worker": "w@h"}
     assert scene.lost.crashes == 1
 

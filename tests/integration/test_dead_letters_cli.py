@@ -262,6 +262,33 @@ def test_show_finds_a_letter_by_its_task_id(app: MakeApp, broker: StreamBroker) 
     assert found["headers"]["id"] == "task-7"
 
 
+def test_show_tells_each_attempt(app: MakeApp, broker: StreamBroker) -> None:
+    lines = "1\t1700000000000\t1700000090000\tretried\tw@host/1.aa\t\x1b[2JOdd\n2\t\t1700000100000\tlost\tw@host/2.bb\t"
+    history = json.dumps({"first": "1-1", "redelivered": 1, "attempts": lines}).encode()
+    entry_id = bury(broker, 7, message=task_message(7).changed(history=history))
+
+    text = run(app(), "show", "q", entry_id).stdout
+    found = output(run(app(), "show", "q", entry_id, "--json"))
+
+    assert (
+        "attempts:\n"
+        "  1. 2023-11-14T22:14:50.000+00:00 retried after 1m 30s on w@host/1.aa: \\x1b[2JOdd\n"
+        "  2. 2023-11-14T22:15:00.000+00:00 lost on w@host/2.bb\n"
+    ) in text
+    assert "history:\n  first: 1-1\n  redelivered: 1\n" in text
+    assert found["history"] == {"first": "1-1", "redelivered": 1}
+    assert found["attempts"] == [
+        {
+            "number": 1, "began": "2023-11-14T22:13:20.000+00:00", "ended": "2023-11-14T22:14:50.000+00:00",
+            "outcome": "retried", "worker": "w@host/1.aa", "detail": "\x1b[2JOdd",
+        },
+        {
+            "number": 2, "began": None, "ended": "2023-11-14T22:15:00.000+00:00", "outcome": "lost",
+            "worker": "w@host/2.bb", "detail": "",
+        },
+    ]  # fmt: skip
+
+
 class Trap:
     """Unpickling this leaves a trace."""
 

@@ -143,3 +143,47 @@ def test_arguments_are_shown_exactly() -> None:
 
 def test_search_of_no_queue_finds_nothing(client: RedisClient, broker: StreamBroker) -> None:
     assert ids(broker, queues=()) == []
+
+
+@pytest.mark.parametrize("oldest_first", [False, True])
+@pytest.mark.parametrize("limit", [7, 100, 2_000])
+def test_hundreds_of_queues_come_in_one_order_whatever_was_read_of_each(
+    broker: StreamBroker, oldest_first: bool, limit: int
+) -> None:
+    queues = tuple(f"q{number}" for number in range(120))
+    buried: list[tuple[int, int, str]] = []
+    for number in range(1_000):
+        # One queue has most of them, and a few have some at the same moment.
+        queue = queues[0] if number % 2 else queues[number * 7 % 120]
+        bury(broker, f"{1 + number // 3}-{number}", queue=queue)
+        buried.append((1 + number // 3, number, queue))
+
+    found: list[tuple[int, int, str]] = []
+    before = None
+    while True:
+        step = search(broker, queues, Wanted(), accept=["json"], limit=limit, before=before, oldest_first=oldest_first)
+        for one in step.letters:
+            milliseconds, _, sequence = one.entry_id.partition("-")
+            found.append((int(milliseconds), int(sequence), one.queue))
+        before = step.next
+        if before is None:
+            break
+
+    assert found == sorted(buried, reverse=not oldest_first)
+
+
+def test_first_page_of_many_queues_reads_little_more_than_it_shows(broker: StreamBroker) -> None:
+    queues = tuple(f"q{number}" for number in range(100))
+    for number in range(5_000):
+        bury(broker, f"{number + 1}-1", queue=queues[number % 100], body=b"x" * 200)
+    before = int(_info(broker, "total_net_output_bytes"))
+
+    found = search(broker, queues, Wanted(), accept=["json"], limit=50)
+
+    assert len(found.letters) == 50
+    assert int(_info(broker, "total_net_output_bytes")) - before < 500_000, "all of them are more than two megabytes"
+
+
+def _info(broker: StreamBroker, name: str) -> str:
+    lines = broker.client.call("INFO", "stats").decode().splitlines()
+    return next(line.partition(":")[2] for line in lines if line.startswith(f"{name}:"))

@@ -1,10 +1,10 @@
-"""States at each step of generated schedules, compared with what really happened to each message."""
+"""States and attempts at each step of generated schedules, compared with what really happened to each message."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from celery import Celery
@@ -16,15 +16,20 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 import celery_streams
 from celery_streams import bulk
+from celery_streams.attempts import MOST, of_history
 from celery_streams.broker import StreamBroker
 from celery_streams.dead_letters import dead_letters, purge_dead, replay
 from celery_streams.delayed_messages import cancel, delayed_messages, run_now
 from celery_streams.entries import Delivery
+from celery_streams.message import Message
 from celery_streams.pauses import pause_queue, resume_queue
 from celery_streams.recovery import recover
 from celery_streams.worker.executor import Executor
 from celery_streams.worker.settle import Settler
 from tests.support.bench import QUEUE, ActionError, Notes
+
+#: What a message tells of a start with each body.
+TOLD = {"error": "failed", "retry": "retried", "retry later": "retried", "requeue": "put back", "reject": "rejected"}
 
 #: Bodies, and the states that they lead to.
 BODIES = {
@@ -44,6 +49,8 @@ class Known:
     task_id: str
     state: str
     retries: int = 0
+    #: How its starts ended since it was published, or replayed.
+    attempts: list[str] = field(default_factory=list)
 
 
 class States(RuleBasedStateMachine):
@@ -55,6 +62,8 @@ class States(RuleBasedStateMachine):
     now: ClassVar[States]
     #: What came about in any schedule.
     seen: ClassVar[set[str]]
+    #: Most attempts of one message.
+    most: ClassVar[int]
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,6 +127,7 @@ class States(RuleBasedStateMachine):
             known.state = "retrying" if known.retries else "delayed"
         else:
             known.state = BODIES[body]
+            known.attempts += [TOLD[body]] if body in TOLD else []
             if body.startswith("retry"):
                 known.retries += 1
         self.executors[name].around.settler.flush()
@@ -140,6 +150,8 @@ class States(RuleBasedStateMachine):
         if started:
             known.state = "queued"
         for one in self.hands.values():
+            for delivery in one:  # whether it was started nobody knows
+                self._of(delivery).attempts.append("lost")
             one.clear()
 
     @rule(name=st.sampled_from(["one", "two"]))
@@ -177,7 +189,7 @@ class States(RuleBasedStateMachine):
             known = self.known[str(letter.task_id)]
             if known.task_id not in worker_state.revoked:
                 replay(self.broker, letter)
-                known.state = "queued"
+                known.state, known.attempts = "queued", []
 
     @rule()
     def purge_letters(self) -> None:
@@ -203,6 +215,24 @@ class States(RuleBasedStateMachine):
     def state_is_what_happened(self) -> None:
         for known in self.known.values():
             self.check(known)
+
+    @invariant()
+    def attempts_are_what_happened(self) -> None:
+        names = self.broker.queue_keys(QUEUE)
+        found: list[tuple[Any, Any]] = []
+        for key in (*names.streams, *names.fronts):
+            for _, fields in self.client.call("XRANGE", key, "-", "+"):
+                message = Message.from_fields(fields)
+                found.append((message.decode_headers()["id"], of_history(message.decode_history())))
+        for waiting in delayed_messages(self.broker, QUEUE):
+            assert waiting.message is not None
+            found.append((waiting.message.decode_headers()["id"], waiting.attempts))
+        found += [(letter.task_id, letter.attempts) for letter in dead_letters(self.broker, QUEUE)]
+        for task_id, attempts in found:
+            happened = self.known[task_id].attempts
+            assert [one.outcome for one in attempts] == happened[-MOST:], (self.known[task_id], attempts)
+            assert [one.number for one in attempts] == list(range(1, len(happened) + 1))[-MOST:]
+            type(self).most = max(type(self).most, len(happened))
 
     def check(self, known: Known) -> None:
         self.seen.add(known.state)
@@ -248,7 +278,7 @@ def test_states_are_what_happened_at_each_step_of_any_schedule(
 ) -> None:
     States.app = app(streams_track=True, result_backend="cache+memory://")
     States.app.task(name="told", bind=True, shared=False, max_retries=None)(told)
-    States.broker, States.seen = broker, set()
+    States.broker, States.seen, States.most = broker, set(), 0
 
     run_state_machine_as_test(
         States,
@@ -263,3 +293,4 @@ def test_states_are_what_happened_at_each_step_of_any_schedule(
 
     # Schedules in which little happens would prove nothing.
     assert {"ran", "killed", "queued", "delayed", "retrying", "succeeded", "dead", "failed", "revoked"} <= States.seen
+    assert States.most > 3

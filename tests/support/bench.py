@@ -47,6 +47,9 @@ class Notes:
     def keep(self, message: Any) -> None:
         self.kept.append(message)
 
+    def took(self) -> float:
+        return 0.25
+
     def retried(self) -> None:
         self.was_retried = True
 

@@ -68,7 +68,7 @@ async function look() {
       return;
     }
     if (reply.status !== 304) {
-      if (!reply.ok && reply.status !== 503) throw new Error(reply.status);
+      if (!reply.ok && reply.status !== 503 && reply.status !== 404) throw new Error(reply.status);
       const text = await reply.text();
       if (!paused && merge(text)) tag = reply.headers.get("ETag");
     }
