@@ -20,7 +20,7 @@ from kombu.asynchronous.timer import Timer
 from ..app import Streams
 from ..clock import RedisClock
 from ..entries import Delivery
-from ..exceptions import BrokerError
+from ..exceptions import BrokerError, MessageError
 from ..locks import HEADER, is_unique
 from ..running_task import HeldRetry, RunningTask
 from .attempted import with_retry
@@ -45,6 +45,8 @@ __all__ = (
     "Progress",
     "Report",
     "Surroundings",
+    "check_kwargs",
+    "is_plain_value",
 )
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,21 @@ class Interruption(BaseException):
 
 #: Raised outside of a task's body, these end the process, or the settling goes on later: the message stays pending.
 PASSING_BY = (SystemExit, KeyboardInterrupt, Interruption, SoftTimeLimitExceeded, MemoryError, BrokerError)
+
+
+def is_plain_value(value: Any) -> bool:
+    """Return whether a name or an id of a message is one value, and no list or mapping: Celery looks it up."""
+    return not isinstance(value, (list, dict))
+
+
+def check_kwargs(kwargs: Any) -> None:
+    """Check the keyword arguments: Celery's tracer would report to nobody what is wrong with them, and no result.
+
+    Raises:
+        MessageError: they are no mapping.
+    """
+    if not isinstance(kwargs, dict):
+        raise MessageError(f"the keyword arguments must be a mapping, not {type(kwargs).__name__}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ Called by the child's loop and by the pools that run tasks in the worker's own p
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ from ..limits import RateLimited
 from ..notes import HEADER as TRACK_HEADER
 from .admission import held_back, lane_for_penalty, started_elsewhere
 from .burial import Death
-from .execution import PASSING_BY, Execution, Progress, Report, Surroundings
+from .execution import PASSING_BY, Execution, Progress, Report, Surroundings, is_plain_value
 from .fast_path import is_plain, run_plain
 from .kept_messages import KeptMessages
 from .outcome import Action, Circumstances, Event, Outcome, decide
@@ -45,9 +44,6 @@ if TYPE_CHECKING:
 __all__ = ("Executor",)
 
 logger = logging.getLogger(__name__)
-
-#: What a task id may be: what Celery takes, and JSON keeps apart from others.
-_IDS = (str, int, bytes, uuid.UUID)
 
 #: Events of messages that cannot be executed at all.
 _UNFIT = (Event.MALFORMED, Event.NAMELESS, Event.NOT_ACCEPTED, Event.INVALID)
@@ -166,15 +162,14 @@ class Executor:
                 execution.history = message.decode_history()
         except MessageError as exc:
             return Report(Event.MALFORMED, error=exc)
-        name = headers.get("task")
-        if "task" in headers and not (isinstance(name, str) and isinstance(headers.get("id"), _IDS)):
-            wrong = MessageError(
-                f"task {name!r} must be a string, and id {headers.get('id')!r} text, bytes, UUID or number"
-            )
-            return Report(Event.MALFORMED, error=wrong)
-        execution.headers = headers
-        if name is not None:
+        if "task" in headers:
+            # A name that is no text is one that nobody has registered, for Celery too.
+            name = headers["task"]
+            if "id" not in headers or not (is_plain_value(name) and is_plain_value(headers["id"])):
+                wrong = MessageError(f"task {name!r} and id {headers.get('id')!r} must be one plain value each")
+                return Report(Event.MALFORMED, error=wrong)
             execution.options = self.around.options.get(name)
+        execution.headers = headers
         return None
 
     def _run(self, execution: Execution) -> Report:
@@ -202,8 +197,10 @@ class Executor:
         death = report.death
         if report.event in _UNFIT and report.error is not None:
             headers = execution.headers
-            task_id = headers.get("id")
-            death = Death(headers.get("task"), None if task_id is None else str(task_id), shown(report.error))
+            name, task_id = headers.get("task"), headers.get("id")
+            death = Death(
+                None if name is None else str(name), None if task_id is None else str(task_id), shown(report.error)
+            )
             logger.critical(
                 "Entry %s cannot be executed: %s. It goes to the dead letters.", delivery.entry, shown(report.error)
             )

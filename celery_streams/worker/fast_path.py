@@ -21,14 +21,13 @@ from celery.worker.strategy import logger as strategy_logger
 from kombu.exceptions import ContentDisallowed, DecodeError, SerializationError
 from kombu.serialization import loads
 
-from ..exceptions import MessageError
 from ..message import decode_json
 from ..notes import HEADER as TRACK_HEADER
 from ..partitions import queue_of
 from ..running_task import current
 from .burial import Death
 from .chords import dispatch_awaited
-from .execution import ETA_SLACK, Escaped, Execution, OwnedTask, Report, Surroundings
+from .execution import ETA_SLACK, Escaped, Execution, OwnedTask, Report, Surroundings, check_kwargs
 from .option_values import first_limit
 from .outcome import Event
 from .requests import build_request
@@ -84,8 +83,7 @@ def run_plain(execution: Execution, around: Surroundings, *, logs_receipt: bool)
             if content_type in around.json_types
             else loads(message.body, content_type, properties.get("content_encoding"), accept=around.accept)
         )
-        if not isinstance(kwargs, dict):  # Celery's tracer would report an error to nobody, and no result
-            raise MessageError(f"the keyword arguments must be a mapping, not {type(kwargs).__name__}")
+        check_kwargs(kwargs)
     except ContentDisallowed as exc:
         return Report(Event.NOT_ACCEPTED, error=exc)
     except (DecodeError, SerializationError, ValueError, TypeError) as exc:

@@ -8,6 +8,7 @@ settles nothing but the early acknowledgement that Celery's Request asks for.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -28,7 +29,7 @@ from ..presence import WorkerPresence
 from ..running_task import current
 from .burial import Death
 from .chords import dispatch_awaited
-from .execution import Execution, OwnedTask, Report, Surroundings
+from .execution import Execution, OwnedTask, Report, Surroundings, check_kwargs, is_plain_value
 from .inline_request import InlineConsumer, Run
 from .outcome import Event
 from .requests import received_message
@@ -68,24 +69,30 @@ class SlowPath:
         except Exception as exc:  # noqa: BLE001
             # Any serializer, compressor or user codec may raise anything; what it was is in the dead letter.
             return Report(Event.MALFORMED, error=exc)
-        payload, name, task_id = None, headers.get("task"), headers.get("id")
-        if name is None:
-            payload = decoded
-            try:
-                name, task_id = payload["task"], payload["id"]
-            except (TypeError, KeyError) as exc:
-                return Report(Event.NAMELESS, error=MessageError(f"no task name: {exc}"))
-        name, task_id = str(name), str(task_id)
+        payload = None if "task" in headers else decoded
+        said = headers if payload is None else payload
+        try:
+            name, task_id = said["task"], said.get("id")
+        except (TypeError, KeyError, AttributeError) as exc:
+            return Report(Event.NAMELESS, error=MessageError(f"no task name: {exc}"))
+        if not is_plain_value(name):
+            return Report(Event.MALFORMED, error=MessageError(f"task {name!r} must be one plain value"))
         options = self._around.options.get(name)
         if options is None:
             return self._unknown(execution, message, name, task_id)
+        if payload is None:
+            try:
+                _, kwargs, _ = decoded
+                check_kwargs(kwargs)
+            except (TypeError, ValueError, MessageError) as exc:
+                return Report(Event.MALFORMED, error=exc, options=options)
+        name, task_id = str(name), str(task_id)
         if execution.history.get("redelivered") and payload is None and (decoded[2] or {}).get("chord"):
             left = dispatch_awaited(options.task, headers)
             if left:
                 return Report(Event.EARLY, early_by=left, options=options)
-        running = OwnedTask(delivery, self._around, task_id, (payload or headers).get("retries"))
+        running = OwnedTask(delivery, self._around, task_id, said.get("retries"))
         run = self.consumer.run = Run(execution, options, name, task_id, running)
-        said = payload if payload is not None else headers
         expires = self._expiry(said)
         if expires is not None:
             run.expires, said["expires"] = said["expires"], expires
@@ -200,16 +207,18 @@ class SlowPath:
             self._workers_due = time.monotonic() + 2.0
         return [one for one in self._workers if one.is_alive and queue_of(queue) in one.queues and one.knows(name)]
 
-    def _unknown(self, execution: Execution, message: Any, name: str, task_id: str) -> Report:
+    def _unknown(self, execution: Execution, message: Any, name: Any, task_id: Any) -> Report:
         now_ms = int(self._around.clock.now() * 1000)
         since = int(execution.history.setdefault("unknown", now_ms))
         unknown_for = (now_ms - since) / 1000
-        knowing = self._knowing(execution.delivery.stream.queue, name)
+        knowing = self._knowing(execution.delivery.stream.queue, str(name))
         # What was handed over already shows that its taker knew less than it said.
         takers = [] if execution.delivery.handed else [one.worker for one in knowing if one.takes]
         if knowing:
             # Soon again, until it comes to whoever knows it; it is not given up while there is such a worker.
             unknown_for = min(unknown_for, self._around.streams.conf.unknown_task_ttl - 1.0, 1.0)
+        if not isinstance(name, str):
+            takers, unknown_for = [], math.inf  # no worker to come will know it
         exc = NotRegistered(name)
 
         def announce() -> None:
@@ -222,7 +231,7 @@ class SlowPath:
 
         return Report(
             Event.UNKNOWN,
-            Death(name, task_id, repr(exc)),
+            Death(str(name), str(task_id), repr(exc)),
             unknown_for=unknown_for,
             taker=chance.choice(takers) if takers else "",
             announce=announce,

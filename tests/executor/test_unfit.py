@@ -95,6 +95,32 @@ def test_task_that_stayed_unknown_is_a_dead_letter_and_a_failure(make: Callable[
     assert isinstance(exc, NotRegistered)
 
 
+@pytest.mark.parametrize("name", [5, 1.5, True, None])
+def test_task_name_that_is_no_text_is_unknown_at_once_and_for_ever(both: Bench, name: Any) -> None:
+    both.publish({"task": name, "id": "an-id"}, [[], {}, {}])
+
+    with sent("task_unknown") as seen:
+        both.run()
+
+    assert both.left() == but(dead=["unknown-task"])
+    assert [(one["name"], one["id"]) for one in seen] == [(name, "an-id")]
+    (death,) = both.deaths()
+    assert (death["task"], death["exception"]) == (str(name), repr(NotRegistered(name)))
+
+
+@pytest.mark.parametrize("task_id", [None, 1.5, 7, ""])
+def test_task_id_that_is_no_text_runs(both: Bench, task_id: Any) -> None:
+    @both.task(bind=True, ignore_result=True)  # result backends cannot keep one under such an id
+    def note(self: Any) -> None:
+        both.ran.append(self.request.id)
+
+    both.publish({"task": "note", "id": task_id}, [[], {}, {}])
+
+    both.run()
+
+    assert (both.ran, both.left()) == ([task_id], NOTHING)
+
+
 def test_unknown_task_that_is_put_back_is_not_announced(bench: Bench) -> None:
     bench.publish_task("not.yet")
 
@@ -123,7 +149,7 @@ MALFORMED: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "options that are a list": (GOOD, [[], {}, [1]], {}),
     "no id": ({"task": "note"}, [[], {}, {}], {}),
     "an id that is a list": ({"task": "note", "id": ["x"]}, [[], {}, {}], {}),
-    "a task name that is a number": ({"task": 5, "id": "x"}, [[], {}, {}], {}),
+    "a task name that is a list": ({"task": ["note"], "id": "x"}, [[], {}, {}], {}),
     "time limits that are a number": ({**GOOD, "timelimit": 5}, [[], {}, {}], {}),
     "an eta that is a number": ({**GOOD, "eta": 5}, [[], {}, {}], {}),
     "an expiry that is no date": ({**GOOD, "expires": "soon"}, [[], {}, {}], {}),
