@@ -24,6 +24,7 @@ __all__ = (
     "check_memory",
     "check_names",
     "check_namesakes",
+    "check_partitioned",
     "check_permissions",
     "check_persistence",
     "check_role",
@@ -402,6 +403,20 @@ def check_names(unknown: Mapping[str, str | None], chosen: Iterable[str]) -> Ite
                 "Nothing, if the name is right.",
                 name,
             )
+
+
+def check_partitioned(unknown: Mapping[str, str | None]) -> Iterable[Finding]:
+    """Every queue that ``streams_partitions`` names is one that is on streams."""
+    for name, near in unknown.items():
+        meant = f"; did you mean {near!r}?" if near is not None else ""
+        yield Finding(
+            "names",
+            "warning" if near is not None else "info",
+            f"streams_partitions names {name!r}, which is no queue on streams yet{meant}",
+            "No queue is spread by it.",
+            f"Correct streams_partitions: {near!r}." if near is not None else "Nothing, if the name is right.",
+            name,
+        )
 
 
 def check_settings(misspelt: Iterable[str]) -> Iterable[Finding]:

@@ -33,6 +33,7 @@ from .checks import (
     check_memory,
     check_names,
     check_namesakes,
+    check_partitioned,
     check_permissions,
     check_persistence,
     check_role,
@@ -43,7 +44,7 @@ from .checks import (
     messages,
     namesakes,
 )
-from .names import declared_queues, queues_in_use, unknown_names
+from .names import declared_queues, queues_in_use, unknown_names, unknown_partitioned
 from .nodes import check_clocks, check_nodes
 from .workers import WORKERS_AWAY, find_workers, sort_workers
 
@@ -192,9 +193,9 @@ def _queues(
 
 
 def _check_queue_names(streams: Streams) -> Iterable[Finding]:
-    return check_names(
-        unknown_names(streams, used=queues_in_use(streams)), filter(streams.on_streams, declared_queues(streams))
-    )
+    used = queues_in_use(streams)
+    yield from check_names(unknown_names(streams, used=used), filter(streams.on_streams, declared_queues(streams)))
+    yield from check_partitioned(unknown_partitioned(streams, used=used))
 
 
 def _check_install(streams: Streams) -> Finding:

@@ -11,7 +11,7 @@ from typing import Any
 from ..app import Streams
 from ..inspect import has_held_messages, known_queues
 
-__all__ = ("declared_queues", "queues_in_use", "unknown_names")
+__all__ = ("declared_queues", "queues_in_use", "unknown_names", "unknown_partitioned")
 
 #: A pattern up to its first wildcard.
 _LITERAL = re.compile(r"[^*?\[]*")
@@ -52,6 +52,12 @@ def unknown_names(streams: Streams, *, used: Iterable[str] = ()) -> dict[str, st
             if near is not None:
                 found[name] = near + name[len(literal) :]
     return found
+
+
+def unknown_partitioned(streams: Streams, *, used: Iterable[str] = ()) -> dict[str, str | None]:
+    """Return the names of ``streams_partitions`` that are no queue's on streams, with the nearest that is one."""
+    known = {*filter(streams.on_streams, (*declared_queues(streams), *used)), *streams.conf.queues.names}
+    return {name: _nearest(name, known) for name in streams.conf.partitions if name not in known}
 
 
 def queues_in_use(streams: Streams) -> set[str]:

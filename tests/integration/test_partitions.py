@@ -35,13 +35,14 @@ from celery_streams.dead_letters import dead_letters
 from celery_streams.dead_search import Cursor, Wanted, search
 from celery_streams.lanes import HeldLane, held_lanes
 from celery_streams.migration import Migration
+from celery_streams.monitoring.doctor import diagnose
 from celery_streams.monitoring.prometheus import StreamsCollector
 from celery_streams.monitoring.status import collect
 from celery_streams.partitions import choose, partition, partitions
 from celery_streams.worker.partitions import PartitionWatch
 from celery_streams.worker.program import StreamsWork
 from tests.integration.test_dead_letters_cli import bury
-from tests.support.redis_state import message
+from tests.support.redis_state import delivered, make_idle, message
 
 MakeApp = Callable[..., Celery]
 
@@ -550,3 +551,37 @@ def test_held_lanes_of_all_partitions_are_those_of_one_queue(broker: StreamBroke
     assert found[0] == HeldLane("q", "t | everywhere", "t", 6)
     assert {(one.name, one.held) for one in found[1:]} == {("t | 0", 1), ("t | 1", 2), ("t | 2", 3)}
     assert {one.queue for one in found} == {"q"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("send_mesage", [("warning", "'send_mesage', which is no queue on streams yet; did you mean 'send_message'?")]),
+        ("else", [("info", "'else', which is no queue on streams yet")]),
+        ("send_message", []),
+    ],
+)
+def test_doctor_finds_a_queue_of_the_setting_that_nobody_knows(
+    app: MakeApp, broker: StreamBroker, name: str, expected: list[tuple[str, str]]
+) -> None:
+    broker.publish("send_message", message(1))
+    made = app(streams_partitions={name: 8})
+
+    found = [one for one in diagnose(streams_of(made), ask_workers=False).findings if "streams_partitions" in one.what]
+
+    assert [(one.level, one.what.removeprefix("streams_partitions names ")) for one in found] == expected
+
+
+def test_doctor_looks_into_all_partitions_for_what_no_worker_looks_after(app: MakeApp, broker: StreamBroker) -> None:
+    names = partitions("q", 4)
+    broker.ensure_groups(names)
+    broker.client.call("XGROUP", "DESTROY", broker.queue_keys(names[2]).streams[0], "celery-streams")
+    broker.publish(names[2], message(1))
+    [held] = delivered(broker, names[3], "w@dead/1", message(2))
+    make_idle(broker, held.stream, "w@dead/1", held.entry_id, idle_ms=60_000)
+
+    found = {(one.check, one.queue): one.what for one in diagnose(streams_of(app()), ask_workers=False).findings}
+
+    assert "holds 1 message and has no consumer group" in found["groups", "q"]
+    assert "w@dead/1 holds 1 message" in found["consumers", "q"]
+    assert not any("::partition" in str(queue) for _, queue in found)
