@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -259,6 +260,7 @@ class Block:
         key: str | None = None,
         max_count: int = MAX_COUNT,
         max_bytes: int = MAX_BYTES,
+        max_seconds: float | None = None,
         on_duplicate: Callable[[Held, DuplicateTask], CeleryStreamsError | None] = lambda held, error: error,
     ) -> None:
         self.broker = broker
@@ -271,7 +273,9 @@ class Block:
         self._key = key
         #: Deals with a duplicate that was not stored, or returns the error that it is.
         self._on_duplicate = on_duplicate
-        self._max_count, self._max_bytes = max_count, max_bytes
+        self._max_count, self._max_bytes, self._max_seconds = max_count, max_bytes, max_seconds
+        #: When a pipeline was last sent, or the block opened (monotonic seconds).
+        self.sent_at = time.monotonic()
         self._held: list[Held] = []
         self._bytes = 0
         self._flushing = False
@@ -294,7 +298,8 @@ class Block:
         Raises:
             BulkError: some of it could not be stored.
         """
-        if len(self._held) >= self._max_count or self._bytes >= self._max_bytes:
+        late = self._max_seconds is not None and time.monotonic() - self.sent_at >= self._max_seconds
+        if late or len(self._held) >= self._max_count or self._bytes >= self._max_bytes:
             self.flush()
 
     def holds(self, task_id: str) -> bool:
@@ -327,6 +332,7 @@ class Block:
                     self._send([_Part(queue, ours, self._name()) for queue, ours in _parts(some)])
         finally:
             self._flushing = False
+            self.sent_at = time.monotonic()
         if before != (len(self._failed), len(self._lost)):
             raise self.account()
 

@@ -6,6 +6,7 @@ It opens and closes blocks; what they hold, and how they store it, is the matter
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -25,6 +26,9 @@ __all__ = ("bulk", "guard_results", "publish_groups_in_bulk")
 
 logger = logging.getLogger(__name__)
 
+#: Seconds for which the messages of a group are held at most while its next ones are being made.
+_GROUP_SECONDS = 0.5
+
 
 @contextmanager
 def bulk(
@@ -36,6 +40,7 @@ def bulk(
     retry_policy: Mapping[str, Any] | None = None,
     max_count: int = MAX_COUNT,
     max_bytes: int = MAX_BYTES,
+    max_seconds: float | None = None,
 ) -> Iterator[Block]:
     """Store what the block publishes to streams in pipelines, in its order for each queue.
 
@@ -55,6 +60,7 @@ def bulk(
         retry: send again when Redis is away, as ``task_publish_retry`` says by default; nothing is stored twice.
         retry_policy: overrides parts of ``task_publish_retry_policy``.
         max_count, max_bytes: bounds of one pipeline; at most that much is held.
+        max_seconds: a call that comes later than that after the last pipeline, or the beginning, sends what is held.
 
     Raises:
         BulkError: at the end, or at the call that filled a pipeline: some messages were not stored, or nobody knows. It
@@ -72,7 +78,14 @@ def bulk(
     if outer is not None:
         outer.flush()  # what was called before goes first
     guard_results(streams)
-    block = streams.new_block(retry=retry, retry_policy=retry_policy, key=key, max_count=max_count, max_bytes=max_bytes)
+    block = streams.new_block(
+        retry=retry,
+        retry_policy=retry_policy,
+        key=key,
+        max_count=max_count,
+        max_bytes=max_bytes,
+        max_seconds=max_seconds,
+    )
     block.using = outer.using if outer is not None and using is None else using
     token = blocks.opened.set(((streams, block), *blocks.opened.get()))
     try:
@@ -119,10 +132,13 @@ def publish_groups_in_bulk() -> None:
 
     @wraps(plain)
     def apply_async(self: Any, *args: Any, **kwargs: Any) -> Any:
-        known = self.app.__dict__.get("_celery_streams")
+        began = time.monotonic()
+        known = self.app.__dict__.get("_celery_streams")  # which makes the first tasks already
         if known is None or self.app.conf.task_always_eager or not known.enabled() or not known.is_installed():
             return plain(self, *args, **kwargs)
-        with bulk(self.app):
+        # Its tasks may come from a generator that takes its time: those that are known start meanwhile.
+        with bulk(self.app, max_seconds=_GROUP_SECONDS) as block:
+            block.sent_at = min(block.sent_at, began)
             return plain(self, *args, **kwargs)
 
     apply_async.plain = plain  # type: ignore[attr-defined]

@@ -58,6 +58,8 @@ def read_queue_words(words: Iterable[str] | None, existing: Callable[[], Collect
         else:
             written, count = _split(word)
             name, is_literal = _plain(written)
+            if count is not None and name not in existing():
+                _check_counted(word, written)
             if is_literal:
                 literal.add(name)
             elif count is not None and any(letter in name for letter in "*?["):
@@ -74,7 +76,7 @@ def _split(word: str) -> tuple[str, int | None]:
     at = next((at for at in range(len(word) - 1, -1, -1) if word[at] == ":" and not _escaped(word, at)), -1)
     if at < 0:
         return word, None
-    name, number = word[:at], word[at + 1 :]
+    name, number = word[:at].rstrip(), word[at + 1 :].lstrip()
     if not name:
         raise click.UsageError(f"-Q {word}: no queue name before the colon (write \\: for a colon in the name)")
     if not number:
@@ -86,6 +88,19 @@ def _split(word: str) -> tuple[str, int | None]:
             f"-Q {word}: the number of children must be 1 or more (write \\: for a colon in the name)"
         )
     return name, int(number)
+
+
+def _check_counted(word: str, name: str) -> None:
+    """Check what a number of children was given to: a colon in it may be an escape that was forgotten, or a slip.
+
+    Raises:
+        click.UsageError: it begins or ends with a colon, or is itself a name with a number.
+    """
+    _, count = _split(name)
+    if name.startswith(":"):
+        raise click.UsageError(f"-Q {word}: no queue name before the colon (write \\: for a colon in the name)")
+    if count is not None:
+        raise click.UsageError(f"-Q {word}: two numbers of children for one queue (write \\: for a colon in the name)")
 
 
 def _escaped(word: str, at: int) -> bool:

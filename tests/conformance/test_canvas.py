@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+import uuid
+
 import pytest
 from celery import chain, chord, group
 from celery.exceptions import ChordError
@@ -222,6 +225,23 @@ def test_tasks_of_a_chain_know_root_and_parent(side):
 
     assert second["root_id"] == first["id"]
     assert second["parent_id"] == first["id"]
+
+
+@pytest.mark.parametrize("kind", ["group", "chord"])
+def test_members_that_a_generator_makes_slowly_start_while_the_next_are_made(plain, kind):
+    seen = []
+
+    def members():
+        for number in range(3):
+            time.sleep(0.6)  # what a query to a database takes
+            seen.append(plain.task("act").si("ok", number).set(task_id=uuid.uuid4().hex))
+            yield seen[-1]
+        eventually(lambda: plain.ledger.runs(seen[0].options["task_id"]), message="the first one runs before the last")
+        yield plain.task("act").si("ok", 3)
+
+    result = group(members()).apply_async() if kind == "group" else chord(members())(plain.task("total").s())
+
+    assert plain.value(result) == ([0, 1, 2, 3] if kind == "group" else 6)
 
 
 def test_members_of_a_group_know_their_group(side):

@@ -29,6 +29,7 @@ def test_no_words_mean_no_names():
     [
         *("send_message:0", "send_message:00", "send_message:-2", "send_message:+2", "send_message:2.5"),
         *(":x", ":3", "x:", ":", "", " ", "chat.*:2", "jobs[12]:2"),
+        *("a:2:3", "a:0:3", "a:2:0", "a::3", "::", ":::", ":a:2", "a:b:2:3", "a:-1:3", "tenant:42:3", "chat.*:2:3"),
     ],
 )
 def test_word_that_means_nothing_is_refused_in_one_line(word):
@@ -50,7 +51,10 @@ def test_two_numbers_of_children_for_one_queue_contradict_each_other():
     [
         (r"tenant\:42", "tenant:42", None, True),
         (r"tenant\:42:3", "tenant:42", 3, True),
-        ("tenant:42:3", "tenant:42", 3, False),
+        (r"tenant\:42\:3", "tenant:42:3", None, True),
+        (r"\:a:2", ":a", 2, True),
+        (r"a\::2", "a:", 2, True),
+        ("eu:tenant:3", "eu:tenant", 3, False),
         (r"\:x", ":x", None, True),
         (r"x\:", "x:", None, True),
         (r"jobs\[1\]", "jobs[1]", None, True),
@@ -74,10 +78,18 @@ def test_queue_that_exists_is_meant_whatever_its_name_looks_like(word):
     assert (found.names, found.counts, found.literal) == ((word,), {}, {word})
 
 
-def test_queue_that_exists_takes_a_number_of_children_too():
-    found = read("tenant:42:3", existing={"tenant:42"})
+@pytest.mark.parametrize("name", ["tenant:42", "a:", ":a", "a:b:0"])
+def test_queue_that_exists_takes_a_number_of_children_too(name):
+    found = read(f"{name}:3", existing={name})
 
-    assert (found.names, found.counts) == (("tenant:42",), {"tenant:42": 3})
+    assert (found.names, found.counts) == ((name,), {name: 3})
+
+
+@pytest.mark.parametrize("word", ["a: 2", "a :2", " a : 2 "])
+def test_spaces_around_the_colon_mean_nothing(word):
+    found = read(word)
+
+    assert (found.names, found.counts) == (("a",), {"a": 2})
 
 
 def test_existing_queues_are_not_asked_for_plain_names():
