@@ -35,7 +35,7 @@ help:
 	@echo 'make bench-scale   curves of what a task costs as backlog, queues, children, sizes and delays grow'
 	@echo 'make faults        load while processes and servers are killed, and the verdict   ARGS="--profile long"'
 	@echo 'make fault-tests   the tests of single faults that make test leaves out'
-	@echo 'make test-cluster  workers on a Redis Cluster whose slots move and nodes die; acceptance tests on one'
+	@echo 'make test-cluster  workers on a Redis Cluster whose slots move and nodes die; acceptance tests with nothing but one'
 	@echo 'make soak          load and reconnects for an hour: does anything grow?           ARGS="--minutes 10"'
 	@echo "make celery-suite  Celery's own tests, run on streams      ARGS=--quick, ARGS=test_beat.py"
 	@echo 'make clean         remove what the other targets made'

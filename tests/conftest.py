@@ -60,7 +60,7 @@ def _no_thread_outlives_its_test() -> Iterator[None]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--on-cluster", action="store_true", help="acceptance tests: streams on a Redis Cluster, all else on one server"
+        "--on-cluster", action="store_true", help="acceptance tests: broker, streams and results on a Redis Cluster"
     )
 
 

@@ -136,13 +136,12 @@ class Project:
 def project(
     redis_server: EmbeddedRedis, redis_url: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[Project]:
-    """The sample project on an empty Redis; with ``--on-cluster`` its streams are on an empty Redis Cluster."""
-    settings: dict[str, Any] = {}
+    """The sample project on an empty Redis; with ``--on-cluster`` all but its ledger is on an empty Redis Cluster."""
+    made = Project(redis_server, tmp_path)
     if request.config.getoption("--on-cluster"):
         nodes = request.getfixturevalue("three_masters")
         nodes.flush()
-        settings["streams_url"] = nodes.url
-    made = Project(redis_server, tmp_path, **settings)
+        made.urls = {"broker": nodes.url, "results": nodes.url}
     yield made
     made.close()
 

@@ -94,6 +94,7 @@ def test_pool_of_eventlet_sends_celerys_signals_of_its_start_and_end(project, wo
     ]
 
 
+@pytest.mark.one_server("a stock worker reads lists, of which a cluster has none")
 def test_async_def_tasks_run_under_a_stock_worker(project, waiting, worker):
     app = project.app(include=["tests.proj.waiting"], enabled=False)
     worker("lists", name="stock", options=WAITING, wait=False)

@@ -90,6 +90,7 @@ def test_idle_worker_goes_on_living_and_reading(project, app, worker):
     assert [report.state.consumers for report in collect(streams_of(app)).queues] == [1, 2]
 
 
+@pytest.mark.one_server("a stock worker reads lists, of which a cluster has none")
 def test_list_that_a_stock_worker_of_another_queue_leaves_alone_is_critical(project, app, worker):
     """The corner of a bad rollback: streams are off, and the stock workers that are up consume something else."""
     off = project.app(enabled=False)
@@ -109,6 +110,7 @@ def test_list_that_a_stock_worker_of_another_queue_leaves_alone_is_critical(proj
     assert [one.level for one in odd] == ["critical"]
 
 
+@pytest.mark.one_server("a stock worker reads lists, of which a cluster has none")
 def test_list_that_a_stock_worker_is_working_at_is_no_alert(project, app, worker):
     off = project.app(enabled=False)
     act = off.tasks["tests.proj.actions.act"]

@@ -243,6 +243,7 @@ def test_revocation_that_is_meant_for_one_worker_is_not_obeyed_by_another(projec
     project.starts(result.id)
 
 
+@pytest.mark.one_server("each node of a cluster knows of its own listeners only, so the worker asks all the same")
 def test_worker_that_nobody_can_hear_asks_nobody_when_it_starts(act, worker, redis_url):
     with Redis.from_url(redis_url) as client, client.pubsub() as heard:
         # A listener that the worker does not take for another one: kombu's subscribe to patterns.
@@ -257,7 +258,13 @@ def test_worker_that_nobody_can_hear_asks_nobody_when_it_starts(act, worker, red
         assert json.loads(b64decode(envelope["body"]))["method"] == "ping"
 
 
-@pytest.mark.parametrize("first", ["streams", "lists"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "streams",
+        pytest.param("lists", marks=pytest.mark.one_server("a stock worker reads lists, of which a cluster has none")),
+    ],
+)
 def test_workers_with_mingle_and_gossip_know_of_each_other(act, worker, first):
     one = worker(first, name="one", concurrency=1, options=("-l", "DEBUG"))
     revoked = uuid.uuid4().hex

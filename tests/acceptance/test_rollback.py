@@ -14,6 +14,8 @@ from tests.proj.publish import publish
 from tests.support.eventually import eventually
 from tests.support.processes import ROOT
 
+pytestmark = pytest.mark.one_server("a stock worker reads lists, of which a cluster has none")
+
 
 def run_publisher(project, count, *, enabled):
     """Publish from a process of its own, with the switch in its environment."""

@@ -277,7 +277,13 @@ def until_prompt(debugger):
     return said.decode()
 
 
-@pytest.mark.parametrize("program", ["lists", "streams"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param("lists", marks=pytest.mark.one_server("a stock worker reads lists, of which a cluster has none")),
+        "streams",
+    ],
+)
 def test_usr2_opens_celerys_debugger_in_the_child_that_gets_it(project, worker, program):
     act = project.app(enabled=program == "streams").tasks["tests.proj.actions.act"]
     running = worker(program, concurrency=1)

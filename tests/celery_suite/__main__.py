@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
 from tests.celery_suite import chunks, summary
 from tests.celery_suite.preparation import ROOT, Prepared, copy_tests, prepare
+from tests.support.cluster import cluster
 
 HERE = Path(__file__).resolve().parent
 BASELINE = HERE / "baseline.jsonl"
@@ -42,12 +44,20 @@ _PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-p", "no:pytest-celery", "
 @click.option("--unit", is_flag=True, help="Celery's unit tests, on plain and on installed apps, instead.")
 @click.option("--worker", type=click.Choice(["streams", "stock", "inprocess"]), default="streams", show_default=True,
               help="stock: Celery's worker, as a process; inprocess: Celery's own harness.")  # fmt: skip
+@click.option("--on-cluster", is_flag=True, help="Broker and results on a Redis Cluster; for streams only.")
 @click.option("--list", "listing", is_flag=True, help="List the chunks of the whole suite and end.")
 @click.option("--home", type=click.Path(path_type=Path), default=ROOT / ".celery-suite", envvar="CELERY_SUITE_HOME",
               help="Where the virtual environment and Celery's archive are.  [default: .celery-suite]")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Results and logs.  [default: HOME/out-WORKER]")
 def main(
-    wanted: tuple[str, ...], quick: bool, unit: bool, worker: str, listing: bool, home: Path, out: Path | None
+    wanted: tuple[str, ...],
+    quick: bool,
+    unit: bool,
+    worker: str,
+    on_cluster: bool,
+    listing: bool,
+    home: Path,
+    out: Path | None,
 ) -> None:
     """Run Celery's integration tests (35 minutes), or the given CHUNKs of them.
 
@@ -61,8 +71,9 @@ def main(
         click.echo("\n".join(map(str, everything)))
         return
     some = [chunks.parse(text) for text in (*wanted, *(chunks.QUICK if quick else ()))]
-    run = Integration(prepared, worker=worker, out=(out or prepared.home / f"out-{worker}").resolve())
-    run.run(some or everything)
+    place = out or prepared.home / f"out-{worker}{'-on-cluster' if on_cluster else ''}"
+    run = Integration(prepared, worker=worker, out=place.resolve())
+    run.run(some or everything, on_cluster=on_cluster)
     sys.exit(_report(run.results, BASELINE if worker == "streams" else None, whole=not some))
 
 
@@ -76,21 +87,28 @@ class Integration:
         self._tree = out / "tree"
         self._logs = out / "logs"
 
-    def run(self, parts: list[chunks.Chunk]) -> None:
-        """Run the parts; a line for each says how it ended."""
+    def run(self, parts: list[chunks.Chunk], *, on_cluster: bool = False) -> None:
+        """Run the parts; a line for each says how it ended.
+
+        Args:
+            on_cluster: broker and results are on a Redis Cluster; what tests ask a Redis of their own, on one server.
+        """
         copy_tests(self._prepared, self._tree)
         self._logs.mkdir(parents=True, exist_ok=True)
         self.results.unlink(missing_ok=True)
         began = time.monotonic()
-        with EmbeddedRedis() as server:
-            client = RedisClient(server.url)
+        with contextlib.ExitStack() as stack:
+            server = stack.enter_context(EmbeddedRedis())
+            client = stack.enter_context(contextlib.closing(RedisClient(server.url)))
+            nodes = stack.enter_context(cluster()) if on_cluster else None
             for part in parts:
                 client.call("FLUSHALL")
-                self._run_one(part, server)
-            client.close()
+                if nodes is not None:
+                    nodes.flush()
+                self._run_one(part, server, server.url if nodes is None else nodes.url)
         click.echo(f"{time.monotonic() - began:.0f} s in all; logs in {self._logs}")
 
-    def _run_one(self, part: chunks.Chunk, server: EmbeddedRedis) -> None:
+    def _run_one(self, part: chunks.Chunk, server: EmbeddedRedis, url: str) -> None:
         log = self._logs / part.log_name
         began = time.monotonic()
         with log.open("wb") as output:
@@ -105,7 +123,7 @@ class Integration:
                     f"t/integration/{part.what}",
                 ],
                 cwd=self._tree,
-                env={**self._environment(server), "SUITE_PART": part.part},
+                env={**self._environment(server, url), "SUITE_PART": part.part},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -113,14 +131,14 @@ class Integration:
             ).returncode
         click.echo(f"{part!s:56} exit {code} {time.monotonic() - began:5.0f} s  {_last_line(log)}")
 
-    def _environment(self, server: EmbeddedRedis) -> dict[str, str]:
+    def _environment(self, server: EmbeddedRedis, url: str) -> dict[str, str]:
         return _environment(
             self._prepared,
             SUITE_MODE=self._worker,
             SUITE_RESULTS=str(self.results),
             SUITE_LOGS=str(self._logs),
-            TEST_BROKER=server.url,
-            TEST_BACKEND=server.url,
+            TEST_BROKER=url,
+            TEST_BACKEND=url,
             REDIS_HOST="127.0.0.1",
             REDIS_PORT=str(server.port),
             WORKER_LOGLEVEL=os.environ.get("WORKER_LOGLEVEL", "INFO"),
