@@ -236,7 +236,7 @@ class Transport(_virtual.Transport):  # type: ignore[misc]
         while True:
             self._follow()
             self._subscription.check()
-            self._collect()
+            self._gather()
             if self._come:
                 self._deliver_next()
                 return
@@ -258,19 +258,19 @@ class Transport(_virtual.Transport):  # type: ignore[misc]
     def _on_tick(self) -> None:
         self._follow()
         if self._subscription.has_heard:
-            self._collect()
+            self._gather()
         self._deliver_all()
         self._watch()
 
     def _look(self) -> None:
         self._subscription.check()
-        self._collect()
+        self._gather()
         self._deliver_all()
         self._watch()
 
     def on_readable(self, fileno: int) -> None:
         """Deliver what has come; the loop calls it."""
-        self._collect()
+        self._gather()
         self._deliver_all()
         self._watch()
 
@@ -322,7 +322,7 @@ class Transport(_virtual.Transport):  # type: ignore[misc]
                     self._waits[queue] = self.nodes.wait_for(channel.list_key(queue))
                 self._waits[queue].ask()
 
-    def _collect(self) -> None:
+    def _gather(self) -> None:  # `_collect` would be kombu's: what drops a connection before it is made anew
         """Take what has come."""
         for name, text in self._subscription.receive():
             self._come.extend((queue, text) for queue, topic in self.topics.items() if topic == name)

@@ -15,7 +15,7 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.asynchronous import Hub
 from kombu.pidbox import Mailbox
 
-from celery_streams.exceptions import ConfigurationError, NotPermitted
+from celery_streams.exceptions import BrokerUnavailable, ConfigurationError, NotPermitted
 from celery_streams.installation import connect_to_clusters
 from tests.support.cluster import Cluster
 from tests.support.eventually import eventually
@@ -104,6 +104,29 @@ def test_broadcast_reaches_all_and_each_answer_comes_once(
         assert ask(asking, f"word {turn}", limit=4) == [f"n{number}: word {turn}" for number in range(4)]
 
     assert nodes.keys() == []
+
+
+def test_question_that_is_tried_again_after_its_connection_was_lost_is_answered(
+    connect: Callable[..., Connection], node: Callable[..., Node], nodes: Cluster
+) -> None:
+    node("n")
+    asking = connect()
+    assert ask(asking, "before", limit=1) == ["n: before"]
+    before = asking.transport
+    lost: list[str] = []
+
+    def publish(word: str, channel: Any = None) -> list[str]:
+        if not lost:
+            lost.append(word)
+            raise BrokerUnavailable("the node fell")
+        return ask(asking, word, limit=1)
+
+    # What kombu does for all that is published with a retry: it drops the transport, and connects again.
+    assert asking.ensure(Producer(asking.default_channel), publish, max_retries=3)("again") == ["n: again"]
+
+    assert lost == ["again"]
+    assert asking.transport is not before
+    assert before._subscription.watched == {}
 
 
 def test_answers_that_nobody_takes_expire(
