@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from ..broker import StreamBroker
-from ..exceptions import BrokerError
+from ..exceptions import BrokerError, NotPermitted
 from ..inspect import known_partitions
 from ..partitions import by_queue, partitions
 from ..pauses import follow
@@ -24,7 +24,7 @@ __all__ = ("LOOK_EVERY", "PartitionWatch")
 logger = logging.getLogger(__name__)
 
 #: Seconds between two looks, where news are not heard.
-LOOK_EVERY = 5.0
+LOOK_EVERY = 30.0
 
 
 class PartitionWatch:
@@ -54,13 +54,17 @@ class PartitionWatch:
         return [name for queue in queues for name in self._found.get(queue) or self._of_settings(queue)]
 
     def run_once(self) -> None:
-        """Look once.
+        """Look once; where Redis forbids it, those of the settings are all that there are.
 
         Raises:
-            BrokerError: Redis is away, or refused.
+            BrokerError: Redis is away, or refused something else.
         """
         before = self._found
-        self._look()
+        try:
+            self._look()
+        except NotPermitted as exc:
+            logger.debug("Partitions are not looked for: %s", exc)
+            return
         new = sorted(
             queue
             for queue, names in self._found.items()

@@ -31,6 +31,7 @@ from celery_streams.bin.forget import forget
 from celery_streams.bin.limits import limits
 from celery_streams.bin.status import status
 from celery_streams.broker import StreamBroker
+from celery_streams.connection import RedisClient
 from celery_streams.dead_letters import dead_letters
 from celery_streams.dead_search import Cursor, Wanted, search
 from celery_streams.lanes import HeldLane, held_lanes
@@ -585,3 +586,22 @@ def test_doctor_looks_into_all_partitions_for_what_no_worker_looks_after(app: Ma
     assert "holds 1 message and has no consumer group" in found["groups", "q"]
     assert "w@dead/1 holds 1 message" in found["consumers", "q"]
     assert not any("::partition" in str(queue) for _, queue in found)
+
+
+def test_worker_that_may_not_look_for_partitions_reads_those_of_its_settings(
+    broker: StreamBroker, redis_url: str
+) -> None:
+    broker.client.call("ACL", "SETUSER", "poor", "on", ">secret", "~*", "+@all", "-smembers")
+    poor = RedisClient(redis_url.replace("redis://", "redis://poor:secret@"))
+    told: list[None] = []
+    watch = PartitionWatch(StreamBroker(poor), {"q": 2}, on_new=lambda: told.append(None))
+    try:
+        assert watch.expand(["q"]) == partitions("q", 2)
+        broker.ensure_groups(partitions("q", 4))
+        watch.run_once()
+    finally:
+        poor.close()
+        broker.client.call("ACL", "DELUSER", "poor")
+
+    assert told == []
+    assert watch.expand(["q"]) == partitions("q", 2)
