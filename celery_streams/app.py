@@ -25,7 +25,7 @@ from .broker import StreamBroker
 from .cluster import connect, is_cluster_url
 from .conf import StreamsConf, is_enabled, plain_switch
 from .connection import RedisClient
-from .duplicates import publish_or_find, tell
+from .duplicates import groups_set_free, publish_or_find, tell
 from .exceptions import BrokerError, CeleryStreamsError, ConfigurationError, DuplicateTask
 from .header_marks import HeaderMarks
 from .inspect import known_queues as used_queues
@@ -305,6 +305,7 @@ class Streams:
             max_length=self.conf.max_length_of,
             retry_policy=policy if wanted else None,
             on_duplicate=self._on_duplicate,
+            on_refused=self._on_refused,
             **bounds,
         )
 
@@ -449,6 +450,15 @@ class Streams:
         if not headers.get("ignore_result"):
             self._keep_alias(queued.id, duplicate.task_id)
         return None
+
+    def _on_refused(self, refused: Sequence[Held]) -> Sequence[Held]:
+        """Return what to send again: groups of which a message was a duplicate of one that was revoked."""
+        try:
+            again = groups_set_free(self.broker, [(held.queue, held.queued.message) for held in refused])
+        except BrokerError as exc:
+            logger.debug("Cannot tell whether duplicates in a group are of revoked tasks: %s", exc)
+            return ()
+        return [refused[at] for at in again]
 
     def _keep_alias(self, task_id: str, first: str) -> None:
         # As long as the result would be.

@@ -262,6 +262,7 @@ class Block:
         max_bytes: int = MAX_BYTES,
         max_seconds: float | None = None,
         on_duplicate: Callable[[Held, DuplicateTask], CeleryStreamsError | None] = lambda held, error: error,
+        on_refused: Callable[[Sequence[Held]], Sequence[Held]] = lambda refused: (),
     ) -> None:
         self.broker = broker
         self.owner = owner()
@@ -273,6 +274,8 @@ class Block:
         self._key = key
         #: Deals with a duplicate that was not stored, or returns the error that it is.
         self._on_duplicate = on_duplicate
+        #: Is given messages that were duplicates, or of a group with one; returns those that are so no longer.
+        self._on_refused = on_refused
         self._max_count, self._max_bytes, self._max_seconds = max_count, max_bytes, max_seconds
         #: When a pipeline was last sent, or the block opened (monotonic seconds).
         self.sent_at = time.monotonic()
@@ -447,8 +450,15 @@ class Block:
 
     def _settle(self, part: _Part, refused: dict[int, CeleryStreamsError]) -> None:
         done = [held for at, held in enumerate(part.held) if at not in refused] if refused else part.held
+        duplicates = [part.held[at] for at, error in refused.items() if isinstance(error, DuplicateTask)]
+        again = self._on_refused(duplicates) if duplicates else ()
+        self._held = [*again, *self._held]
+        self._bytes += sum(held.queued.size for held in again)
+        sent_again = set(map(id, again))
         for at, error in refused.items():
             held = part.held[at]
+            if id(held) in sent_again:
+                continue
             left = self._on_duplicate(held, error) if isinstance(error, DuplicateTask) else error
             if left is not None:
                 self._failed.append((held, left))

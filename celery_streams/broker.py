@@ -21,7 +21,7 @@ from .connection import RedisClient
 from .entries import Delivery, Entry, StreamRef, delivery
 from .exceptions import BrokerError, BrokerFull, BrokerUnavailable, GroupExists, NotPermitted, QueueFull
 from .message import Message, encode_history, pack
-from .pages import STEP_BYTES, STEP_WORDS
+from .pages import STEP_BYTES, STEP_WORDS, steps
 from .partitions import by_queue, is_partition, queue_of
 from .redis_errors import explained
 
@@ -292,24 +292,30 @@ class StreamBroker:
         for part in self.entries_by_slot(entries):
             left = list(part)
             while left:
-                order: dict[StreamRef, int] = {}
+                names: list[str] = []
                 at: list[Any] = []
-                for ref, entry_id in left[: STEP_WORDS // 2 - 200]:
-                    at += [order.setdefault(ref, len(order) + 1), entry_id]
-                put_back, looked, _ = self.client.run(
-                    scripts.PUT_BACK, self._ways_back(order), [keys.GROUP, consumer, STEP_BYTES, *at]
-                )
+                places = 2 * len(self.steps)
+                begins: dict[str, int] = {}
+                for ref, entry_id in left:
+                    if ref.queue not in begins:
+                        more = self.queue_keys(ref.queue).shelf_and_streams
+                        if names and len(names) + len(more) + len(at) > STEP_WORDS:
+                            break
+                        begins[ref.queue] = len(begins) * places
+                        names += more
+                    at += [begins[ref.queue] + self.where(ref), entry_id]
+                    if len(names) + len(at) >= STEP_WORDS:
+                        break
+                args = [keys.GROUP, consumer, len(self.steps), STEP_BYTES, *at]
+                put_back, looked, _ = self.client.run(scripts.PUT_BACK, names, args)
                 count += put_back
                 del left[:looked]
         return count
 
-    def _ways_back(self, streams: Iterable[StreamRef]) -> list[str]:
-        """Return for each stream or front its key, and those of its task stream, of the front and of the mark."""
-        names: list[str] = []
-        for ref in streams:
-            known = self.queue_keys(ref.queue)
-            names += [ref.key, known.streams[ref.step], known.fronts[ref.step], known.marks[ref.step]]
-        return names
+    def where(self, ref: StreamRef) -> int:
+        """Return which stream of its queue this is, as scripts count: the task streams from 0, then the fronts."""
+        front = ref.key == self.queue_keys(ref.queue).fronts[ref.step]
+        return ref.step + (len(self.steps) if front else 0)
 
     def held_by(self, consumer: str, streams: Sequence[StreamRef], *, limit: int = 10_000) -> list[Entry]:
         """Return what is pending for ``consumer`` on ``streams`` and their fronts, at most ``limit`` on each."""
@@ -319,21 +325,20 @@ class StreamBroker:
         return [Entry(one, held[0]) for one, found in zip(sources, replies, strict=True) for held in found or ()]
 
     def put_back_all(self, streams: Sequence[StreamRef], consumer: str) -> int:
-        """Put back everything that is pending for ``consumer`` on ``streams`` and their fronts; returns how many.
+        """Put back everything that is pending for ``consumer`` on the queues of ``streams``; returns how many.
 
         It runs before what waits there, in its order. Many, and large ones, take several steps.
         """
         count = 0
-        for part in self.streams_by_slot(streams):
-            sources: dict[StreamRef, None] = {}
-            for ref in part:
-                known = self.queue_keys(ref.queue)
-                for key in (known.fronts[ref.step], known.streams[ref.step]):
-                    sources[StreamRef(ref.queue, ref.step, key)] = None
-            names, more = self._ways_back(sources), 1
-            while more:
-                put_back, _, more = self.client.run(scripts.PUT_BACK, names, [keys.GROUP, consumer, STEP_BYTES])
-                count += put_back
+        queues = list(dict.fromkeys(ref.queue for ref in streams))
+        words = len(self.queue_keys(queues[0]).shelf_and_streams) if queues else 1
+        for part in self.by_slot(queues):
+            for some in steps(part, words=words):
+                names = [key for queue in some for key in self.queue_keys(queue).shelf_and_streams]
+                args, more = [keys.GROUP, consumer, len(self.steps), STEP_BYTES], 1
+                while more:
+                    put_back, _, more = self.client.run(scripts.PUT_BACK, names, args)
+                    count += put_back
         return count
 
     def requeue(
@@ -358,7 +363,10 @@ class StreamBroker:
         return bool(
             self.client.run(
                 scripts.REQUEUE,
-                [*self._ways_back([stream]), names.delayed, names.delayed_messages, names.wake],
+                [
+                    *(stream.key, names.streams[stream.step], names.fronts[stream.step], names.marks[stream.step]),
+                    *(names.delayed, names.delayed_messages, names.wake),
+                ],
                 [
                     keys.GROUP,
                     consumer,

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .broker import StreamBroker
 from .exceptions import DuplicateTask
-from .locks import Lock, publish_unique, replace_unique
+from .locks import HEADER, Holder, Lock, disown, holders, publish_unique, replace_unique
 from .message import Message, encode_json
 from .partitions import queue_of
 from .revocations import was_revoked
 
-__all__ = ("publish_or_find", "result_of_first", "tell")
+__all__ = ("groups_set_free", "publish_or_find", "result_of_first", "tell")
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,8 @@ def publish_or_find(
 ) -> None:
     """Store a message with its lock, or put it in the place of the message that holds it, with the id of that.
 
-    Two round trips to replace, and more only while the task starts at the same moment. One that waits for its time
-    binds nobody once it was revoked: no worker will run it. That takes two round trips more to find out.
+    One that has not started binds nobody once it was revoked, for no worker will run it: to find that out takes one
+    round trip more, and two if it is so. One more to replace it, and others only while it starts at the same moment.
 
     Raises:
         DuplicateTask: a message is there already; ``replaced`` says whether it is this one now.
@@ -44,8 +44,7 @@ def publish_or_find(
     """
     headers = message.decode_headers()
     task_id, in_group = str(headers.get("id")), bool(headers.get("group"))
-    first = revoked = ""
-    replaced = False
+    first, replaced = "", False
     for _ in range(_ATTEMPTS):
         found = publish_unique(
             broker,
@@ -57,13 +56,11 @@ def publish_or_find(
             due_ms=due_ms,
             member=member,
             max_length=max_length,
-            revoked=revoked,
         )
         if found is None:
             return
         first = found.task_id
-        if (found.waits or replaces) and first != revoked and was_revoked(broker, first):
-            revoked = first
+        if free_revoked(broker, queue, lock, found):
             continue
         if in_group or not replaces:
             break
@@ -71,6 +68,42 @@ def publish_or_find(
         if replaced:
             break
     raise tell(headers, queue, first, replaced=replaced)
+
+
+def free_revoked(broker: StreamBroker, queue: str, lock: Lock, found: Holder) -> bool:
+    """Free the lock that ``found`` holds if its task was revoked before it started; returns whether it is free."""
+    message = found.unstarted
+    return message is not None and was_revoked(broker, message) and disown(broker, queue, lock, found.task_id)
+
+
+def groups_set_free(broker: StreamBroker, refused: Sequence[tuple[str, Message]]) -> list[int]:
+    """Free what messages of groups are duplicates of, where that was revoked before it started.
+
+    Args:
+        refused: messages that were not stored, each with its queue: duplicates, and those of their groups.
+
+    Returns the positions of all messages of the groups in which a lock became free. A round trip for each group, and
+    those of :func:`free_revoked`.
+
+    Raises:
+        BrokerError: Redis is away, or refuses.
+    """
+    groups: dict[tuple[str, str], list[int]] = {}
+    locks: dict[int, Lock] = {}
+    for at, (queue, message) in enumerate(refused):
+        headers = message.decode_headers()
+        if headers.get("group"):
+            groups.setdefault((queue, str(headers["group"])), []).append(at)
+            if (lock := Lock.parse(headers.get(HEADER))) is not None:
+                locks[at] = lock
+    again: list[int] = []
+    for (queue, _), members in groups.items():
+        unique = [locks[at] for at in members if at in locks]
+        found = zip(unique, holders(broker, queue, unique), strict=True)
+        freed = [holder is not None and free_revoked(broker, queue, lock, holder) for lock, holder in found]
+        if any(freed):
+            again += members
+    return again
 
 
 def tell(headers: Mapping[str, Any], queue: str, first: str, *, replaced: bool = False) -> DuplicateTask:

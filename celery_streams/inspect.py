@@ -326,13 +326,7 @@ def purge(broker: StreamBroker, queue: str) -> int:
 def _purge(broker: StreamBroker, queue: str) -> int:
     names = broker.queue_keys(queue)
     count = 0
-    for stream in (*names.fronts, *names.streams):
-        while True:
-            discarded, more = broker.client.run(scripts.PURGE, [stream], [keys.GROUP, _PURGE_STEP, STEP_BYTES])
-            count += discarded
-            if not more:
-                break
-    # What runs under a limit keeps its place.
+    # First what is held: it would be released for the places of what is discarded. What runs keeps its place.
     held, lanes, ready, ring = names.shelf[:4]
     delayed, on_hold, *_ = broker.client.call_all(
         [
@@ -341,6 +335,13 @@ def _purge(broker: StreamBroker, queue: str) -> int:
             ("UNLINK", names.delayed, names.delayed_messages, held, lanes, ready, ring),
         ]
     )
+    steps = len(broker.steps)
+    for place in (*range(steps, 2 * steps), *range(steps)):
+        more = True
+        while more:
+            args = [keys.GROUP, steps, place, _PURGE_STEP, STEP_BYTES]
+            discarded, more = broker.client.run(scripts.PURGE, names.shelf_and_streams, args)
+            count += discarded
     return count + int(delayed) + int(on_hold)
 
 

@@ -132,6 +132,11 @@ class QueueKeys:
     #: What is held back: the keys that ``lua/prelude/shelf`` takes apart.
     shelf: tuple[str, ...]
 
+    @property
+    def shelf_and_streams(self) -> tuple[str, ...]:
+        """What a script needs that gives back places, and moves what waited for them."""
+        return (*self.shelf, *self.streams, *self.fronts, *self.marks)
+
     def step_index(self, priority: Any) -> int:
         """Return the index of the priority step that a message of this priority belongs to, as kombu does.
 

@@ -4,8 +4,9 @@
 lane               messages that wait in line with each other: of one task, and one key of each of its limits
 rate               the tokens of a rate limit: one number, taken when a message is released or starts
 place              what counts against a number that may run at once; it belongs to an entry and is free when that is
-                   gone: settled (in the same script), put back, or deleted by anybody (at the next look). That of an
-                   entry which is acknowledged before its task runs belongs to the worker that runs it
+                   gone: settled, recovered, purged, moved to a list (in the same script), or deleted by anybody (at the
+                   next look). An entry that is put back before it started takes it along. That of an entry which is
+                   acknowledged before its task runs belongs to the worker that runs it
 =================  ===================================================================================================
 
 What waits costs one field of a hash, and no command. Lanes that wait for a time are looked at when it comes, those that
@@ -110,15 +111,12 @@ class HeldLane:
 
 
 def _keys(broker: StreamBroker, queue: str) -> list[str]:
-    names = broker.queue_keys(queue)
-    return [*names.shelf, *names.streams, *names.fronts, *names.marks]
+    return list(broker.queue_keys(queue).shelf_and_streams)
 
 
 def place_of(broker: StreamBroker, entry: Entry) -> str:
     """Return what the place of an entry is told by."""
-    stream = entry.stream
-    front = stream.key == broker.queue_keys(stream.queue).fronts[stream.step]
-    return f"{stream.step + (len(broker.steps) if front else 0)}:{entry.id.decode()}"
+    return f"{broker.where(entry.stream)}:{entry.id.decode()}"
 
 
 def admit(

@@ -8,11 +8,13 @@ nobody has to free one, however a message ends, and what frees them all the same
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import keys, notes
 from .broker import StreamBroker
 from .entries import Delivery, Entry
+from .exceptions import BrokerError
 from .message import Message, pack
 from .scripts import load
 
@@ -21,6 +23,8 @@ __all__ = (
     "Holder",
     "Lock",
     "count_locks",
+    "disown",
+    "holders",
     "is_unique",
     "publish_anyway",
     "publish_unique",
@@ -37,6 +41,7 @@ _MARK = f'"{HEADER}":'.encode()
 
 PUBLISH_UNIQUE, REPLACE_UNIQUE = load("publish_unique"), load("replace_unique")
 LET_GO, UNLOCK = load("let_go"), load("unlock")
+HOLDER, DISOWN = load("holder"), load("disown")
 
 #: Locks that one step of a sweep looks at.
 _STEP = 200
@@ -71,8 +76,9 @@ class Holder:
     """The task whose message holds a lock."""
 
     task_id: str
-    #: Its message waits for its time: it is delayed, or held back.
-    waits: bool
+    #: Its message, without the body, if it certainly does not run: it is delayed or held back, or the lock ends when it
+    #: starts. None: it may be running.
+    unstarted: Message | None
 
 
 def is_unique(message: Message) -> bool:
@@ -91,12 +97,10 @@ def publish_unique(
     due_ms: int = 0,
     member: str = "",
     max_length: int | None = None,
-    revoked: str = "",
 ) -> Holder | None:
     """Store a message, at once or until ``due_ms``, with its lock; or return whose message holds the lock.
 
-    The same ``token`` again, because a reply was lost, stores nothing twice. A message of the task ``revoked`` holds no
-    lock any more while it waits for its time, or has not started and its lock ends then.
+    The same ``token`` again, because a reply was lost, stores nothing twice.
 
     Raises:
         QueueFull: as in :meth:`StreamBroker.publish`.
@@ -116,14 +120,34 @@ def publish_unique(
         [
             *(lock.name, "" if lock.lasts_ms is None else lock.lasts_ms, task_id, token, due_ms, member),
             *(max_length or 0, message.headers, message.properties, message.body),
-            *(pack(message) if due_ms else b"", revoked),
+            pack(message) if due_ms else b"",
         ],
         [noted and noted.when("stored")],
     )
-    stored, said, *waits = broker.client.run(script, names_of_all, args)
+    stored, *said = broker.client.run(script, names_of_all, args)
     if stored < 0:
         raise broker.full(queue, max_length)
-    return None if stored else Holder(said.decode(errors="replace"), waits=waits == [1])
+    return None if stored else _holder(said)
+
+
+def holders(broker: StreamBroker, queue: str, locks: Sequence[Lock]) -> list[Holder | None]:
+    """Return for each lock whose message holds it; None where nobody's does. One round trip for all of them."""
+    key = broker.queue_keys(queue).unique
+    replies = broker.client.pipeline([(HOLDER, [key], [lock.name]) for lock in locks]) if locks else []
+    for reply in replies:
+        if isinstance(reply, BrokerError):
+            raise reply
+    return [_holder(said) if said else None for said in replies]
+
+
+def _holder(said: list[bytes]) -> Holder:
+    task_id, *message = said
+    return Holder(task_id.decode(errors="replace"), Message(*message, b"") if message else None)
+
+
+def disown(broker: StreamBroker, queue: str, lock: Lock, task_id: str) -> bool:
+    """Free the lock of a message that no worker will run; False: it holds it no longer, or may be running by now."""
+    return bool(broker.client.run(DISOWN, [broker.queue_keys(queue).unique], [lock.name, task_id]))
 
 
 def replace_unique(broker: StreamBroker, queue: str, message: Message, lock: Lock, *, first: str) -> bool:
@@ -133,7 +157,10 @@ def replace_unique(broker: StreamBroker, queue: str, message: Message, lock: Loc
         broker.client.run(
             REPLACE_UNIQUE,
             [broker.queue_keys(queue).unique],
-            [lock.name, first, keys.GROUP, message.step, message.headers, message.properties, message.body],
+            [
+                *(lock.name, first, keys.GROUP, message.step, message.headers, message.properties, message.body),
+                *(key.rpartition("}")[2] for key in broker.queue_keys(queue).streams),
+            ],
         )
     )
 

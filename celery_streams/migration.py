@@ -300,10 +300,10 @@ class Migration:
             moves.skipped = skipped
             self._undelay(moves, target, name)
             moves.held += let_go(self.broker, name)
-            for step, both in enumerate(zip(ours.fronts, ours.streams, strict=True)):
-                for stream in both:
-                    self._surrender(moves, target, stream, step)
-                    self._surrender_abandoned(moves, target, stream, step)
+            for step in range(len(ours.steps)):
+                for place in (len(ours.steps) + step, step):
+                    self._surrender(moves, target, name, place)
+                    self._surrender_abandoned(moves, target, name, place)
             if moves.total == before:
                 break
 
@@ -345,41 +345,49 @@ class Migration:
             raise MessageError(f"its due time, {due_ms:.0f} ms, is not a date") from exc
         return None if self._due_ms(message.decode_headers()) >= int(due_ms) else eta
 
-    def _surrender(self, moves: Moves, target: _Target, stream: str, step: int) -> None:
-        """Move what waits on ``stream``."""
+    def _surrender(self, moves: Moves, target: _Target, name: str, place: int) -> None:
+        """Move what waits on a stream of the queue; they are counted from 0, then its fronts."""
+        stream = self._stream(name, place)
         start: Any = self._last_delivered(stream)
         while True:
             page = scan(self.broker.client, stream, start=b"(" + start if start else "-", count=_STEP)
             if not page:
                 return
             start = page[-1][0]
-            moves.moved += self._give(moves, target, stream, step, page, idle_ms="")
+            moves.moved += self._give(moves, target, name, place, page, idle_ms="")
 
-    def _surrender_abandoned(self, moves: Moves, target: _Target, stream: str, step: int) -> None:
+    def _surrender_abandoned(self, moves: Moves, target: _Target, name: str, place: int) -> None:
         """Move what consumers hold that gave no heartbeat for the visibility timeout."""
+        stream = self._stream(name, place)
         ids = list(self._abandoned(stream))
         for one in ids:
             page = scan(self.broker.client, stream, start=one, end=one)
-            moves.abandoned += self._give(moves, target, stream, step, page, idle_ms=self._idle_ms)
+            moves.abandoned += self._give(moves, target, name, place, page, idle_ms=self._idle_ms)
 
     def _give(
-        self, moves: Moves, target: _Target, stream: str, step: int, page: Sequence[Any], *, idle_ms: int | str
+        self, moves: Moves, target: _Target, name: str, place: int, page: Sequence[Any], *, idle_ms: int | str
     ) -> int:
-        args: list[Any] = [keys.GROUP, idle_ms]
+        names = self.broker.queue_keys(name)
+        args: list[Any] = []
         for entry_id, fields in page:
             try:
-                message = Message.from_fields(fields, step=step)
+                message = Message.from_fields(fields, step=place % len(names.steps))
                 if idle_ms != "":
                     message = _redelivered(message)
                 args += [entry_id, *target.place(wrap(message, target.names))]
             except MessageError:
                 moves.skipped += 1
-        if len(args) == 2:
+        if not args:
             return 0
-        moved = self.broker.client.run(SURRENDER, [stream, *target.lists], args)
+        where = [keys.GROUP, len(names.steps), place, idle_ms]
+        moved = self.broker.client.run(SURRENDER, [*names.shelf_and_streams, *target.lists], [*where, *args])
         target.carry()
         self.progress(len(moved))
         return len(moved)
+
+    def _stream(self, queue: str, place: int) -> str:
+        names = self.broker.queue_keys(queue)
+        return (*names.streams, *names.fronts)[place]
 
     def _last_delivered(self, stream: str) -> bytes | None:
         (groups,) = self.broker.client.call_all([("XINFO", "GROUPS", stream)], missing_is_none=True)

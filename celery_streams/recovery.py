@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from . import keys, scripts
 from .broker import StreamBroker
@@ -95,12 +96,15 @@ def recover(
     patience: Mapping[bytes, int | None] | None = None,
     expected_ms: int | None = None,
     tolerance_ms: int = 0,
+    limits: Mapping[str, Any] | None = None,
 ) -> Recovery:
     """Put back what consumers held that gave no heartbeat for ``idle_ms``, at most ``limit`` entries.
 
     Args:
         patience: for how many milliseconds a holder may be silent, None is for ever; by default all holders for
             ``idle_ms``. What holders hold that it does not name is left alone: see :attr:`Recovery.strangers`.
+        limits: what the caller knows of the limits of tasks, for whoever waits for the places of what is put back; see
+            ``limits.Limits.told``.
         expected_ms: what Redis' clock should say; when it is more than ``tolerance_ms`` off, nothing is done.
 
     One caller looks per ``turn_ms``, whoever comes first; after as many entries as ``limit``, or as
@@ -122,10 +126,12 @@ def recover(
             *names.streams,
             *names.fronts,
             *names.marks,
+            *names.shelf,
         ],
         [
             *(keys.GROUP, consumer, idle_ms, limit, STEP_BYTES, turn_ms, json.dumps(list(pauses_ms))),
             *("" if expected_ms is None else expected_ms, tolerance_ms, "" if patience is None else 1, said),
+            json.dumps(limits or {}),
         ],
     )
     places = [*(streams := broker.streams([queue])), *(ref.at_front() for ref in streams)]

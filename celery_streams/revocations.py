@@ -14,7 +14,8 @@ from . import keys
 from .broker import StreamBroker
 from .clock import steady_time
 from .exceptions import MessageError, NotPermitted
-from .message import decode_json, encode_json
+from .message import Message, decode_json, encode_json
+from .obstacles import stamps_of, task_id_of
 from .pages import steps
 
 __all__ = ("revoke", "revoke_stamps", "revoked", "revoked_stamps", "was_revoked")
@@ -32,14 +33,20 @@ def revoked(broker: StreamBroker, *, limit: int = 50_000) -> list[str]:
     return [task_id.decode(errors="replace") for task_id in _remembered(broker, keys.revoked(broker.prefix), limit)]
 
 
-def was_revoked(broker: StreamBroker, task_id: str) -> bool:
-    """Return whether workers know that a task is revoked. One round trip; who may not look does not know."""
+def was_revoked(broker: StreamBroker, message: Message) -> bool:
+    """Return whether workers know that a task is revoked, by its id or one of its stamps.
+
+    One round trip; who may not look does not know, nor does whoever cannot read the message.
+    """
     try:
-        score, clock = broker.client.call_all([("ZSCORE", keys.revoked(broker.prefix), task_id), ("TIME",)])
-    except NotPermitted as exc:
-        logger.debug("Cannot tell whether task %s was revoked: %s", task_id, exc)
+        task_id, stamps = task_id_of(message), stamps_of(message)
+        looks = [("ZSCORE", keys.revoked(broker.prefix), task_id or "")]
+        looks += [("ZSCORE", keys.revoked_stamps(broker.prefix), stamp) for stamp in stamps]
+        clock, *scores = broker.client.call_all([("TIME",), *looks])
+    except (NotPermitted, MessageError) as exc:
+        logger.debug("Cannot tell whether a task was revoked: %s", exc)
         return False
-    return score is not None and float(score) > int(clock[0])
+    return any(score is not None and float(score) > int(clock[0]) for score in scores)
 
 
 def revoke_stamps(broker: StreamBroker, pairs: Iterable[tuple[str, Any]], *, seconds: float) -> None:

@@ -189,11 +189,8 @@ class EndingPool(thread.TaskPool):
             if celery_private.was_revoked(ended.request):
                 lost.settler(ended.consumer).acknowledge([entry], event=Event.REVOKED)
                 lost.count_ended(entry, ended.request.task.name, Event.REVOKED, ended.ran_for)
-            elif celery_private.was_cancelled(ended.request):
+            elif celery_private.was_cancelled(ended.request) or time.monotonic() >= ended.until:
                 lost.settle_interrupted(ended.delivery, ended.consumer, ran_for=ended.ran_for)
-            elif time.monotonic() >= ended.until:
-                lost.settler(ended.consumer).put_back([entry], insist=False)
-                lost.count_ended(entry, ended.request.task.name, Event.INTERRUPTED, ended.ran_for)
             else:
                 continue
             self._terminated.pop(entry, None)

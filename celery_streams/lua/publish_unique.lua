@@ -4,26 +4,24 @@
 --          streams, fronts, held
 -- ARGV     lock, ms for which it lasts ('' = as long as the message is there), task id, token of this publish, due
 --          time in ms since the epoch (0 = now), member for the delayed set, greatest number of messages of the queue
---          (0 = none), headers, properties, body, packed message (only read when there is a due time), id of a task
---          that was revoked ('' = none)
--- Returns  {1, entry id or member}; {0, task id of the message that holds the lock, 1 = it waits for its time} or
---          {-1, '', 0} when the queue is full: then nothing was stored
--- Needs    clock, holder_of, lock_of, postpone, room, take_lock, wake
--- The same token again, for a reply was lost, stores nothing. The message of a task that was revoked holds a lock no
--- longer, unless it may be running.
+--          (0 = none), headers, properties, body, packed message (only read when there is a due time)
+-- Returns  {1, entry id or member}; {0, task id of the message that holds the lock, and, unless it may be running, its
+--          headers and properties}; or {-1} when the queue is full: then nothing was stored
+-- Needs    clock, holder_of, postpone, room, take_lock, unstarted, wake
+-- The same token again, for a reply was lost, stores nothing.
 local locks, stream, delayed, messages, woken = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local lock, lasts, id, token = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local due, member, bound = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 local headers, properties, body, packed = ARGV[8], ARGV[9], ARGV[10], ARGV[11]
-local revoked, now = ARGV[12], clock()
-local known = holder_of(string.sub(locks, 1, -8), lock, now)
+local now = clock()
+local known, _, fields = holder_of(string.sub(locks, 1, -8), lock, now)
 if known then
     if known.token == token then return {1, known.entry} end
-    local waits = known.at == ':delayed' or known.at == ':held'
-    local _, _, starting = lock_of(headers)
-    if known.id ~= revoked or not (waits or starting) then return {0, known.id, waits and 1 or 0} end
+    local waits, starting = unstarted(known, fields)
+    if waits or starting then return {0, known.id, fields[2], fields[4]} end
+    return {0, known.id}
 end
-if bound > 0 and room(bound, delayed, 6) <= 0 then return {-1, '', 0} end
+if bound > 0 and room(bound, delayed, 6) <= 0 then return {-1} end
 local key, name = stream, member
 if due > 0 then
     postpone(delayed, messages, member, due, packed)

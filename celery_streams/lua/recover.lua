@@ -1,23 +1,24 @@
 -- Put back what a dead consumer held, before what waits: entries that were idle for as long as their holder may be.
 --
 -- KEYS     delayed, delayed messages, wake, claims, then the task streams of the queue by priority step, then their
---          fronts, then their marks
+--          fronts, then their marks, then what the queue holds back (see prelude/shelf)
 -- ARGV     group, our consumer, least idle time in ms of all, greatest number of entries, and of their bytes, length of
 --          a turn in ms, pauses in ms after 1, 2 ... crashes, what Redis' clock should say ('' = nobody knows) and
 --          by how many ms it may be wrong, whether each holder has a time of its own ('' = no), then pairs in one word,
---          a NUL behind each part: consumer, least idle time in ms of what it holds ('' = leave it alone)
+--          a NUL behind each part: consumer, least idle time in ms of what it holds ('' = leave it alone); limits that
+--          the caller knows of (JSON: task -> interval in ms, limit, key_limit)
 -- Returns  {entries put back, entries that had been deleted by someone else, exhausted, 1 when there may be more,
 --          Redis' time in ms since the epoch, holders that no pair names, what Redis said of the first entry that it
 --          refused, or ''}; exhausted is a list of {index of the stream or front, entry id, fields, consumer}: these
 --          are now pending for our consumer, which must dead-letter them
--- Needs    clock, follow, open_full, pack, pending, postpone, put_ahead, refusal_of
--- Needs    settle, size, split, storable, wake
+-- Needs    carry_place, clock, follow, open_full, pack, pending, postpone, put_ahead, queue_of, quit_place, refusal_of
+-- Needs    settle, shelf, size, split, storable, wake
 -- One claimer looks in each turn, however many workers there are; a turn in which it found as many as it may put back
 -- is given up, so that the rest need not wait for the next one. The crash is counted in `history`; the first
 -- re-delivery is at once, the next ones wait 1, 2, 4 ... seconds from the last heartbeat, which was just before the
 -- crash; its worker was silent since, and that is noted among the attempts of the message, as `attempts.and_this` does.
 -- An entry that is not a message does not wait: the delayed set keeps messages only. What was handed over to a
--- worker that died was not started: it goes back as it is.
+-- worker that died was not started: it goes back as it is, with the places that it has; those of all others are free.
 -- A stream without the group holds nothing that could be recovered.
 -- What a holder that no pair names holds is left alone, and the turn given up: the caller asks again, with its pair.
 -- When the clock was set, nobody knows how long anything was idle: then nothing is done.
@@ -32,8 +33,9 @@ if expected and math.abs(now - expected) > tonumber(ARGV[9]) then return {0, 0, 
 local patience = {}
 for name, ms in string.gmatch(ARGV[11], '(%Z*)%z(%Z*)%z') do patience[name] = tonumber(ms) or math.huge end
 local everybody = ARGV[10] == '' and tonumber(idle)
-local steps = (#KEYS - 4) / 3
-local streams, targets = {}, {}
+local steps = (#KEYS - 12) / 3
+local at, queue = shelf(5 + 3 * steps), queue_of(5, steps, group, cjson.decode(ARGV[12]))
+local streams = {}
 for i = 5, 4 + 2 * steps do
     local summary = pending(KEYS[i], group)
     if summary and summary[1] > 0 then streams[#streams + 1] = i end
@@ -94,27 +96,30 @@ end
 
 local function recover(i, id, fields, holder, silent)
     local key, step = KEYS[i], (i - 5) % steps
-    local stream, front, mark = KEYS[5 + step], KEYS[5 + steps + step], KEYS[5 + 2 * steps + step]
+    local stream, front, mark = queue.streams[step + 1], queue.fronts[step + 1], queue.marks[step + 1]
     local kept, named, plain = split(fields)
+    local entry = (i - 5) .. ':' .. id
     local function ahead(copied)
-        local to_front, copy = put_ahead(targets, stream, front, mark, group, copied)
+        local to_front, copy = put_ahead(queue.targets, stream, front, mark, group, copied)
         follow(named.headers, key, id, to_front and front or stream, copy)
         settle(key, group, id)
         moved = moved + 1
+        return (to_front and steps + step or step) .. ':' .. copy
     end
-    if string.sub(holder, -7) == '.handed' then return ahead(storable(fields)) end
+    if string.sub(holder, -7) == '.handed' then return carry_place(at, entry, ahead(storable(fields))) end
     local past = crashed(id, named.history, holder, silent)
     if past.crashes > #pauses then
         redis.call('XCLAIM', key, group, consumer, 0, id, 'JUSTID')
         exhausted[#exhausted + 1] = {i - 5, id, fields, holder}
-        return
+        return quit_place(at, queue, entry)
     end
     local pause = pauses[past.crashes] - silent
     if not plain or pause <= 0 then
         kept = storable(kept)
         kept[#kept + 1] = 'history'
         kept[#kept + 1] = cjson.encode(past)
-        return ahead(kept)
+        ahead(kept)
+        return quit_place(at, queue, entry)
     end
     local due = now + pause
     -- Entry ids are unique within one stream only.
@@ -124,6 +129,7 @@ local function recover(i, id, fields, holder, silent)
     settle(key, group, id)
     moved = moved + 1
     wake(delayed, woken, member, due)
+    quit_place(at, queue, entry)
 end
 
 -- Keeps the first thing that Redis said.
@@ -163,6 +169,7 @@ local function look(i)
                 local entry = redis.call('XRANGE', key, id, id)[1]
                 if not entry then
                     redis.call('XACK', key, group, id)
+                    quit_place(at, queue, (i - 5) .. ':' .. id)
                     vanished, left = vanished + 1, left - 1
                 elseif tried(i, id, entry[2], holder, held[3]) then
                     left, bytes = left - 1, bytes - size(entry[2])

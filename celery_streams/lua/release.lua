@@ -11,21 +11,37 @@ local limits, all = cjson.decode(ARGV[4]), ARGV[5] == '1'
 local now = clock()
 local count, nearest = 0, -1
 
+-- Has a lane know the limits that are in force, for those who release of it and know none; returns what it says.
+local function told(at, lane)
+    local known = lane_in(redis.call('HGET', at.lanes, lane))
+    local now_in_force = known and limits[known.task]
+    if now_in_force then
+        known.interval, known.limit = now_in_force.interval or 0, now_in_force.limit
+        known.key_limit = known.key and now_in_force.key_limit or nil
+        redis.call('HSET', at.lanes, lane, cjson.encode(known))
+    end
+    return known
+end
+
 local function look(base)
     local at, queue = shelf(base), queue_of(base + 8, steps, group, limits)
     if redis.call('EXISTS', at.held) == 0 then return end
     open_full(at.held)
     movable(at)
     if all then
-        for _, lane in ipairs(redis.call('ZRANGE', at.ready, 0, 9999)) do redis.call('ZADD', at.ready, now, lane) end
+        for _, lane in ipairs(redis.call('ZRANGE', at.ready, 0, 9999)) do
+            told(at, lane)
+            redis.call('ZADD', at.ready, now, lane)
+        end
         for _, turn in ipairs(redis.call('ZRANGE', at.ring, 0, 9999)) do
             local lane = string.match(turn, '^[^%z]*%z[^%z]*%z(.*)$')
-            local known = lane_in(redis.call('HGET', at.lanes, lane))
+            local known = told(at, lane)
             redis.call('ZREM', at.ring, turn)
             if known then line_up(at, lane, 'T' .. known.task) end
         end
-        for task in pairs(limits) do release_next(at, queue, task, now) end
+        for task in pairs(limits) do count = count + release_next(at, queue, task, now) end
     end
+    local places = {}
     while left > 0 do
         local lanes = redis.call('ZRANGEBYSCORE', at.ready, '-inf', now, 'LIMIT', 0, math.min(left, 100))
         for _, lane in ipairs(lanes) do
@@ -36,10 +52,13 @@ local function look(base)
                 line_up(at, lane, barrier, till)
             else
                 count, left = count + 1, left - 1
+                if till then places[till] = true end
             end
         end
         if #lanes == 0 then break end
     end
+    -- What had a time to wait for goes on as what waits for places does.
+    for task in pairs(places) do count = count + release_next(at, queue, task, now) end
     local head = redis.call('ZRANGE', at.ready, 0, 0, 'WITHSCORES')[2]
     if head then
         local wait = math.max(math.ceil(tonumber(head) - now), 0)

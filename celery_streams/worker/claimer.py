@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 from ..broker import StreamBroker
 from ..clock import ClockWatch
@@ -75,6 +76,7 @@ class Claimer:
         on_recovered: Callable[[str, int], object] = lambda queue, count: None,
         readers: Callable[[], Sequence[ConsumerPresence]] = lambda: (),
         on_front: Callable[[], None] = lambda: None,
+        limits: Callable[[], Mapping[str, Any]] = dict,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.consumer = consumer
@@ -94,6 +96,8 @@ class Claimer:
         self._on_recovered = on_recovered
         self._readers = readers
         self._on_front = on_front
+        #: What is known of the limits of tasks, for those that wait for the places of what is put back.
+        self._limits = limits
         #: Something waited at a front at the last look, and when that was told.
         self._front_waits = False
         self._told_at = float("-inf")
@@ -299,6 +303,7 @@ class Claimer:
             patience=patience,
             expected_ms=self._watch.expected_ms(),
             tolerance_ms=int(self._watch.tolerance * 1000),
+            limits=self._limits(),
         )
         self.moved += recovery.moved
         if recovery.moved or recovery.exhausted:

@@ -35,24 +35,13 @@ class Restrictable(Holder, Protocol):
 
 
 class Handback:
-    """Takes back what waits behind tasks that run longer than :data:`HOLD`.
+    """Takes back what waits behind tasks that run longer than :data:`HOLD`."""
 
-    Args:
-        settler: makes a settler for a consumer.
-        on_put_back: called after something was put back.
-    """
-
-    def __init__(
-        self,
-        settler: Callable[[str], Settler],
-        holders: Callable[[], Iterable[Restrictable]],
-        *,
-        on_put_back: Callable[[], object] = lambda: None,
-    ) -> None:
+    def __init__(self, settler: Callable[[str], Settler], holders: Callable[[], Iterable[Restrictable]]) -> None:
         #: Entries put back so far.
         self.put_back = 0
+        #: Makes a settler for a consumer.
         self._settler = settler
-        self._on_put_back = on_put_back
         self._holders = holders
 
     def run_once(self, *, now: float | None = None, everything: bool = False) -> int:
@@ -76,6 +65,5 @@ class Handback:
             holder.returned(shot.batch)
         if count:
             self.put_back += count
-            self._on_put_back()
             logger.debug("Put back %d entries that waited behind long tasks.", count)
         return count

@@ -159,6 +159,11 @@ class HeldMessages:
                 logger.debug("Freed %d locks of messages that are gone from queue %s.", freed, queue)
 
     @property
+    def told(self) -> Mapping[str, Any]:
+        """The numbers of the tasks that are limited, or were; see ``limits.Limits.told``."""
+        return self._told
+
+    @property
     def watches(self) -> bool:
         """Whether messages may be held: some task is limited, or some were found."""
         return bool(self._told or self._found)

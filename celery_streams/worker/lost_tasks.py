@@ -34,7 +34,7 @@ from .outcome import Action, Circumstances, Event, Outcome, decide
 from .requests import build_request
 from .settle import Settler
 from .task_errors import unwrapped
-from .task_options import options_of
+from .task_options import limits_in_force, options_of
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -95,6 +95,7 @@ class LostTasks:
         """Put a message back whose task a cold shutdown ended, after it had run for so many seconds."""
         event, settler = Event.INTERRUPTED, self.settler(consumer)
         outcome = decide(event, Circumstances())
+        self._free_places(settler, delivery.entry, self.task_of(delivery))
         if settler.settle(delivery, outcome, history=_history(delivery), event=event, ran_for=ran_for):
             self.count_ended(delivery.entry, self.task_of(delivery), Event.INTERRUPTED, ran_for)
 
@@ -171,6 +172,7 @@ class LostTasks:
                 self.count_ended(delivery.entry, None, event, ran_for)
             return
         plan = options_of(request.task, self.streams)
+        self._free_places(settler, delivery.entry, request.task.name)
         event = Event.TIMED_OUT if hard_limit is not None else Event.EXITED if exited else Event.LOST
         given = replace(
             plan.given,
@@ -228,6 +230,13 @@ class LostTasks:
             holder=holder,
         ):
             self.count_ended(delivery.entry, request.task.name, event, ran_for)
+
+    def _free_places(self, settler: Settler, entry: Entry, name: str | None) -> None:
+        """Have the places of a limited task given back in the step that settles its message."""
+        task = None if name is None else celery_private.registered_task(self.app, name)
+        limits = None if task is None else limits_in_force(task, self.streams)
+        if limits:
+            settler.vacate_with(entry, task.name, limits)
 
     def tell_start(self, request: Any) -> None:
         """Send the events with which a task begins, of one whose process could not: only they say what it is.

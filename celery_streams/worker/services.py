@@ -224,12 +224,13 @@ class Services:
             visibility_timeout=conf.visibility_timeout,
             delivery_limit=delivery_limit,
             on_exhausted=on_exhausted,
-            on_recovered=lambda queue, count: self._recovered(on_recovered, queue, count),
+            on_recovered=on_recovered,
             readers=readers,
             on_front=on_front,
+            limits=lambda: self.held.told,
         )
         self.limits = TimeLimits(limited, on_soft=on_soft, on_hard=on_hard)  # type: ignore[arg-type]
-        self.handback = Handback(self._settler, handed_back, on_put_back=self._look_at_places)
+        self.handback = Handback(self._settler, handed_back)
         self.pauses = PauseWatch(self.broker, queues, on_pauses)
         self.promoter: Promoter | Promoters = promoter(
             self.broker,
@@ -329,15 +330,6 @@ class Services:
                 return
         if record(self.broker, queues) is not None:
             self._recorded, self._recorded_at = known, now
-
-    def _recovered(self, told: Callable[[str, int], object], queue: str, count: int) -> None:
-        told(queue, count)
-        self._look_at_places()
-
-    def _look_at_places(self) -> None:
-        """Give back the places of what has just been put back: others wait for them."""
-        if self.held.watches:
-            self._held.soon = True
 
     def _look_at_server(self) -> None:
         assert self._on_server is not None

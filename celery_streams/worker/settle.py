@@ -353,7 +353,13 @@ class Settler:
                 made = mark and note_of(self.broker.prefix, mark, one, Outcome(Action.ACK), event, now_ms=0)
                 if made:
                     self._collected.notes[entry] = made
-        self._ack(entries)
+        if event is Event.SUCCEEDED:
+            self._ack(entries)
+            return
+        # It ran when it ended, and what runs may have places; what succeeded has given them back by itself.
+        for entry in entries:
+            script, names, args = self._ack_command([entry])
+            vacating(self.broker, [entry], {}).client.run(script, names, args)
 
     # -- what was not started
 
@@ -511,6 +517,8 @@ class Settler:
         """
         action = outcome.action
         told = self._placed.pop(delivery.entry, None)
+        if event is Event.UNKNOWN and outcome.action is not Action.HAND_OVER:
+            told = {}  # it may have been released where its task, and the limits of that, are known
         broker = self.broker if told is None else vacating(self.broker, [delivery.entry], told)
         noted = None
         if event is not None:
@@ -555,6 +563,7 @@ class Settler:
                         delivery.entry,
                         lane,
                         ahead=True,
+                        published=str((history or {}).get("first") or ""),
                         penalty_ms=penalty_ms,
                         noted=[noted] if noted is not None else (),
                     ).lost

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,9 +22,11 @@ from celery_streams.bin.migrate import migrate
 from celery_streams.exceptions import ConfigurationError, LimitKeyError
 from celery_streams.lanes import Lane, admit, held_lanes, held_reasons, let_go, reconcile, release
 from celery_streams.limits import RateLimited, without_task
-from tests.support.bench import NOTHING, QUEUE, STREAM, Bench, but
+from celery_streams.recovery import recover
+from celery_streams.worker.outcome import Action, Outcome
+from tests.support.bench import ME, NOTHING, QUEUE, STREAM, Bench, but
 from tests.support.eventually import eventually
-from tests.support.redis_state import redis_state
+from tests.support.redis_state import commands_processed, make_idle, read_all, redis_state
 
 #: What is in Redis when nothing is held, waits or runs: the stream itself, and who reads it.
 IDLE = {STREAM, f"{STREAM}:3", f"{STREAM}:6", f"{STREAM}:9", keys.queues(keys.DEFAULT_PREFIX)}
@@ -107,6 +110,137 @@ def test_what_was_put_back_before_it_ever_waited_goes_behind_those_that_wait(ben
         assert release_all(bench) == 1
         run_all(bench)
         assert bench.ran == list(range(number + 1))
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("options", [{"streams_concurrency": 1}, {"rate_limit": "1/h"}], ids=["concurrency", "rate"])
+@pytest.mark.parametrize("priorities", [(0,), (0, 3, 9)], ids=["one priority", "priorities"])
+def test_what_is_put_back_again_and_again_runs_in_the_order_in_which_it_was_published(
+    make: Callable[..., Bench], options: dict[str, Any], priorities: tuple[int, ...], seed: int
+) -> None:
+    bench = make(streams_rate_limit_scope="global")
+    chance = random.Random(seed)
+    slow = limited(bench, **options)
+    slow.apply_async((0,), priority=0)
+    bench.executor.prepare()
+    first = bench.read()
+    if "rate_limit" in options:
+        bench.executor.execute(first)
+    else:
+        assert bench.settler.admit(first, *lane_of_all(bench, slow), ahead=False).admitted
+    ranks = []
+    for number in range(1, 25):
+        priority = chance.choice(priorities)
+        slow.apply_async((number,), priority=priority)
+        ranks.append((priority, number))
+
+    for _ in range(3):
+        found = read_all(bench.broker, [QUEUE], ME)
+        chance.shuffle(found)
+        found.sort(key=lambda one: one.stream.step)  # what asks at the same time is of one priority
+        back = [one.entry for one in found if chance.random() < 0.5]
+        for one in found:
+            if one.entry not in back:
+                bench.executor.execute(one)
+        bench.settler.put_back(sorted(back, key=lambda entry: (entry.stream.step, entry.id)))
+    run_all(bench)
+    if "rate_limit" not in options:
+        bench.executor.execute(first)
+    run_all(bench)
+    while held(bench):
+        let_pass(bench, seconds=3_600)
+        release_all(bench)
+        run_all(bench)
+
+    assert bench.ran == [0, *(number for _, number in sorted(ranks))]
+    assert bench.left() == NOTHING
+
+
+def test_message_that_belongs_far_inside_a_long_lane_goes_to_the_front_and_costs_no_more(bench: Bench) -> None:
+    slow = limited(bench, streams_concurrency=1)
+    for number in range(2_500):
+        slow.delay(number)
+    bench.executor.prepare()
+    first, *others = read_all(bench.broker, [QUEUE], ME, count=2_500)
+    assert bench.settler.admit(first, *lane_of_all(bench, slow), ahead=False).admitted
+    middle = others.pop(1_250)
+    for one in others:
+        bench.settler.admit(one, *lane_of_all(bench, slow), ahead=False)
+    bench.settler.put_back([middle.entry])
+    (again,) = bench.broker.read(bench.broker.streams([QUEUE]), ME, count=1)
+
+    before = commands_processed(bench.broker)
+    bench.executor.execute(again)
+
+    assert commands_processed(bench.broker) - before < 2_100
+    bench.executor.execute(first)
+    bench.run()
+    assert bench.ran == [0, 1_251]
+
+
+def test_place_goes_along_when_what_was_released_is_put_back_and_its_token_too(bench: Bench) -> None:
+    slow = limited(bench, streams_concurrency=1, rate_limit="1/h")
+    for number in range(3):
+        slow.delay(number)
+    run_all(bench)
+    let_pass(bench, seconds=3_600)
+    release_all(bench)
+
+    for _ in range(3):
+        bench.settler.put_back([bench.read().entry])
+    run_all(bench)
+
+    assert (bench.ran, held(bench)) == ([0, 1], 1)
+
+
+def test_all_that_has_room_is_released_when_a_penalty_is_over(bench: Bench) -> None:
+    slow = limited(bench, streams_concurrency=2)
+    for number in range(5):
+        slow.delay(number)
+    bench.executor.prepare()
+    lane, *_ = lane_of_all(bench, slow)
+    bench.settler.settle(bench.read(), Outcome(Action.HOLD, delay=3_600), lane=lane)
+    run_all(bench)
+    assert (bench.ran, held(bench)) == ([], 5)
+
+    let_pass(bench, seconds=3_601)
+
+    assert release_all(bench) == 2
+    run_all(bench)
+    assert (bench.ran, held(bench)) == ([0, 1, 2, 3, 4], 0)
+
+
+def test_lane_of_a_time_without_keys_is_released_under_a_limit_for_each_key(bench: Bench) -> None:
+    slow = limited(bench, rate_limit="1/h")
+    for number in range(3):
+        slow.delay(number)
+    run_all(bench)
+
+    found = release(bench.broker, [QUEUE], {"slow": {"interval": 0.0, "key_limit": 1}}, everything=True)
+
+    assert found.count == 2
+    run_all(bench)
+    assert bench.ran == [0, 1, 2]
+
+
+@pytest.mark.parametrize("way", ["recovered", "deleted"])
+def test_limit_that_was_lowered_holds_for_whoever_does_not_know_it(bench: Bench, way: str) -> None:
+    slow = limited(bench, streams_concurrency=3)
+    for number in range(6):
+        slow.delay(number)
+    bench.executor.prepare()
+    running = read_all(bench.broker, [QUEUE], ME)
+    for one in running:
+        bench.settler.admit(one, *lane_of_all(bench, slow), ahead=False)
+    assert held(bench) == 3
+    release(bench.broker, [QUEUE], {"slow": {"interval": 0.0, "limit": 1}}, everything=True)
+    make_idle(bench.broker, running[0].stream, ME, running[0].entry_id, idle_ms=60_000)
+
+    if way == "deleted":
+        bench.broker.client.call("XDEL", running[0].stream.key, running[0].entry_id)
+    recover(bench.broker, QUEUE, "claimer", idle_ms=30_000, turn_ms=1, pauses_ms=[0] * 5)
+
+    assert held(bench) == 3
 
 
 def test_reasons_why_messages_are_held_are_told_apart(bench: Bench) -> None:

@@ -27,7 +27,7 @@ from celery_streams.delayed_messages import delayed_messages, run_now
 from celery_streams.exceptions import CannotRun, ConfigurationError, LimitKeyError
 from celery_streams.lanes import let_go, release
 from celery_streams.locks import sweep
-from celery_streams.revocations import revoke
+from celery_streams.revocations import revoke, revoke_stamps
 from celery_streams.worker.outcome import Action, Outcome, Reason
 from tests.support.bench import ME, NOTHING, QUEUE, STREAM, Bench, but
 from tests.support.redis_state import redis_state
@@ -366,8 +366,8 @@ def test_worker_of_a_version_without_locks_leaves_the_lock_behind_and_it_is_free
     older = "\n".join(line for line in scripts.PUT_BACK.text.splitlines() if not line.startswith("    follow(named"))
     assert older != scripts.PUT_BACK.text.rstrip("\n")
     names = bench.broker.queue_keys(QUEUE)
-    ways = [names.streams[0], names.streams[0], names.fronts[0], names.marks[0]]
-    bench.broker.client.call("EVAL", older, 4, *ways, keys.GROUP, ME, 10_000, 1, entry.id)
+    words = [keys.GROUP, ME, len(names.steps), 10_000, 0, entry.id]
+    bench.broker.client.call("EVAL", older, len(names.shelf_and_streams), *names.shelf_and_streams, *words)
 
     second = sync.delay(1)
 
@@ -402,9 +402,34 @@ def test_seconds_end_the_lock_while_the_message_waits(bench: Bench) -> None:
     assert second.id != first.id
 
 
+def revoke_by(bench: Bench, by: str, task_id: str) -> None:
+    """Revoke a task as a worker that is told to does, by its id or by its stamp."""
+    if by == "id":
+        revoke(bench.broker, [task_id], seconds=600)
+        worker_state.revoked.add(task_id)
+    else:
+        revoke_stamps(bench.broker, [("customer", "acme")], seconds=600)
+        worker_state.revoked_stamps["customer"] = ["acme"]
+
+
+@pytest.fixture(autouse=True)
+def no_revoked_stamps() -> Iterator[None]:
+    yield
+    worker_state.revoked_stamps.clear()
+
+
+def stamped(task: Any, *args: Any, **options: Any) -> Any:
+    signature = task.signature(args, **options)
+    signature.stamp(customer="acme", region="north")
+    return signature.apply_async()
+
+
+@pytest.mark.parametrize("by", ["id", "stamp"])
 @pytest.mark.parametrize("where", ["delayed", "held", "retried"])
 @pytest.mark.parametrize("way", ["one", "bulk", "raises"])
-def test_message_that_waits_for_its_time_binds_nobody_once_it_was_revoked(bench: Bench, where: str, way: str) -> None:
+def test_message_that_waits_for_its_time_binds_nobody_once_it_was_revoked(
+    bench: Bench, where: str, way: str, by: str
+) -> None:
     options = {"streams_unique_on_duplicate": "raise"} if way == "raises" else {}
     if where == "retried":
         task = retrying(bench, **options)
@@ -412,9 +437,9 @@ def test_message_that_waits_for_its_time_binds_nobody_once_it_was_revoked(bench:
         task = unique_task(bench, **options, **({"rate_limit": "1/h"} if where == "held" else {}))
     if where == "held":
         task.delay(0)
-    first = task.apply_async((1,), countdown=3600 if where == "delayed" else None)
+    first = stamped(task, 1, countdown=3600 if where == "delayed" else None)
     run_all(bench)
-    revoke(bench.broker, [first.id], seconds=600)
+    revoke_by(bench, by, first.id)
 
     with bulk(bench.app) if way == "bulk" else contextlib.nullcontext():
         second = task.delay(1)
@@ -424,7 +449,6 @@ def test_message_that_waits_for_its_time_binds_nobody_once_it_was_revoked(bench:
     if way != "raises":
         assert task.delay(1).id == second.id
         let_go(bench.broker, QUEUE)
-        worker_state.revoked.add(first.id)
         for one in delayed_messages(bench.broker, QUEUE):
             run_now(bench.broker, QUEUE, [one.member])
         bench.run()
@@ -449,12 +473,69 @@ def test_task_that_runs_holds_its_lock_though_it_was_revoked(bench: Bench) -> No
     assert bench.left() == NOTHING
 
 
+@pytest.mark.parametrize("by", ["id", "stamp"])
+@pytest.mark.parametrize("kind", ["group", "chord"])
+@pytest.mark.parametrize("where", ["delayed", "held"])
+def test_group_goes_out_though_some_of_its_messages_were_revoked_before_and_wait_still(
+    bench: Bench, where: str, kind: str, by: str
+) -> None:
+    @bench.task()
+    def plain() -> None:
+        bench.ran.append("plain")
+
+    @bench.task()
+    def total(results: list[Any]) -> None: ...
+
+    task = unique_task(bench, **({"rate_limit": "1/h"} if where == "held" else {}))
+    if where == "held":
+        task.delay(0)
+    revoked = [stamped(task, number, countdown=3600 if where == "delayed" else None) for number in (1, 2)]
+    run_all(bench)
+    for one in revoked:
+        revoke_by(bench, by, one.id)
+    before = bench.left()["waiting"]
+
+    parts = [plain.si(), *(task.si(number) for number in range(1, 5))]
+    sent = group(parts).apply_async() if kind == "group" else chord(parts)(total.s()).parent
+
+    assert bench.left()["waiting"] == before + 5
+    assert not {one.id for one in sent.results} & {one.id for one in revoked}
+    assert task.delay(2).id == sent.results[2].id
+
+
+@pytest.mark.parametrize("kind", ["group", "chord"])
+def test_group_with_a_duplicate_of_what_may_run_is_refused_whatever_else_was_revoked(bench: Bench, kind: str) -> None:
+    @bench.task()
+    def total(results: list[Any]) -> None: ...
+
+    task = unique_task(bench)
+    task.delay(1)  # waits on its stream: a worker may be at it
+    revoked = [task.delay(1), task.apply_async((2,), countdown=3600)]
+    for one in revoked:
+        revoke_by(bench, "id", one.id)
+    before = bench.left()
+
+    with pytest.raises(DuplicateTask):
+        parts = [task.si(number) for number in (1, 2, 3)]
+        group(parts).apply_async() if kind == "group" else chord(parts)(total.s())
+
+    assert bench.left() == before
+
+
+def test_message_with_other_stamps_than_those_that_were_revoked_binds_as_before(bench: Bench) -> None:
+    task = unique_task(bench)
+    first = stamped(task, 1, countdown=3600)
+    revoke_stamps(bench.broker, [("region", "south"), ("customer", "other")], seconds=600)
+
+    assert task.delay(1).id == first.id
+
+
+@pytest.mark.parametrize("by", ["id", "stamp"])
 @pytest.mark.parametrize("bulked", [False, True])
-def test_newest_message_never_takes_the_id_of_one_that_was_revoked(bench: Bench, bulked: bool) -> None:
+def test_newest_message_never_takes_the_id_of_one_that_was_revoked(bench: Bench, bulked: bool, by: str) -> None:
     sync = unique_task(bench, streams_unique_until="start", streams_unique_key="instance", streams_unique_replace=True)
-    first = sync.delay(1, "old")
-    revoke(bench.broker, [first.id], seconds=600)
-    worker_state.revoked.add(first.id)
+    first = stamped(sync, 1, "old")
+    revoke_by(bench, by, first.id)
 
     with bulk(bench.app) if bulked else contextlib.nullcontext():
         second = sync.delay(1, "new")

@@ -12,10 +12,11 @@ import signal
 import socket
 import stat
 import time
+import uuid
 from typing import Any
 
 from celery import Celery, shared_task
-from celery.exceptions import SoftTimeLimitExceeded
+from celery.exceptions import OperationalError, SoftTimeLimitExceeded
 
 import celery_streams
 from tests.faults.ledger import Ledger
@@ -176,6 +177,18 @@ def _publish(task: Any, count: int) -> None:
         ledger().append("submitted", id=result.id, action="ok", at=time.time())
 
 
+def _offer(task: Any, keys: list[str], count: int, pause: float, **what: Any) -> None:
+    """Publish unique tasks again and again, and tell the ledger of which message each publish was told."""
+    for number in range(count):
+        key, own, began = keys[number % len(keys)], uuid.uuid4().hex, time.time()
+        try:
+            result = once.apply_async((key,), what, task_id=own)
+        except OperationalError:
+            continue  # nobody knows
+        ledger().append("offers", key=key, own=own, id=result.id, began=began, at=time.time())
+        time.sleep(pause)
+
+
 _ACTIONS = {name[1:]: value for name, value in list(globals().items()) if name.startswith("_") and callable(value)}
 
 
@@ -189,6 +202,12 @@ def quiet(self: Any, action: str, **options: Any) -> None:
 def loud(self: Any, action: str, **options: Any) -> Any:
     """Do ``action`` and keep its result."""
     return run(self, action, **options)
+
+
+@shared_task(bind=True, ignore_result=True, max_retries=None, streams_unique=True, streams_unique_key="key")
+def once(self: Any, key: str, action: str, **options: Any) -> None:
+    """Do ``action``, once at a time for each key."""
+    run(self, action, **options)
 
 
 @shared_task(bind=True)

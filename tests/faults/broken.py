@@ -3,7 +3,9 @@
 ``ack-first``      a message is acknowledged before its task runs: a kill loses it
 ``no-ownership``   settling no longer asks who holds the entry: a worker that stood still settles what another runs
 ``no-limits``      a message of a limited task starts without asking for a place: more run at once than may
-``lost-places``    nobody compares places with what is pending: that of a process that was killed stays taken
+``lost-places``    nobody compares places with what runs: those of a killed worker that acknowledges early stay taken
+``no-locks``       publishing a unique task finds no lock: a second message of a key is stored
+``stale-locks``    no lock is freed, and all are believed: after the first message of a key none is stored
 
 They exist to prove that the harness can fail; nothing else imports them.
 """
@@ -15,9 +17,9 @@ import os
 import re
 from typing import Any
 
-from celery_streams import scripts
+from celery_streams import locks, scripts
 from celery_streams.lanes import Admission
-from celery_streams.worker import held_messages
+from celery_streams.worker import held_messages, settle
 from celery_streams.worker.executor import Executor
 from celery_streams.worker.settle import Settler
 
@@ -64,11 +66,35 @@ def lose_places() -> None:
     held_messages.reconcile = lambda *args, **options: 0  # type: ignore[attr-defined]
 
 
+def _change(script: scripts.Script, line: str, instead: str) -> scripts.Script:
+    assert script.text.count(line) == 1, f"{script.name}.lua has no {line!r}"
+    text = script.text.replace(line, instead)
+    return scripts.Script(script.name, text, hashlib.sha1(text.encode()).hexdigest())
+
+
+def find_no_locks() -> None:
+    """Publish whatever is there."""
+    locks.PUBLISH_UNIQUE = _change(locks.PUBLISH_UNIQUE, "for _ = 1, 10 do", "for _ = 1, 0 do")
+
+
+def keep_locks() -> None:
+    """Free no lock when its message ends, and believe them all."""
+    end = "\n        end\n        base = known.base"
+    for name in ("PUBLISH_UNIQUE", "UNLOCK"):
+        script = _change(
+            getattr(locks, name), f"return nil{end}", f"return known, base, fields or {{'headers', ''}}{end}"
+        )
+        setattr(locks, name, script)
+    settle.unlocking = lambda broker, entry, message: broker  # type: ignore[attr-defined]
+
+
 BUILDS = {
     "ack-first": acknowledge_first,
     "no-ownership": forget_ownership,
     "no-limits": let_all_start,
     "lost-places": lose_places,
+    "no-locks": find_no_locks,
+    "stale-locks": keep_locks,
 }
 
 if os.environ.get(BROKEN):

@@ -1,8 +1,9 @@
 """The ledger: who submitted what, and what really ran; on a Redis of its own that no fault touches.
 
 Lists of JSON lines, appended through connections of the writer's own: ``submitted`` (after the publish returned),
-``uncertain`` (the publish raised: stored or not), ``runs`` (a line when a task starts, one when its body ends) and
-``notes`` (whatever a task has to say). It knows nothing of Celery or streams, so that it can judge both.
+``uncertain`` (the publish raised: stored or not), ``runs`` (a line when a task starts, one when its body ends),
+``offers`` (publishes of unique tasks, and what they were told) and ``notes`` (whatever a task has to say). It knows
+nothing of Celery or streams, so that it can judge both.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import redis
 
+from tests.faults.uniqueness import Offer
 from tests.faults.verdict import Run, Submission
 from tests.proj.settings import LEDGER
 
@@ -76,6 +78,10 @@ class Ledger:
 
     def submissions(self) -> list[Submission]:
         return [Submission(**line) for line in self.lines("submitted")]
+
+    def offers(self) -> list[Offer]:
+        """Return the publishes of unique tasks whose answer came."""
+        return [Offer(**line) for line in self.lines("offers")]
 
     def runs(self, task_id: str | None = None) -> list[Run]:
         """Return the executions in the order in which they started."""

@@ -230,6 +230,35 @@ def test_process_that_dies_around_a_place_strands_neither_it_nor_a_message(
     assert len(missing) <= (1 if early else 0)
 
 
+@pytest.mark.parametrize(
+    "pool", ["prefork", *(pytest.param(pool, marks=faults) for pool in ("threads", "gevent", "solo"))]
+)
+def test_whatever_ends_a_message_gives_its_places_back_though_nobody_compares_them(
+    make_stage: Callable[..., Stage], pool: str
+) -> None:
+    stage = make_stage(settings=settings())
+    workers = [stage.worker(name, concurrency=2, pool=pool, broken="lost-places") for name in ("w1", "w2")]
+    sent: list[str] = []
+    for priority in (0, 3, 9):
+        sent += [
+            stage.send("nap", seconds=0.5, priority=priority),
+            stage.send("fail", priority=priority),
+            stage.send("flaky", until=2, countdown=0.2, priority=priority),
+            stage.send("unserialisable", priority=priority),
+        ]
+        if pool == "prefork":
+            sent += [stage.send("crash", how=how, priority=priority) for how in ("exit", "kill")]
+    stage.wait(lambda: len(stage.runs()) > 2)
+
+    workers[0].kill()
+    time.sleep(VISIBILITY_TIMEOUT / 2)  # it is missed while others run
+    workers[0].start()
+    workers[0].wait_ready()
+    workers[1].stop()  # what it read and did not start goes back
+
+    done(stage, *sent, timeout=60.0)
+
+
 # -- builds that must fail ---------------------------------------------------------------------------------------------
 
 
@@ -247,15 +276,18 @@ def test_build_that_asks_for_no_places_fails_because_more_run_at_once_than_may(
 
 
 @faults
-def test_build_that_compares_no_places_fails_because_that_of_a_killed_process_stays_taken(
+def test_build_that_compares_no_places_fails_because_those_of_a_killed_worker_stay_taken(
     make_stage: Callable[..., Stage],
 ) -> None:
-    stage = make_stage(settings=settings())
-    stage.worker(broken="lost-places", point="admitted")
-    sent = [stage.send("nap", seconds=0.1) for _ in range(6)]
+    stage = make_stage(settings=settings(early=True))
+    victim = stage.worker("w1", broken="lost-places")
+    first = [stage.send("nap", seconds=60) for _ in range(MOST)]
+    stage.wait(lambda: all(stage.started(one) for one in first))
+    stage.worker("w2", broken="lost-places")
+    held = stage.send("nap", seconds=0.1)
+    stage.wait(lambda: stage.status().held == 1)
 
-    stage.wait(lambda: stage.died_at("admitted"), timeout=20.0)
-    stage.wait(lambda: stage.ended(*sent), timeout=30.0)
+    victim.kill()
 
     with pytest.raises(AssertionError):
-        nothing_left(stage, timeout=3 * VISIBILITY_TIMEOUT)
+        stage.wait(lambda: stage.ended(held), timeout=5 * VISIBILITY_TIMEOUT)

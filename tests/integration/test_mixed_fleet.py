@@ -220,30 +220,6 @@ def test_worker_that_is_shutting_down_releases_nothing_more(app: Callable[..., C
         made.stop()
 
 
-@pytest.mark.parametrize("limited", [True, False])
-def test_places_of_what_a_dead_worker_held_are_looked_at_as_soon_as_it_is_recovered(
-    app: Callable[..., Celery], broker: StreamBroker, limited: bool
-) -> None:
-    project = app(streams_visibility_timeout=1.0)
-
-    @project.task(name="t", shared=False, streams_concurrency=1 if limited else None)
-    def t() -> None:
-        """Do nothing."""
-
-    made = services(project)
-    made.held.run_once()
-    (one,) = delivered(broker, "jobs", "dead@host/1.aa", message(1))
-    make_idle(broker, one.stream, "dead@host/1.aa", one.entry_id, idle_ms=60_000)
-    made._held.soon = False
-
-    eventually(lambda: (made.claimer.run_once(), made.claimer.moved)[1] == 1)
-
-    # Shared tasks of other modules may be limited, too.
-    assert made._held.soon is made.held.watches
-    assert made.held.watches or not limited
-    made.stop()
-
-
 @pytest.mark.parametrize("duty", ["limits", "claimer", "handback"])
 def test_heartbeats_go_on_while_another_duty_takes_long(
     app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch, duty: str

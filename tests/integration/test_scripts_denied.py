@@ -27,7 +27,7 @@ from celery_streams.handovers import hand_over, receiver, take_over
 from celery_streams.history import record
 from celery_streams.inspect import purge
 from celery_streams.lanes import Lane, admit, keeping_place, let_go, release, vacating
-from celery_streams.locks import Lock, publish_unique, replace_unique, start, sweep, unlocking
+from celery_streams.locks import Lock, disown, holders, publish_unique, replace_unique, start, sweep, unlocking
 from celery_streams.message import Message, pack
 from celery_streams.migration import ADOPT, RECALL, SURRENDER, UNDELAY
 from celery_streams.notes import mark_of, note, stands_alone
@@ -153,6 +153,25 @@ def retried(broker: StreamBroker, first: Any) -> None:
     vacating(broker, [first.entry], {}).retry("me", first.entry, message(7009), queue=QUEUE)
 
 
+def running(*, crashes: int = 0) -> Callable[[StreamBroker], Any]:
+    """What a dead worker held had the place for which two others wait."""
+
+    def seed(broker: StreamBroker) -> Any:
+        first, *others = held(7001, 7002, 7003, history=b'{"crashes":%d}' % crashes)(broker)
+        for one in (first, *others):
+            admit(broker, "me", one.entry, ONE)
+        make_idle(broker, first.stream, "me", first.entry_id, idle_ms=60_000)
+        return first
+
+    return seed
+
+
+def released(broker: StreamBroker) -> Any:
+    """A message waits on its stream with its place, and another one for that."""
+    ended(broker, on_hold(ONE)(broker))
+    return scan(broker.client, STREAM, count=9)
+
+
 def ready(broker: StreamBroker) -> None:
     on_hold(SLOW)(broker)
     shelf = broker.queue_keys(QUEUE).shelf
@@ -161,8 +180,10 @@ def ready(broker: StreamBroker) -> None:
     broker.client.call("DEL", shelf[4])
 
 
-def surrender(*, idle: bool) -> Use:
+def surrender(*, idle: bool, placed: bool = False) -> Use:
     def seed(broker: StreamBroker) -> Any:
+        if placed:
+            return released(broker)
         if idle:
             abandoned()(broker)
         else:
@@ -171,7 +192,8 @@ def surrender(*, idle: bool) -> Use:
 
     def act(broker: StreamBroker, found: Any) -> None:
         args = [part for entry_id, flat in found for part in (entry_id, 1, flat[1])]
-        broker.client.run(SURRENDER, [STREAM, "list"], [keys.GROUP, 1_000 if idle else "", *args])
+        names = [*broker.queue_keys(QUEUE).shelf_and_streams, "list"]
+        broker.client.run(SURRENDER, names, [keys.GROUP, len(broker.steps), 0, 1_000 if idle else "", *args])
 
     return Use(seed, act)
 
@@ -329,6 +351,12 @@ def replace_once(broker: StreamBroker, state: dict[str, bool]) -> None:
         state["left"] = False
 
 
+def admitted_lock(broker: StreamBroker) -> dict[str, bool]:
+    found = held_lock(broker)
+    assert admit(broker, "me", found.entry, ONE).admitted
+    return {"left": True}
+
+
 def held_lock(broker: StreamBroker) -> Any:
     locked()(broker)
     (found,) = broker.read(broker.streams([QUEUE]), "me", count=1)
@@ -412,6 +440,11 @@ USES: dict[str, dict[str, Use]] = {
     "replace_unique": {
         "": Use(locked(), replace_once, (7002,)),
         "later": Use(locked(due_ms=2**45, member="m"), replace_once, (7002,)),
+        "with a place": Use(admitted_lock, replace_once, (7002,)),
+    },
+    "holder": {"": Use(locked(), lambda broker, _: holders(broker, QUEUE, [UNIQUE]))},
+    "disown": {
+        "": Use(locked(due_ms=2**45, member="m"), lambda broker, _: disown(broker, QUEUE, UNIQUE, "7001"), (7001,)),
     },
     "hurry": {"": Use(delayed(7001, 7002, due_ms=2**45), lambda broker, _: run_now(broker, QUEUE, ["7001"]))},
     "hand_over": {
@@ -433,11 +466,15 @@ USES: dict[str, dict[str, Use]] = {
         "ids": Use(lambda broker: two(), block(by_ids=True), (7001, 7002)),
         "ids later": Use(lambda broker: two(), block(by_ids=True, due_ms=2**45), (7001, 7002)),
     },
-    "purge": {"": Use(waiting(7001, 7002), lambda broker, _: purge(broker, QUEUE), ())},
+    "purge": {
+        "": Use(waiting(7001, 7002), lambda broker, _: purge(broker, QUEUE), ()),
+        "with a place": Use(released, lambda broker, _: purge(broker, QUEUE), ()),
+    },
     "put_back": {
         "": Use(held(7001, 7002), lambda broker, found: broker.put_back("me", entries(found))),
         "all": Use(held(7001, 7002), lambda broker, _: broker.put_back_all(broker.streams([QUEUE]), "me")),
         "before others": Use(before_others, lambda broker, found: broker.put_back("me", entries(found))),
+        "with a place": Use(on_hold(ONE), lambda broker, first: broker.put_back("me", [first.entry])),
     },
     "read": {"": Use(waiting(7001), lambda broker, _: broker.read(broker.streams([QUEUE]), "me", count=1))},
     "recall": {"": Use(fetched, recall)},
@@ -448,6 +485,9 @@ USES: dict[str, dict[str, Use]] = {
         "": Use(abandoned(), again),
         "later": Use(abandoned(b'{"crashes":2}'), again),
         "exhausted": Use(abandoned(b'{"crashes":9}'), again),
+        "with a place": Use(running(), again),
+        "later, with a place": Use(running(crashes=2), again),
+        "exhausted, with a place": Use(running(crashes=9), again),
     },
     "reject": {"": Use(held(7001, 7002), of_each(reject))},
     "release": {"": Use(ready, lambda broker, _: release(broker, [QUEUE], {})), "all": Use(ready, all_limits)},
@@ -467,7 +507,11 @@ USES: dict[str, dict[str, Use]] = {
     "sample": {"": Use(held(7001), lambda broker, _: record(broker, [QUEUE]))},
     "tally": {"": Use(held(7001), lambda broker, _: add(broker, {QUEUE: {"done": 1}}))},
     "scan": {"": Use(waiting(7001), lambda broker, _: scan(broker.client, STREAM, count=9))},
-    "surrender": {"waiting": surrender(idle=False), "held by the dead": surrender(idle=True)},
+    "surrender": {
+        "waiting": surrender(idle=False),
+        "held by the dead": surrender(idle=True),
+        "with a place": surrender(idle=False, placed=True),
+    },
     "take_over": {
         "from here": Use(foreign, take_foreign(here=True)),
         "from elsewhere": Use(nothing, lambda broker, _: take_foreign(here=False)(broker, b"1-1"), (7001,)),

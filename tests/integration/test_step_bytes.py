@@ -222,7 +222,8 @@ def test_purge_of_large_messages_takes_several_steps(broker: StreamBroker) -> No
     steps: list[int] = []
     more = True
     while more:
-        count, more = broker.client.run(scripts.PURGE, [STREAM], [keys.GROUP, 1_000, STEP_BYTES])
+        args = [keys.GROUP, len(broker.steps), 0, 1_000, STEP_BYTES]
+        count, more = broker.client.run(scripts.PURGE, broker.queue_keys("q").shelf_and_streams, args)
         steps.append(count)
 
     assert sum(steps) == 7

@@ -1,6 +1,6 @@
 -- Needs    names, unpacked
--- Returns what holds a lock, and the base of the keys of its queue; nothing when nobody does. A holder is believed only
--- while its message is where the lock says: so whatever deletes a message frees its lock, too.
+-- Returns what holds a lock, the base of its queue's keys, and the fields of its message; nothing when nobody does.
+-- It is believed only while its message is where the lock says: so whatever deletes a message frees its lock, too.
 -- The lock of a message that was retried to another queue says where to look further.
 -- Raises what Redis says when it forbids to look, for nobody knows then.
 local function holder_of(base, lock, now)
@@ -27,7 +27,7 @@ local function holder_of(base, lock, now)
                 fields = found and found[2]
             end
             if type(packed) == 'string' then fields = unpacked(packed) end
-            if fields and fields[1] == 'headers' and names(fields[2], lock, known) then return known, base end
+            if fields and fields[1] == 'headers' and names(fields[2], lock, known) then return known, base, fields end
             return nil
         end
         base = known.base

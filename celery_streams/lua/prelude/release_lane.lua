@@ -1,6 +1,7 @@
 -- Needs    barred, counted, follow, lane_in, line_up, movable, put_ahead, take_place, unpacked
 -- Moves the first message of a lane to its stream, before what waits there, and takes its place; the rest lines up.
--- Returns nothing, or what bars the lane and until when: then it is the caller who lines it up; 'E' is an empty one.
+-- Returns what bars the lane and until when: then it is the caller who lines it up; 'E' is an empty one. Else nothing,
+-- and the task, if more of it may wait for places.
 -- `queue` has what every release of the script shares: the streams, fronts, marks, what entries are told by, targets,
 -- the group and the limits that the caller knows of. While what was released before waits for somebody who reads it,
 -- nothing more is, but as much as falls due within 50 ms.
@@ -9,7 +10,10 @@ local function release_lane(at, queue, lane, now)
     if not known then return 'E' end
     movable(at)
     local told = queue.limits[known.task]
-    if told then known.interval, known.limit, known.key_limit = told.interval or 0, told.limit, told.key_limit end
+    if told then
+        known.interval, known.limit = told.interval or 0, told.limit
+        known.key_limit = known.key and told.key_limit or nil -- it was held when the task had no key
+    end
     local barrier, till = barred(at, known, now)
     if barrier then return barrier, till end
     local most = math.max(1, 50 / math.max(known.interval, 1))
@@ -42,4 +46,5 @@ local function release_lane(at, queue, lane, now)
     barrier, till = barred(at, known, now)
     if not barrier and (known.limit or known.key_limit) then barrier = 'T' .. known.task end
     line_up(at, lane, barrier or 'R', till or now)
+    return nil, known.limit and known.task or known.key_limit and known.task
 end
