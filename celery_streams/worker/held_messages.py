@@ -2,7 +2,7 @@
 
 1. A thread releases what has its time, and sleeps until the next one has. Those look that have a turn with the delayed
    messages of a queue, the deputy a little later; whoever puts something there that comes earlier wakes them.
-2. Every few seconds places are compared with the entries that they belong to: a worker that was killed, XDEL by hand or
+2. Every few seconds places are compared with the entries that they belong to: XDEL and XTRIM by hand, FLUSHALL, or
    a group made anew leave no script that would free them. The places of entries that were acknowledged before their
    tasks ran are compared with what this worker runs, and with who beats (``silent_workers``).
 3. Now and then locks of unique tasks whose messages are gone are freed: nobody believes them, but they take memory.

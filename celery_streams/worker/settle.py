@@ -45,7 +45,7 @@ from .attempted import attempt_of, with_attempt
 from .burial import Death, announce, record_of
 from .insistence import PAUSES, Aside, Insistence
 from .noting import note_of
-from .outcome import Action, Event, Outcome
+from .outcome import Action, Event, Outcome, Reason
 from .set_aside import OF_ONE_QUEUE, SetAside, each_queue, of_queues
 from .tracking import Tracking, noting
 
@@ -517,7 +517,7 @@ class Settler:
         """
         action = outcome.action
         told = self._placed.pop(delivery.entry, None)
-        if event is Event.UNKNOWN and outcome.action is not Action.HAND_OVER:
+        if outcome.waits_for == "unknown" or outcome.reason is Reason.UNKNOWN:
             told = {}  # it may have been released where its task, and the limits of that, are known
         broker = self.broker if told is None else vacating(self.broker, [delivery.entry], told)
         noted = None

@@ -193,6 +193,31 @@ def test_place_goes_along_when_what_was_released_is_put_back_and_its_token_too(b
     assert (bench.ran, held(bench)) == ([0, 1], 1)
 
 
+@pytest.mark.parametrize("ttl", [0, 600], ids=["dead", "put off"])
+def test_place_of_a_released_message_is_free_when_its_task_is_not_known_where_it_is_read(
+    make: Callable[..., Bench], ttl: int
+) -> None:
+    bench = make(streams_unknown_task_ttl=ttl)
+    slow = limited(bench, streams_concurrency=1)
+    for number in range(3):
+        slow.delay(number)
+    bench.executor.prepare()
+    first, *others = read_all(bench.broker, [QUEUE], ME)
+    assert bench.settler.admit(first, *lane_of_all(bench, slow), ahead=False).admitted
+    for one in others:
+        bench.executor.execute(one)
+    bench.executor.execute(first)
+    assert held(bench) == 1
+    bench.app.tasks.unregister("slow")
+    bench.executor.prepare()
+
+    bench.executor.execute(bench.read())
+
+    assert held(bench) == 0
+    places = redis_state(bench.broker.client)[f"{STREAM}:held:places"]
+    assert len(places) == 1
+
+
 def test_all_that_has_room_is_released_when_a_penalty_is_over(bench: Bench) -> None:
     slow = limited(bench, streams_concurrency=2)
     for number in range(5):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import random
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -18,7 +19,7 @@ from click import Command
 from click.testing import CliRunner
 
 import celery_streams
-from celery_streams import DuplicateTask, bulk, keys, scripts
+from celery_streams import DuplicateTask, bulk, keys, scripts, streams_of
 from celery_streams import inspect as streams_inspect
 from celery_streams.bin.limits import limits
 from celery_streams.bin.status import status
@@ -26,11 +27,13 @@ from celery_streams.dead_letters import dead_letters, replay
 from celery_streams.delayed_messages import delayed_messages, run_now
 from celery_streams.exceptions import CannotRun, ConfigurationError, LimitKeyError
 from celery_streams.lanes import let_go, release
+from celery_streams.limits import lane_of
 from celery_streams.locks import sweep
 from celery_streams.revocations import revoke, revoke_stamps
 from celery_streams.worker.outcome import Action, Outcome, Reason
+from celery_streams.worker.task_options import limits_in_force
 from tests.support.bench import ME, NOTHING, QUEUE, STREAM, Bench, but
-from tests.support.redis_state import redis_state
+from tests.support.redis_state import read_all, redis_state
 
 LOCKS = f"{STREAM}:unique"
 
@@ -275,6 +278,31 @@ def test_lock_follows_what_is_held_and_released(bench: Bench) -> None:
         run_all(bench)
         assert let_go(bench.broker, QUEUE) == 1
     assert bench.ran == [(0, ""), (1, "")]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_locks_follow_what_makes_room_in_a_lane_for_what_was_put_back(bench: Bench, seed: int) -> None:
+    chance = random.Random(seed)
+    sync = unique_task(bench, streams_concurrency=1)
+    running = sync.delay(0)
+    bench.executor.prepare()
+    first = bench.read()
+    limits = limits_in_force(sync, streams_of(bench.app))
+    bench.settler.admit(first, lane_of("sync", limits, (None, None), node=""), "sync", limits, ahead=False)
+    sent = {number: sync.delay(number).id for number in range(1, 12)}
+    found = read_all(bench.broker, [QUEUE], ME)
+    back = chance.sample(found, 5)
+    for one in found:
+        if one not in back:
+            bench.executor.execute(one)
+    bench.settler.put_back([one.entry for one in back])
+    run_all(bench)
+
+    assert {number: sync.delay(number).id for number in sent} == sent
+    assert sync.delay(0).id == running.id
+    bench.executor.execute(first)
+    run_all(bench)
+    assert (bench.ran, bench.left(), locks(bench)) == ([(number, "") for number in range(12)], NOTHING, 0)
 
 
 def test_lock_of_a_dead_letter_is_free_and_replaying_takes_it_again(bench: Bench) -> None:
@@ -616,6 +644,41 @@ def test_message_that_was_replaced_after_it_was_read_leaves_its_place_to_the_new
     run_all(bench)
 
     assert bench.ran == [(1, "new")]
+    assert not [key for key in redis_state(bench.broker.client) if ":held" in key]
+
+
+@pytest.mark.parametrize("priority", [0, 6])
+@pytest.mark.parametrize("fronted", [False, True])
+def test_message_that_is_replaced_after_it_was_released_has_its_place(
+    bench: Bench, fronted: bool, priority: int
+) -> None:
+    sync = unique_task(
+        bench,
+        streams_unique_until="start",
+        streams_unique_key="instance",
+        streams_unique_replace=True,
+        streams_concurrency=1,
+    )
+    sync.apply_async((0,), priority=priority)
+    running = bench.read()
+    bench.executor.prepare()
+    limits = limits_in_force(sync, streams_of(bench.app))
+    lane = lane_of("sync", limits, (None, None), node="")
+    bench.settler.admit(running, lane, "sync", limits, ahead=False)
+    sync.apply_async((1, "old"), priority=priority)
+    sync.apply_async((2,), priority=priority)
+    for _ in range(2):
+        bench.executor.execute(bench.read())
+    if fronted:
+        sync.apply_async((3,), priority=priority)
+    bench.executor.execute(running)
+
+    sync.apply_async((1, "new"), priority=priority)
+
+    places = redis_state(bench.broker.client)[f"{STREAM}:held:places"]
+    assert len(places) == 1
+    run_all(bench)
+    assert bench.ran[:3] == [(0, ""), (1, "new"), (2, "")]
     assert not [key for key in redis_state(bench.broker.client) if ":held" in key]
 
 

@@ -177,12 +177,12 @@ def _publish(task: Any, count: int) -> None:
         ledger().append("submitted", id=result.id, action="ok", at=time.time())
 
 
-def _offer(task: Any, keys: list[str], count: int, pause: float, **what: Any) -> None:
+def _offer(task: Any, keys: list[str], count: int, pause: float, does: str, **what: Any) -> None:
     """Publish unique tasks again and again, and tell the ledger of which message each publish was told."""
     for number in range(count):
         key, own, began = keys[number % len(keys)], uuid.uuid4().hex, time.time()
         try:
-            result = once.apply_async((key,), what, task_id=own)
+            result = once.apply_async((key, does), what, task_id=own)
         except OperationalError:
             continue  # nobody knows
         ledger().append("offers", key=key, own=own, id=result.id, began=began, at=time.time())

@@ -36,14 +36,14 @@ def settled(stage: Stage, *offers: str, timeout: float = 60.0) -> dict[str, Chec
     return verdict(stage)
 
 
-@pytest.mark.parametrize("action", ["nap", pytest.param("flaky", marks=faults)])
+@pytest.mark.parametrize("does", ["nap", pytest.param("flaky", marks=faults)])
 def test_one_message_of_a_key_is_there_though_processes_die_and_scripts_are_flushed(
-    make_stage: Callable[..., Stage], action: str
+    make_stage: Callable[..., Stage], does: str
 ) -> None:
     stage = make_stage()
     workers = [stage.worker(name, concurrency=3) for name in ("w1", "w2")]
-    more = {"seconds": 0.3, **({"until": 2, "countdown": 0.2} if action == "flaky" else {})}
-    sent = offering(stage, action=action, **more)
+    more = {"seconds": 0.3, **({"until": 2, "countdown": 0.2} if does == "flaky" else {})}
+    sent = offering(stage, does=does, **more)
     stage.wait(lambda: len(stage.ledger.offers()) > 5)
 
     for worker in workers:
@@ -63,7 +63,7 @@ def test_one_message_of_a_key_is_there_when_redis_dies_and_comes_back(make_stage
     stage = make_stage(appendonly=True, args=("--appendfsync", "always"))
     for name in ("w1", "w2"):
         stage.worker(name, concurrency=3)
-    sent = offering(stage, action="nap", seconds=0.3)
+    sent = offering(stage, does="nap", seconds=0.3)
     stage.wait(lambda: len(stage.ledger.offers()) > 5)
 
     stage.server.kill()
@@ -82,7 +82,7 @@ def test_build_that_honours_no_lock_fails_because_a_second_message_is_stored(mak
     stage = make_stage()
     stage.worker(concurrency=4, broken="no-locks")
 
-    checks = settled(stage, *offering(stage, count=15, action="nap", seconds=0.5))
+    checks = settled(stage, *offering(stage, count=15, does="nap", seconds=0.5))
 
     assert (checks["U"].ok, checks["S"].ok) == (False, True), checks
 
@@ -94,7 +94,7 @@ def test_build_that_believes_locks_of_messages_that_are_gone_fails_because_nothi
     stage = make_stage()
     stage.worker(concurrency=4, broken="stale-locks")
 
-    checks = settled(stage, *offering(stage, count=40, action="nap", seconds=0.1))
+    checks = settled(stage, *offering(stage, count=40, does="nap", seconds=0.1))
 
     assert (checks["U"].ok, checks["S"].ok) == (True, False), checks
 

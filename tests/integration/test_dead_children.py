@@ -17,9 +17,13 @@ from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.entries import Delivery, Entry
+from celery_streams.lanes import place_of
+from celery_streams.limits import lane_of
 from celery_streams.worker.dead_children import Casualty, Cause, DeadChildren
 from celery_streams.worker.lost_tasks import LostTasks
+from celery_streams.worker.outcome import Event
 from celery_streams.worker.slots import Snapshot
+from celery_streams.worker.task_options import limits_in_force
 from tests.support.eventually import eventually
 from tests.support.redis_state import StreamState, read_all, redis_state
 from tests.support.versions import needs_celery
@@ -439,3 +443,43 @@ def test_work_goes_on_where_it_was_when_redis_is_back(app: Callable[..., Celery]
         assert unfinished == 1
         assert (scene.left(), scene.lost.crashes) == (but(waiting=2), 1)
         client.close()
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["crashed", "timed out", "interrupted", "exited", "exhausted", "revoked", "early"])
+@pytest.mark.parametrize("priority", [0, 9])
+def test_places_of_what_a_dead_child_ran_are_given_back_in_the_step_that_settles_it(
+    make: Callable[..., Scene], how: str, priority: int
+) -> None:
+    scene = make(streams_delivery_limit=1 if how == "exhausted" else 5)
+
+    @scene.task(streams_concurrency=1, streams_acks_late=how != "early")
+    def narrow() -> None:
+        """Never runs here."""
+
+    for _ in range(3):
+        narrow.apply_async(priority=priority)
+    running, *others = scene.held(3)
+    settler = scene.lost.settler(DEAD)
+    limits = limits_in_force(narrow, scene.lost.streams)
+    for one in (running, *others):
+        settler.admit(one, lane_of("narrow", limits, (None, None), node=""), "narrow", limits, ahead=False)
+    if how == "early":
+        settler.ack_now(running)
+
+    if how == "revoked":
+        scene.lost.settler(DEAD).acknowledge([running.entry], event=Event.REVOKED)
+    cause = Cause(
+        hard_limit=1.0 if how == "timed out" else None,
+        entry=running.entry,
+        cancelled=how == "interrupted",
+        revoked=how == "revoked",
+    )
+    scene.died(running=running, cause=cause, exited=how == "exited", early=how == "early")
+
+    places = scene.broker.client.call("HKEYS", scene.broker.queue_keys(QUEUE).shelf[5])
+    assert len(places) == 1
+    assert place_of(scene.broker, running.entry).encode() not in places
+    assert inspect.queue_status(scene.broker, QUEUE).held == 1

@@ -324,15 +324,19 @@ def test_exit_of_many_entries_gives_their_places_back_in_its_own_script(
         one.fill(name)
         queue = chance.choice(QUEUES)
         before = one.places(queue)
+        its = {place_of(one.broker, found.entry) for consumer, found in one.placed if consumer == name}
 
         one.end_many(how, name=name, queue=queue)
 
+        names, left = one.broker.queue_keys(queue), one.places(queue)
         for place in before:
             index, _, entry_id = place.partition(":")
-            names = one.broker.queue_keys(queue)
             there = one.broker.client.call("XRANGE", (*names.streams, *names.fronts)[int(index)], entry_id, entry_id)
-            exhausted = how == "recovered exhausted"  # the entry is there still, for whoever dead-letters it
-            assert (place in one.places(queue)) is bool(there) or exhausted
+            # What is exhausted is there still, for whoever dead-letters it.
+            assert (place in left) is (bool(there) and not (how == "recovered exhausted" and place in its))
+        if how == "purged":
+            status = streams_inspect.queue_status(one.broker, queue)
+            assert (status.waiting, status.delayed, status.held) == (0, 0, 0)
         one.each_place_is_that_of_an_entry_which_is_there_and_nobody_waits_in_vain()
 
 
