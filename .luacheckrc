@@ -5,7 +5,7 @@ files["celery_streams/lua"].read_globals = {
     "KEYS", "ARGV", "redis", "cjson", "struct",
     "barred", "came", "carry_place", "clock", "comes_before", "counted", "described", "each_queue", "follow", "forgettable",
     "held_lock", "holder_of", "holds_places", "lane_in", "leave_place", "line_up", "lock_anew", "lock_of", "make_room",
-    "movable", "names", "numbered", "open_full", "owned", "pack", "pending", "postpone", "put_ahead", "queue_of",
+    "movable", "names", "numbered", "open_full", "outline", "owned", "pack", "pending", "postpone", "put_ahead", "queue_of",
     "quit_place", "refusal_of", "release_lane", "release_next", "room", "settle", "settleable", "shelf", "since", "size", "split",
     "storable", "succeed", "take_lock", "take_place", "taken", "unlock", "unpacked", "unstarted", "vacate",
     "wake",

@@ -9,7 +9,7 @@
 -- Returns  1: it may start, and has its places; 2: it may start, and has none to give back; -1: it was no longer ours;
 --          a text: it was moved aside, to this field of what is held
 -- Needs    barred, came, clock, comes_before, follow, lane_in, leave_place, line_up, make_room, movable, numbered
--- Needs    open_full, pack, queue_of, settle, shelf, since, split, take_place, taken, unpacked, vacate
+-- Needs    open_full, outline, pack, queue_of, settle, shelf, since, split, take_place, taken, vacate
 -- What others of its lane wait for it waits for, too: in the order in which they were published, whatever was put back
 -- in the meantime. It may start where it comes before all of them.
 -- An entry that was released has what it needs, unless nobody read it for so long that its token is stale. A task that
@@ -40,9 +40,8 @@ local before = lane_in(redis.call('HGET', at.lanes, lane))
 local leads = not before
 if before and not new and not penalty then
     local first = redis.call('HGET', at.held, string.format('%.0f:%.0f', before.number, before.first))
-    local fields, its_step = unpacked(first or '')
-    local one = came(tonumber(step), ARGV[11] ~= '' and ARGV[11] or id)
-    leads = comes_before(one, came(its_step, fields and fields[8] or ''))
+    local its_step, _, history = outline(first or '')
+    leads = comes_before(came(tonumber(step), ARGV[11] ~= '' and ARGV[11] or id), came(its_step, history or ''))
 end
 local barrier, till
 if not penalty then

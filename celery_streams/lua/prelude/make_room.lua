@@ -1,17 +1,18 @@
--- Needs    came, comes_before, follow, unpacked
+-- Needs    came, comes_before, follow, outline
 -- Returns the position in a lane at which a message goes, told by `came`, and makes room for it: what stands between
 -- there and the nearer end moves by one. A `new` one was never put back, and hardly ever goes anywhere but to the end.
--- It looks no further inside than this, for each that moves takes Redis some microseconds: a new one goes to the end
+-- It looks no further inside than so many messages and bytes, a few milliseconds of Redis: a new one goes to the end
 -- then, and all others to the front.
 local function make_room(at, lane, one, new)
-    local furthest = 1000
+    local furthest, bytes = 500, 1000000
     local function field(position) return string.format('%.0f:%.0f', lane.number, position) end
     -- Returns whether the message belongs before what stands there, and that.
     local function look(position)
         local packed = redis.call('HGET', at.held, field(position))
-        local fields, step = unpacked(packed or '')
-        local headers, history = fields and fields[2], fields and fields[8] or ''
-        return not packed or comes_before(one, came(step, history), new), {position, packed, headers}
+        if not packed then return true, {} end
+        bytes = bytes - #packed
+        local step, headers, history = outline(packed)
+        return comes_before(one, came(step, history or ''), new), {position, packed, headers}
     end
     local function move(passed, by)
         for _, other in ipairs(passed) do
@@ -25,6 +26,7 @@ local function make_room(at, lane, one, new)
     end
     local behind, before, count = {}, {}, lane.last - lane.first + 1
     for n = 0, math.min(count, furthest) - 1 do
+        if bytes <= 0 then break end
         local goes_before, other = look(lane.last - n)
         if not goes_before then
             move(behind, 1)
@@ -42,7 +44,7 @@ local function make_room(at, lane, one, new)
             before[n + 1] = other
         end
     end
-    if new and count > furthest then
+    if new and #behind < count then
         lane.last = lane.last + 1
         return lane.last
     end
