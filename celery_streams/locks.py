@@ -141,8 +141,8 @@ def holders(broker: StreamBroker, queue: str, locks: Sequence[Lock]) -> list[Hol
 
 
 def _holder(said: list[bytes]) -> Holder:
-    task_id, *message = said
-    return Holder(task_id.decode(errors="replace"), Message(*message, b"") if message else None)
+    unstarted = Message(headers=said[1], properties=said[2], body=b"") if len(said) > 1 else None
+    return Holder(said[0].decode(errors="replace"), unstarted)
 
 
 def disown(broker: StreamBroker, queue: str, lock: Lock, task_id: str) -> bool:

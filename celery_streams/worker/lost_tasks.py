@@ -235,8 +235,8 @@ class LostTasks:
         """Have the places of a limited task given back in the step that settles its message."""
         task = None if name is None else celery_private.registered_task(self.app, name)
         limits = None if task is None else limits_in_force(task, self.streams)
-        if limits:
-            settler.vacate_with(entry, task.name, limits)
+        if limits and name is not None:
+            settler.vacate_with(entry, name, limits)
 
     def tell_start(self, request: Any) -> None:
         """Send the events with which a task begins, of one whose process could not: only they say what it is.

@@ -42,7 +42,7 @@ def test_one_message_of_a_key_is_there_though_processes_die_and_scripts_are_flus
 ) -> None:
     stage = make_stage()
     workers = [stage.worker(name, concurrency=3) for name in ("w1", "w2")]
-    more = {"seconds": 0.3, **({"until": 2, "countdown": 0.2} if does == "flaky" else {})}
+    more: dict[str, Any] = {"seconds": 0.3, **({"until": 2, "countdown": 0.2} if does == "flaky" else {})}
     sent = offering(stage, does=does, **more)
     stage.wait(lambda: len(stage.ledger.offers()) > 5)
 

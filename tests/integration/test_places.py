@@ -183,9 +183,9 @@ class Places(RuleBasedStateMachine):
                     self.start(settler, one)
             self.look()
         if not self.waiting and len(self.placed) > 1:
-            one, found = self.placed[0]
-            self.settlers[one].vacate_with(found.entry, *task_of(found)[:2])
-            self.settlers[one].settle(found, Outcome(Action.ACK))
+            consumer, ended = self.placed[0]
+            self.settlers[consumer].vacate_with(ended.entry, *task_of(ended)[:2])
+            self.settlers[consumer].settle(ended, Outcome(Action.ACK))
             self.look()
 
     # -- endings: one rule each for what ends one message, and what ends many, so that none leaves little for the others
