@@ -41,6 +41,7 @@ __all__ = (
     "follow_batch",
     "forget_producer_pool",
     "is_ending",
+    "makes_tasks_later",
     "preferred_apps",
     "publish_batch",
     "publish_code",
@@ -337,6 +338,11 @@ def decodes_json(content_type: Any) -> bool:
 def raise_decoding_error(message: Any) -> None:
     """Raise the error that a kombu Message met when it was made, for one that has errors."""
     message._reraise_error()
+
+
+def makes_tasks_later(group: Any) -> bool:
+    """Return whether a generator has still to make tasks of a group (celery.utils.functional.regen)."""
+    return not getattr(group.tasks, "_regen__done", True)
 
 
 def chord_claims_are_known(backend: Any) -> bool:

@@ -6,7 +6,7 @@ It opens and closes blocks; what they hold, and how they store it, is the matter
 from __future__ import annotations
 
 import logging
-import time
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -132,13 +132,14 @@ def publish_groups_in_bulk() -> None:
 
     @wraps(plain)
     def apply_async(self: Any, *args: Any, **kwargs: Any) -> Any:
-        began = time.monotonic()
-        known = self.app.__dict__.get("_celery_streams")  # which makes the first tasks already
+        known = self.app.__dict__.get("_celery_streams")
         if known is None or self.app.conf.task_always_eager or not known.enabled() or not known.is_installed():
             return plain(self, *args, **kwargs)
-        # Its tasks may come from a generator that takes its time: those that are known start meanwhile.
+        # A generator may take its time for them: those that are made start meanwhile, the first one at once.
+        made_later = celery_private.makes_tasks_later(self)
         with bulk(self.app, max_seconds=_GROUP_SECONDS) as block:
-            block.sent_at = min(block.sent_at, began)
+            if made_later:
+                block.sent_at = -math.inf
             return plain(self, *args, **kwargs)
 
     apply_async.plain = plain  # type: ignore[attr-defined]

@@ -635,7 +635,7 @@ def test_messages_of_a_block_are_stored_though_the_results_are_away(
 
 
 @pytest.mark.parametrize("how", ["group", "chunks", "chord", "chain"])
-def test_groups_are_stored_in_one_script(app: MakeApp, broker: StreamBroker, how: str) -> None:
+def test_groups_are_stored_in_a_few_scripts(app: MakeApp, broker: StreamBroker, how: str) -> None:
     made = app()
     t = with_task(made, ignore_result=False)
     with bulk(made):
@@ -654,8 +654,8 @@ def test_groups_are_stored_in_one_script(app: MakeApp, broker: StreamBroker, how
         chain(group(t.s(number) for number in range(40)), t.s()).apply_async()
 
     assert len(stored(broker)) == 40
-    # One, unless the machine stood still: what is held for half a second is sent.
-    assert scripts_run(broker.client) - before <= 3
+    # The first of those that a generator makes, and the rest; unless the machine stood still, for half a second each.
+    assert scripts_run(broker.client) - before <= 4
 
 
 def test_group_of_an_app_that_is_switched_off_goes_to_lists(app: MakeApp, broker: StreamBroker) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from billiard import common
-from celery import Celery, _state, current_app
+from celery import Celery, _state, current_app, group
 from celery.app.amqp import Queues
 from celery.app.autoretry import add_autoretry_behaviour
 from celery.app.base import pydantic_wrapper
@@ -219,3 +219,16 @@ def test_json_that_somebody_else_decodes_is_left_to_them() -> None:
 
     assert celery_private.decodes_json("application/json")
     assert not celery_private.decodes_json("application/x-yaml")
+
+
+def test_group_says_whether_a_generator_has_still_to_make_some_of_its_tasks() -> None:
+    app = Celery("later", set_as_current=False)
+    made = app.signature("t")
+
+    later = group((made for _ in range(5)), app=app)
+
+    assert celery_private.makes_tasks_later(later)
+    assert len(list(later.tasks)) == 5
+    assert not celery_private.makes_tasks_later(later)
+    for known in ([], [made], [made, made], (made, made)):
+        assert not celery_private.makes_tasks_later(group(known, app=app))
