@@ -31,7 +31,8 @@ def main() -> None:
 
 
 def _draw(chat: Chat, browser: Any) -> None:
-    page = browser.new_page(viewport={"width": 1180, "height": 720})
+    context = browser.new_context(viewport={"width": 1180, "height": 720})
+    page = context.new_page()
     page.goto(chat.address)
     page.wait_for_selector("html[data-ready]")
     _write(page, "Good morning, Maria! Is the order ready?")
@@ -47,13 +48,29 @@ def _draw(chat: Chat, browser: Any) -> None:
     _write(page, "Thank you!")
     page.wait_for_selector('.out[data-state="running"]:has-text("Thank")')
     page.screenshot(path=DOCS / "chat.png")
+    operator = context.new_page()
+    operator.set_viewport_size({"width": 1180, "height": 510})
+    operator.goto(page.eval_on_selector("text=Dashboard", "link => link.href"))
+
+    def has_lines() -> bool:
+        """Lines and rates take minutes in which something happens."""
+        _write(page, "Hello?")
+        operator.reload()
+        return operator.locator("svg.cs-line").count() > 0 and "Per minute" in operator.inner_text("#cs-body")
+
+    eventually(has_lines, timeout=400, interval=10, message="the dashboard has lines and rates")
     page.fill("#text", "Is anybody there?")
     page.click("text=× 20")
     eventually(lambda: page.locator('.out[data-state="queued"]').count() > 5, timeout=20)
-    page.click("text=Dashboard")
-    page.wait_for_selector("#cs-body table")
-    page.set_viewport_size({"width": 1180, "height": 510})
-    page.screenshot(path=DOCS / "dashboard.png")
+    operator.reload()
+    operator.wait_for_selector("#cs-body table")
+    operator.screenshot(path=DOCS / "dashboard.png")
+    operator.click("text=Dead letters")
+    operator.click("#cs-body tbody a >> nth=0")
+    operator.wait_for_selector("h2:has-text('Attempts')")
+    operator.set_viewport_size({"width": 1180, "height": 560})
+    operator.eval_on_selector("h2:has-text('Attempts')", "title => title.scrollIntoView()")
+    operator.screenshot(path=DOCS / "message.png")
 
 
 def _write(page: Any, text: str) -> None:
