@@ -57,9 +57,9 @@ def seen(redis_url: str) -> Iterator[list[dict[str, Any]]]:
 def make(proxy: Proxy) -> Iterator[Make]:
     made: list[BackgroundEvents] = []
 
-    def dispatcher(url: str | None = None, **options: Any) -> BackgroundEvents:
+    def dispatcher(url: str | None = None, *, socket_timeout: float = 1.0, **options: Any) -> BackgroundEvents:
         app = Celery("worker", broker=url or proxy.url, set_as_current=False)
-        app.conf.broker_transport_options = {"socket_timeout": 1.0}
+        app.conf.broker_transport_options = {"socket_timeout": socket_timeout}
         made.append(BackgroundEvents(app, "me@here", **options))
         return made[-1]
 
@@ -96,7 +96,7 @@ def test_events_cost_nothing_while_the_broker_is_away_and_the_newest_arrive_when
     make: Make, seen: list[dict[str, Any]], proxy: Proxy, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "celery_streams")
-    events = make()
+    events = make(socket_timeout=8.0)  # which no busy machine holds a send up for
     events.send("worker-online", number=-1)
     eventually(lambda: numbers(seen) == [-1])
     away(proxy, how)
@@ -109,11 +109,11 @@ def test_events_cost_nothing_while_the_broker_is_away_and_the_newest_arrive_when
         slowest = max(slowest, time.monotonic() - before)
     taken = time.monotonic() - began
     cpu_before = time.process_time()
-    eventually(lambda: "Events cannot be sent" in caplog.text, timeout=10)
+    eventually(lambda: "Events cannot be sent" in caplog.text, timeout=30)
     threading.Event().wait(2.0)  # what is measured is the time in which nothing comes
     idle = time.process_time() - cpu_before
 
-    assert slowest < 0.5, "no send waits for the broker"
+    assert slowest < 6.0, "no send waits for the broker"
     assert taken < 15
     assert cpu_before - cpu < 15
     assert idle < 1.5, "what is kept is not serialised again and again"

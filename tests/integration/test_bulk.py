@@ -25,7 +25,7 @@ from celery_streams.message import Message
 from tests.faults.proxy import Proxy
 from tests.support.eventually import eventually
 from tests.support.redis_state import redis_state
-from tests.support.versions import needs_kombu
+from tests.support.versions import CELERY, needs_kombu
 
 MakeApp = Callable[..., Celery]
 
@@ -589,7 +589,8 @@ def test_only_results_that_somebody_keeps_are_listened_for(app: MakeApp, broker:
         kept = [t.delay(number) for number in range(3)]
 
     assert times_sent(broker.client, "subscribe") == before[0] + 3
-    assert times_sent(broker.client, "unsubscribe") == before[1]
+    if CELERY >= (5, 7):  # an older one ends what it has not begun, too
+        assert times_sent(broker.client, "unsubscribe") == before[1]
     assert arrive(made, kept)
 
 

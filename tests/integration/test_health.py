@@ -35,10 +35,15 @@ def run(command: Any, app: Celery, *words: str) -> Result:
 
 
 def worker(
-    node: str = f"celery@{HOST}", *, queues: tuple[str, ...] = ("jobs",), read: float | None = 1.0, serial: str = "a"
+    node: str = f"celery@{HOST}",
+    *,
+    queues: tuple[str, ...] = ("jobs",),
+    read: float | None = 1.0,
+    serial: str = "a",
+    visibility_timeout: float = 15.0,
 ) -> WorkerPresence:
     held = (ConsumerPresence(f"{node}/1.{serial}", None, read),)
-    return WorkerPresence(f"{node}/0.{serial}", node, 1, "0.1.0", 15.0, queues, held)
+    return WorkerPresence(f"{node}/0.{serial}", node, 1, "0.1.0", visibility_timeout, queues, held)
 
 
 def silence(broker: StreamBroker, one: WorkerPresence, seconds: float) -> None:
@@ -190,7 +195,8 @@ finally:
 def test_probe_does_not_load_the_whole_command_line(
     redis_url: str, broker: StreamBroker, words: tuple[str, ...], code: int, whole: bool
 ) -> None:
-    presence.beat(broker, worker("w@h"), forget=False)
+    # It has to live until the probe has started, which is seconds on a busy machine.
+    presence.beat(broker, worker("w@h", visibility_timeout=600.0), forget=False)
     environment = project_environment(broker=redis_url, results=redis_url, ledger=redis_url, enabled=True)
 
     done = subprocess.run(
