@@ -78,6 +78,8 @@ class Lane:
     limits: str
     #: Its entries have places, which must be given back when they are gone.
     lasting: bool
+    #: What waits when a task raises RateLimited: what has this key of a concurrency limit. Empty: what has its rate.
+    penalised: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ def admit(
             [
                 *(keys.GROUP, consumer, entry.id, place_of(broker, entry), entry.stream.step, lane.name, lane.limits),
                 *(int(ahead), "" if penalty_ms is None else penalty_ms, len(broker.steps)),
-                published,
+                *(published, lane.penalised),
             ],
             noted,
         )

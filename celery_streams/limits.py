@@ -116,11 +116,14 @@ def lane_of(task: str, limits: Limits, keys: Sequence[str | None], *, node: str)
     else:
         name = f"{task}@{node}" if node and limits.rate else task
     said: dict[str, Any] = {"task": task, "rate": name, **limits.told()}
+    penalised = ""
     if limits.concurrency_per_key:
         said["key"] = f"{task} {key}"
-        name += f" | {key}"
+        # A stroke in the first key is not the one between both.
+        name = f"{name.replace('|', '||')} | {key}"
+        penalised = said["key"] if limits.rate_key is None else ""
     lasting = bool(limits.concurrency or limits.concurrency_per_key)
-    return Lane(name, json.dumps(said, separators=(",", ":")), lasting)
+    return Lane(name, json.dumps(said, separators=(",", ":")), lasting, penalised)
 
 
 def limits_of(task: Any, setting: Mapping[str, Any], set_at_run_time: Mapping[str, Any] | None = None) -> Limits:
@@ -140,6 +143,8 @@ def limits_of(task: Any, setting: Mapping[str, Any], set_at_run_time: Mapping[st
     found = Limits(**parse_limits(said, f"Task {task.name}"))
     if found.concurrency_per_key and found.concurrency_key is None:
         raise ConfigurationError(f"Task {task.name}: concurrency_per_key has no effect without a concurrency_key")
+    if found.concurrency_key is not None and "concurrency_per_key" not in said:
+        raise ConfigurationError(f"Task {task.name}: concurrency_key has no effect without concurrency_per_key")
     for key in (found.rate_key, found.concurrency_key):
         check_key(task, key, f"Task {task.name}: a key", "limit")
     return found

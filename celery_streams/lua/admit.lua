@@ -4,8 +4,8 @@
 --          and marks
 -- ARGV     group, consumer, entry id, what its place is told by (index of its stream, ':', its id), priority step,
 --          lane, its limits (JSON: task, rate, interval in ms, limit, key, key_limit), '1' = it was put back, or has
---          started once, ms for which nothing of its rate shall start ('' = none: it may start), number of streams, the
---          id with which it was published, where it was put back ('' = its own)
+--          started once, ms for which nothing shall start ('' = none: it may start), number of streams, the id that it
+--          was published with, where it was put back ('' = its own), the key that shall not start ('' = its rate)
 -- Returns  1: it may start, and has its places; 2: it may start, and has none to give back; -1: it was no longer ours;
 --          a text: it was moved aside, to this field of what is held
 -- Needs    barred, came, clock, comes_before, follow, lane_in, leave_place, line_up, make_room, movable, numbered
@@ -71,7 +71,7 @@ follow(named.headers, stream, id, at.held, field)
 redis.call('HSET', at.lanes, lane, cjson.encode(known))
 settle(stream, group, id)
 if penalty then
-    redis.call('ZADD', at.rates, now + penalty, '!' .. wanted.rate)
+    redis.call('ZADD', at.rates, now + penalty, '!' .. (ARGV[12] ~= '' and ARGV[12] or wanted.rate))
     barrier, till = 'R', now + penalty
 end
 if not before then line_up(at, lane, barrier, till) end

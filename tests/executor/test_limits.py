@@ -21,9 +21,10 @@ from celery_streams.bin.limits import limits
 from celery_streams.bin.migrate import migrate
 from celery_streams.exceptions import ConfigurationError, LimitKeyError
 from celery_streams.lanes import Lane, admit, held_lanes, held_reasons, let_go, reconcile, release
-from celery_streams.limits import RateLimited, without_task
+from celery_streams.limits import RateLimited, lane_of, without_task
 from celery_streams.recovery import recover
 from celery_streams.worker.outcome import Action, Outcome
+from celery_streams.worker.task_options import limits_in_force
 from tests.support.bench import ME, NOTHING, QUEUE, STREAM, Bench, but
 from tests.support.eventually import eventually
 from tests.support.redis_state import commands_processed, make_idle, read_all, redis_state
@@ -360,9 +361,6 @@ def test_no_more_than_so_many_run_at_once_and_the_next_follows_when_one_is_settl
 
 
 def lane_of_all(bench: Bench, task: Any) -> tuple[Any, ...]:
-    from celery_streams.limits import lane_of
-    from celery_streams.worker.task_options import limits_in_force
-
     limits = limits_in_force(task, streams_of(bench.app))
     return lane_of(task.name, limits, (None, None), node=""), task.name, limits
 
@@ -462,6 +460,72 @@ def test_task_that_was_told_429_waits_with_its_key_and_burns_no_attempt(bench: B
     run_all(bench)
     assert bench.ran == ["a0", "b0", "a0", "a1"]
     assert bench.left() == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("options", "others_go_on"),
+    [
+        ({"streams_rate_limit_key": "customer"}, True),
+        ({"streams_concurrency_key": "customer", "streams_concurrency_per_key": 2}, True),
+        ({"rate_limit": "1000/s", "streams_concurrency_key": "customer", "streams_concurrency_per_key": 2}, True),
+        ({"streams_concurrency": 5}, False),
+        ({"rate_limit": "1000/s"}, False),
+    ],
+)
+def test_task_that_was_told_429_holds_its_key_and_where_it_has_none_the_task(
+    bench: Bench, options: dict[str, Any], others_go_on: bool
+) -> None:
+    @bench.task(**options)
+    def calls(number: int, customer: str) -> None:
+        bench.ran.append(f"{customer}{number}")
+        if bench.ran == ["a0"]:
+            raise celery_streams.RateLimited(3_600)
+
+    def run_for_a_while() -> None:
+        for _ in range(5):
+            run_all(bench)
+            let_pass(bench, seconds=1)
+            release_all(bench)
+
+    for number in range(2):
+        calls.delay(number, "a")
+    for number in range(2):
+        calls.delay(number, "b")
+
+    run_for_a_while()
+    assert bench.ran == ["a0", *(["b0", "b1"] if others_go_on else [])]
+    let_pass(bench, seconds=3_600)
+    release_all(bench)
+    run_for_a_while()
+    assert sorted(bench.ran) == ["a0", "a0", "a1", "b0", "b1"]
+    assert bench.left() == NOTHING
+
+
+def test_keys_with_strokes_in_them_are_told_apart(bench: Bench) -> None:
+    running: list[str] = []
+
+    @bench.task(
+        rate_limit="1000/s",
+        streams_rate_limit_key="account",
+        streams_concurrency_key="customer",
+        streams_concurrency_per_key=1,
+    )
+    def slow(account: str, customer: str) -> None:
+        running.append(customer)
+
+    pairs = [("a | b", "c"), ("a", "b | c"), ("a || b", "c"), ("a |", "| c"), ("a", "| | c")]
+    for pair in pairs:
+        slow.delay(*pair)
+        slow.delay(*pair)
+    bench.executor.prepare()
+    found = read_all(bench.broker, [QUEUE], ME)
+    limits = limits_in_force(slow, streams_of(bench.app))
+    for number, one in enumerate(found):
+        lane = lane_of("slow", limits, pairs[number // 2], node="")
+        bench.settler.admit(one, lane, "slow", limits, ahead=False)
+
+    # Those of one account and customer wait in line, and no others.
+    assert len(held_lanes(bench.broker, QUEUE)) == len(pairs)
 
 
 @pytest.mark.parametrize("way", ["fast", "slow"])
@@ -781,6 +845,7 @@ class Later:
         ({"rate_limit": -1}, "not negative"),
         ({"rate_limit": "often"}, "a rate must be a number"),
         ({"streams_concurrency_per_key": 1}, "without a concurrency_key"),
+        ({"streams_concurrency": 2, "streams_concurrency_key": "customer"}, "without concurrency_per_key"),
         ({"streams_rate_limit_key": "custmer"}, "has no argument 'custmer' to limit by; did you mean 'customer'?"),
         ({"streams_rate_limit_key": 3}, "an argument's name, or a callable"),
     ],

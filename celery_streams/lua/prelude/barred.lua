@@ -9,6 +9,7 @@ local function barred(at, known, now)
         redis.call('ZADD', at.rates, string.format('%.3f', free), known.rate)
     end
     free = math.max(free, tonumber(redis.call('ZSCORE', at.rates, '!' .. known.rate) or 0))
+    if known.key then free = math.max(free, tonumber(redis.call('ZSCORE', at.rates, '!' .. known.key) or 0)) end
     if free > now then return 'R', free end
     if known.key_limit and counted(at, 'K' .. known.key) >= known.key_limit then return 'K' .. known.key end
     if known.limit and counted(at, 'T' .. known.task) >= known.limit then return 'T' .. known.task end
