@@ -264,8 +264,12 @@ def change_backends(app: Any, change: Callable[[Any], None]) -> None:
 def choose_backends(app: Any, choose: Callable[[str], Any]) -> None:
     """Have ``app`` make its result backend of the class that ``choose`` returns for its URL; None is Celery's choice.
 
+    Once for each app.
+
     Celery knows a class by the part of the scheme before the ``+``, and takes ``redis+cluster`` for ``redis``.
     """
+    if app.__dict__.get("_celery_streams_chooses"):
+        return
     make = app._get_backend
 
     def made() -> Any:
@@ -273,6 +277,7 @@ def choose_backends(app: Any, choose: Callable[[str], Any]) -> None:
         chosen = choose(url) if isinstance(url, str) else None
         return make() if chosen is None else chosen(app=app, url=url)
 
+    app._celery_streams_chooses = True
     app._get_backend = made
 
 

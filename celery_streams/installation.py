@@ -79,6 +79,8 @@ def install(app: Celery | None = None, *, queues: Any = None, enabled: Any = Non
         publish_by_plans(app, streams_of(app))
         celery_private.choose_backends(app, _backend_for)
         answer_for_duplicates(app, streams_of(app))
+    # An app that was pickled for a spawned process has all that its classes and settings say, and not this.
+    celery_private.choose_backends(app, _backend_for)
     if changes:
         app.conf.update(changes)
         streams_of(app).reload()

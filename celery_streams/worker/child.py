@@ -30,6 +30,7 @@ from .. import celery_private
 from ..app import Streams, streams_of
 from ..consumers import forget_consumer
 from ..entries import Delivery, Entry, StreamRef
+from ..installation import install
 from ..poll import readable, writable
 from . import revoked_stamps
 from .counting import count_process, executor_for
@@ -502,6 +503,8 @@ def child_main(
     try:
         slot = table.slot(index)
         slot.attach(os.getpid())
+        # Of a spawned child, whose app was pickled: kombu and the results know nothing of a Redis Cluster there.
+        install(app)
         process_initializer(app, hostname)
         # Not "full", as in Celery's pool: SIGUSR2 stays Celery's debugger (CELERY_RDBSIG).
         reset_signals()

@@ -11,6 +11,7 @@ from kombu import Connection
 import celery_streams
 from celery_streams.bindings import broker_place
 from celery_streams.cluster import ClusterClient
+from celery_streams.cluster_results import ClusterBackend
 from celery_streams.cluster_transport import Transport
 from celery_streams.exceptions import ConfigurationError
 from celery_streams.installation import connect_to_clusters
@@ -124,3 +125,16 @@ def test_kombu_is_taught_once_and_keeps_its_signature() -> None:
 
     assert Connection.__init__ is before
     assert Connection("redis+cluster://one", "me", "pw", None, 7000).password == "pw"
+
+
+def test_app_that_was_pickled_for_a_spawned_process_knows_clusters_once_it_is_installed_there() -> None:
+    app = Celery("cluster", broker="redis+cluster://one:7000;two", set_as_current=False)
+    app.conf.result_backend = "redis+cluster://one:7000;two"
+    celery_streams.install(app)
+
+    again = pickle.loads(pickle.dumps(app))
+    celery_streams.install(again)
+
+    for one in (app, again):
+        assert type(one.backend) is ClusterBackend
+        assert type(one.connection_for_write().transport) is Transport
