@@ -156,6 +156,8 @@ def decode_arguments(message: Message, *, accept: Iterable[str] | None) -> Argum
         )
         payload = kombu_message.decode()
         if "task" in headers:
+            if not isinstance(payload, (list, tuple)):  # a text, where nothing says what it is, would be taken apart
+                raise MessageError(f"the body must be a list, not {type(payload).__name__}")
             args, kwargs, *_ = payload
         else:  # protocol 1
             args, kwargs = payload.get("args"), payload.get("kwargs")

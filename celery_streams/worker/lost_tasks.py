@@ -89,7 +89,8 @@ class LostTasks:
         if not self.still_holds(consumer, delivery.entry) or self.claim_left(delivery):
             return  # another worker's by now; or a part of a chord that has to wait, and is found again
         self.crashes += 1
-        self.settle_lost(delivery, consumer, claimed=True, holder=holder)
+        # What its worker kept of its events for a moment died with it; told twice they say the same.
+        self.settle_lost(delivery, consumer, claimed=True, holder=holder, untold=True)
 
     def settle_interrupted(self, delivery: Delivery, consumer: str, *, ran_for: float | None = None) -> None:
         """Put a message back whose task a cold shutdown ended, after it had run for so many seconds."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 import time
 from collections import Counter
 
@@ -204,3 +206,48 @@ def test_retry_that_was_asked_for_runs_once_though_a_worker_without_children_is_
     eventually(lambda: project.status().length == 0)
     assert [run["retries"] for run in project.ledger.runs(result.id)] == [0, 1]
     assert project.dead_letters() == []
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_task_that_took_its_whole_worker_along_is_known_by_its_name_to_whoever_hears_events(
+    project, app, act, worker, pool
+):
+    seen, stop = [], threading.Event()
+
+    def receive():
+        with app.connection_for_read() as connection:
+            receiver = app.events.Receiver(connection, handlers={"*": seen.append})
+            with receiver.consumer_context(wakeup=False) as (own, _, _):
+                while not stop.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        own.drain_events(timeout=0.1)
+
+    listens = threading.Thread(target=receive, daemon=True)
+    listens.start()
+    options = {"options": ("-E",), "streams_delivery_limit": 1, "streams_visibility_timeout": 1.5}
+    first = worker(name="first", concurrency=1, pool=pool, **options)
+    eventually(lambda: any(one["hostname"] == first.hostname for one in seen))
+    # Its events are collected for a moment, and die with it.
+    result = act.delay("kill_worker", "a value", times=9)
+    project.starts(result.id)
+    worker(name="second", concurrency=1, **options)
+    try:
+        mine = eventually(
+            lambda: (
+                found
+                if (found := [one for one in seen if one.get("uuid") == result.id])
+                and found[-1]["type"] == "task-failed"
+                else None
+            ),
+            timeout=30,
+        )
+    finally:
+        stop.set()
+        listens.join()
+
+    assert [one["type"] for one in mine] == ["task-received", "task-started", "task-failed"]
+    assert (mine[0]["name"], mine[0]["retries"]) == (act.name, 0)
+    assert "a value" in mine[0]["args"]
+    (letter,) = project.dead_letters()
+    (attempt,) = letter.attempts
+    assert (attempt.outcome, attempt.worker.partition("/")[0]) == ("crashed", first.hostname)

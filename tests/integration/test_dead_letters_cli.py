@@ -311,6 +311,17 @@ def test_pickle_that_is_not_accepted_is_never_loaded(app: MakeApp, broker: Strea
     assert "args" not in found
 
 
+@pytest.mark.parametrize("body", [b'"abc"', b'{"a": 1, "b": 2, "c": 3}', b"7", b"null", b"[]"])
+def test_body_that_is_no_list_of_arguments_is_said_to_be_none(app: MakeApp, broker: StreamBroker, body: bytes) -> None:
+    entry_id = bury(broker, 1, message=task_message(1, body=body))
+
+    found = output(run(app(), "show", "q", entry_id, "--json"))
+
+    assert found["body_not_decoded"]
+    assert "args" not in found
+    assert found["fields"]["body"] == body.decode()
+
+
 def test_pickle_that_the_project_accepts_is_decoded(app: MakeApp, broker: StreamBroker) -> None:
     body = pickle.dumps(((1, {2}), {}, {}))
     entry_id = bury(broker, 1, message=task_message(1, body=body, content_type="application/x-python-serialize"))

@@ -375,6 +375,13 @@ def _kill(task, value, times=1, after=0.0):
     return value
 
 
+def _kill_worker(task, value, times=1):
+    """Kill all processes of this worker, the first ``times`` times the task runs."""
+    if ledger.count("run", task.request.id) <= times:
+        os.killpg(0, signal.SIGKILL)
+    return value
+
+
 def _sleep(task, value, seconds=0.1):
     time.sleep(seconds)
     return value
