@@ -280,7 +280,8 @@ class Places(RuleBasedStateMachine):
             flat = call("HGETALL", names.shelf[1])
             for lane, said in zip(flat[::2], flat[1::2], strict=True):
                 known = json.loads(said) if lane else {}
-                if known and f"!{known['rate']}".encode() not in rates:
+                barred = {f"!{name}".encode() for name in (known.get("rate"), known.get("key")) if name}
+                if known and barred.isdisjoint(rates):
                     full = counted[f"T{known['task']}"] >= known["limit"]
                     full = full or (bool(known.get("key")) and counted[f"K{known['key']}"] >= known["key_limit"])
                     assert full, f"{lane} waits, and there is room"
