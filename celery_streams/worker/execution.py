@@ -29,7 +29,7 @@ from .kept_messages import KeptMessages
 from .outcome import Circumstances, Event, decide
 from .own_process import end_foreign_process
 from .settle import Settler
-from .task_errors import einfo_of, log_raised
+from .task_errors import Interruption, einfo_of, is_of, log_raised
 from .task_options import TaskOptions
 
 if TYPE_CHECKING:
@@ -53,10 +53,6 @@ logger = logging.getLogger(__name__)
 
 #: Seconds by which the clocks of publisher and Redis may disagree before an eta is taken for not reached.
 ETA_SLACK = 0.05
-
-
-class Interruption(BaseException):
-    """Raised in a running task by this worker to end it; its message is settled elsewhere, or later."""
 
 
 #: Raised outside of a task's body, these end the process, or the settling goes on later: the message stays pending.
@@ -211,7 +207,7 @@ class Surroundings:
         except PASSING_BY:
             raise
         except BaseException as exc:  # noqa: BLE001
-            if isinstance(exc, Exception) and not isinstance(exc, Reject):
+            if is_of(exc, Exception) and not is_of(exc, Reject):
                 log_raised(logger.error, "Task %s[%s] failed outside of its body.", name, task_id)
             return Escaped(exc, einfo_of(exc))
 
@@ -224,7 +220,10 @@ class Surroundings:
         """Tell the result backend and the like; whatever that raises, the message must be settled all the same."""
         try:
             report()
-        except Exception:  # noqa: BLE001
+        except (SystemExit, KeyboardInterrupt, Interruption):
+            raise
+        except BaseException:  # noqa: BLE001
+            # What a task raised may raise anything where Celery looks at it.
             log_raised(logger.error, "Reporting the outcome of a task failed; its message is settled all the same.")
 
     def ran_before(self, task_id: Any) -> None:

@@ -1,13 +1,14 @@
 """Task errors: what an exception that a task raised means, and how it is let go; it settles nothing.
 
 Tasks raise anything: classes whose ``repr`` fails, whose attributes cannot be set (a frozen dataclass), or that are not
-an ``Exception``. Nothing here runs their code without a guard.
+an ``Exception``, or raise what is none (``GeneratorExit``) where somebody looks at them, at ``__class__`` too. Nothing
+here runs their code without a guard.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.exceptions import Ignore, Reject, Retry
@@ -16,7 +17,9 @@ from kombu.utils.encoding import safe_repr
 from ..limits import RateLimited
 from .outcome import Event
 
-__all__ = ("class_of", "einfo_of", "event_of", "let_go", "log_raised", "shown", "unwrapped")
+__all__ = ("Interruption", "class_of", "einfo_of", "event_of", "is_of", "let_go", "log_raised", "shown", "unwrapped")
+
+E = TypeVar("E", bound=BaseException)
 
 # Read and written past what a class makes of its attributes.
 _TRACEBACK = BaseException.__dict__["__traceback__"]
@@ -25,17 +28,32 @@ _CONTEXT = BaseException.__dict__["__context__"]
 _NAME = type.__dict__["__name__"]
 
 
+class Interruption(BaseException):
+    """Raised in a running task by this worker to end it; its message is settled elsewhere, or later."""
+
+
+#: What ends the process or the task, and is let through wherever it strikes.
+_ENDINGS = (SystemExit, KeyboardInterrupt, Interruption)
+
+
+def is_of(exc: BaseException, kinds: type[E] | tuple[type[E], ...]) -> TypeGuard[E]:
+    """Return whether ``exc`` is of one of these classes; ``isinstance`` asks the exception itself where it is not."""
+    return issubclass(type(exc), kinds)
+
+
 def unwrapped(exc: BaseException) -> BaseException:
     """Return the exception that billiard wrapped for its way between processes."""
-    return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
+    return exc.exc if is_of(exc, ExceptionWithTraceback) else exc
 
 
 def shown(exc: BaseException) -> str:
     """Return ``repr(exc)``, or what can be said of an exception whose ``repr`` fails."""
     try:
         return str(safe_repr(exc))
-    except Exception:  # noqa: BLE001
-        return f"{type(exc).__name__}(...)"
+    except _ENDINGS:
+        raise
+    except BaseException:  # noqa: BLE001
+        return f"{class_of(exc)}(...)"
 
 
 def class_of(exc: BaseException) -> str:
@@ -47,7 +65,9 @@ def einfo_of(exc: BaseException) -> ExceptionInfo:
     """Return billiard's ExceptionInfo for ``exc``, which is being handled; of a stand-in where ``exc`` prevents it."""
     try:
         return ExceptionInfo()
-    except Exception:  # noqa: BLE001
+    except _ENDINGS:
+        raise
+    except BaseException:  # noqa: BLE001
         # Its traceback cannot be formatted: an attribute of it raised, whatever.
         try:
             raise RuntimeError(f"{shown(exc)} (its traceback cannot be shown)") from None
@@ -59,7 +79,9 @@ def log_raised(log: Callable[..., None], message: str, *args: Any) -> None:
     """Log ``message`` with the traceback of what is being handled, or without it where that cannot be shown."""
     try:
         log(message, *args, exc_info=True)
-    except Exception:  # noqa: BLE001
+    except _ENDINGS:
+        raise
+    except BaseException:  # noqa: BLE001
         # logging formats a traceback where it handles errors of its own, too.
         log(f"{message} (its traceback cannot be shown)", *args)
 
@@ -80,14 +102,14 @@ def let_go(exc: BaseException | None) -> None:
 def event_of(exc: BaseException, task: Any) -> tuple[Event, BaseException]:
     """Return what happened to a message whose task raised ``exc``, and the exception as the task raised it."""
     exc = unwrapped(exc)
-    if isinstance(exc, Retry):
+    if is_of(exc, Retry):
         return Event.RETRIED, exc
-    if isinstance(exc, RateLimited):
+    if is_of(exc, RateLimited):
         return Event.LIMITED, exc
-    if isinstance(exc, Reject):
+    if is_of(exc, Reject):
         return (Event.REQUEUED if exc.requeue else Event.REJECTED), exc
-    if isinstance(exc, Ignore):
+    if is_of(exc, Ignore):
         return Event.IGNORED, exc
-    if task.throws and isinstance(exc, task.throws):
+    if task.throws and is_of(exc, task.throws):
         return Event.EXPECTED, exc
     return Event.FAILED, exc

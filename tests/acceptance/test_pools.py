@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from celery import chain, chord, group
 
-from tests.proj.actions import ODD
+from tests.proj.actions import BASE_ERRORS, ODD, PLACES
 from tests.support.eventually import eventually
 from tests.support.versions import CELERY
 
@@ -183,6 +183,27 @@ def test_exceptions_of_odd_classes_fail_once_and_are_retried_in_every_pool(proje
     assert [result.state for result in failed] == ["FAILURE"] * len(kinds)
     assert {one.reason for one in project.dead_letters()} == {"failed"}
     assert project.counted() == {**{result.id: 1 for result in failed}, **{result.id: 2 for result in retried}}
+    assert running.running
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["fast", "slow"])
+@pytest.mark.parametrize("pool", POOLS)
+def test_exceptions_that_raise_what_is_no_exception_when_looked_at_are_settled_once_in_every_pool(
+    project, act, worker, pool, watched
+):
+    running = worker(pool=pool, concurrency=a_few(pool), watched=watched)
+    looked_at = [(place, kind) for place in PLACES for kind in BASE_ERRORS]
+
+    sent = {act.delay("raise_hostile", place=place, kind=kind).id: (place, kind) for place, kind in looked_at}
+
+    def settled():
+        ended = [sent[one] for one in sent if project.ledger.runs(one)]
+        return len(ended) == len(sent) and project.status().length == 0
+
+    eventually(settled, timeout=60)
+    counts = project.counted()
+    assert act.delay("ok", "after").get(timeout=10) == "after"
+    assert {what: counts.get(one) for one, what in sent.items() if counts.get(one) != 1} == {}
     assert running.running
 
 

@@ -162,6 +162,26 @@ def several(text):
     return ActionError(text) if group is None else group(text, [FrozenError(text), ReprError(text)])
 
 
+#: What else an exception may raise when somebody looks at it.
+BASE_ERRORS = {"exit": SystemExit, "generator": GeneratorExit, "own": OddError}
+
+#: Where somebody may look.
+PLACES = (
+    "__bool__", "__cause__", "__class__", "__context__", "__eq__", "__getattribute__", "__hash__", "__reduce_ex__",
+    "__repr__", "__setattr__", "__str__", "__traceback__", "args", "add_note", "with_traceback",
+)  # fmt: skip
+
+
+def hostile(place, kind):
+    """Return an exception that raises one of :data:`BASE_ERRORS` when somebody looks at one of :data:`PLACES`."""
+
+    def look(self, *args):
+        raise BASE_ERRORS[kind](f"at {place}")
+
+    is_attribute = place in ("__cause__", "__class__", "__context__", "__traceback__", "args")
+    return type("HostileError", (Exception,), {place: property(look) if is_attribute else look})("hostile")
+
+
 ODD = {
     "cancelled": asyncio.CancelledError,
     "generator": GeneratorExit,
@@ -261,6 +281,10 @@ def _retry_quietly(task, value):
 
 def _raise(task, value, kind):
     raise ODD[kind](value)
+
+
+def _raise_hostile(task, value, place, kind):
+    raise hostile(place, kind)
 
 
 def _retry_odd(task, value, kind, countdown=0):
