@@ -372,16 +372,15 @@ class RedisClient:
             self._close_spare(now)
 
     def _close_spare(self, now: float) -> None:
-        """Close the connection that was not needed for the longest time, if there is one besides that just used."""
-        if len(self._idle) < 2 or now - self._idle[0][1] < _SPARE_AFTER:
-            return
-        try:
-            spare, since = self._idle.popleft()
-        except IndexError:
-            return  # another thread took it
-        if now - since < _SPARE_AFTER:
-            self._idle.appendleft((spare, since))
-        else:
+        """Close connections that were not needed for a while, but for the one just used."""
+        while len(self._idle) > 1 and now - self._idle[0][1] >= _SPARE_AFTER:
+            try:
+                spare, since = self._idle.popleft()
+            except IndexError:
+                return  # another thread took it
+            if now - since < _SPARE_AFTER:
+                self._idle.appendleft((spare, since))
+                return
             self._drop(spare)
 
     @staticmethod

@@ -43,7 +43,6 @@ MALFORMED = {
     "unknown content type": entry(properties={**PROPERTIES, "content_type": "application/x-unknown"}),
     "unknown compression": entry(headers={**HEADERS, "compression": "application/x-unknown"}),
     "no id": entry(headers={"lang": "py", "task": "tests.proj.actions.act"}),
-    "task is a number": entry(headers={**HEADERS, "task": 42}),
     "task is a list": entry(headers={**HEADERS, "task": ["tests.proj.actions.act"]}),
     "eta is nonsense": entry(headers={**HEADERS, "eta": "tomorrow"}),
     "expires is nonsense": entry(headers={**HEADERS, "expires": "tomorrow"}),

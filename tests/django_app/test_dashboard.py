@@ -707,7 +707,8 @@ def test_format_that_there_is_not_is_said(admin: Client, broker: StreamBroker, p
 def test_every_list_offers_its_files(admin: Client, broker: StreamBroker, place: str, page: str) -> None:
     bury(broker, 1)
     broker.publish("send_message", message(1))
-    delay(broker, 7)
+    called = message(7)._replace(properties=b'{"content_type":"application/json","content_encoding":"utf-8"}')
+    broker.delay("send_message", called, due_ms=broker.clock_ms() + 600_000, member="7")
 
     source = admin.get(place + page).content.decode()
     rows = json.loads(b"".join(admin.get(place + page, {"format": "json"})))
@@ -717,7 +718,7 @@ def test_every_list_offers_its_files(admin: Client, broker: StreamBroker, place:
     assert len(rows) == len(table) == {"delayed/": 1, "workers/": 0, "alerts/": len(rows)}[page]
     if page == "delayed/":
         assert rows[0]["queue"] == "send_message"
-        assert rows[0]["args"] is not None
+        assert (rows[0]["args"], rows[0]["kwargs"]) == ("[7]", "{}")
     if page == "alerts/":
         assert ("critical", "no_consumer") in [(row["level"], row["name"]) for row in rows]
 
