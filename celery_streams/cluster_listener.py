@@ -31,6 +31,12 @@ CHECK_EVERY = 10.0
 _TURN = 1
 
 
+def _watched(connection: BlockingConnection | None) -> dict[int, object]:
+    if connection is None or connection.link is None:
+        return {}
+    return {connection.fileno(): connection.link}
+
+
 class Subscription:
     """Hears channels, and patterns of channels: names with a ``*``.
 
@@ -58,9 +64,7 @@ class Subscription:
     @property
     def watched(self) -> dict[int, object]:
         """The descriptor to watch, and what tells its link from another one with the same number; none while closed."""
-        if self._connection is None or self._connection.link is None:
-            return {}
-        return {self._connection.fileno(): self._connection.link}
+        return _watched(self._connection)
 
     @property
     def has_heard(self) -> bool:
@@ -241,9 +245,7 @@ class ListWait:
     @property
     def watched(self) -> dict[int, object]:
         """The descriptor to watch, and what tells its link from another one with the same number; none while closed."""
-        if self._connection is None or self._connection.link is None:
-            return {}
-        return {self._connection.fileno(): self._connection.link}
+        return _watched(self._connection)
 
     @property
     def is_asking(self) -> bool:

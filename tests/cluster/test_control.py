@@ -27,6 +27,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::celery.app.control.DuplicateNod
 
 ACT = "tests.proj.actions.act"
 
+#: Where broadcasts of remote control are told.
+CONTROL = "/{celery.pidbox}"
+
 
 @pytest.fixture
 def cluster_only(redis_server: EmbeddedRedis, redis_url: str, tmp_path: Path) -> Any:
@@ -48,18 +51,6 @@ def cluster_only(redis_server: EmbeddedRedis, redis_url: str, tmp_path: Path) ->
 def project(cluster_only: Callable[..., Project], nodes: Cluster) -> Project:
     """The sample project on three masters that nobody harms."""
     return cluster_only(nodes)
-
-
-def place(nodes: Cluster, channel: str = "/{celery.pidbox}") -> list[int]:
-    """Return the numbers of the nodes that somebody listens to a channel at."""
-    found = []
-    for number, client in enumerate(nodes.clients):
-        try:
-            if client.call("PUBSUB", "NUMSUB", channel)[1]:
-                found.append(number)
-        except BrokerError:
-            continue
-    return found
 
 
 def pools(*, always: str) -> list[Any]:
@@ -226,14 +217,14 @@ def test_node_that_a_worker_listens_at_is_killed_and_its_replica_takes_over(
 
         for _ in range(2):
             # Each time the node that it listens at now; the second one may be a replica's successor, or any other.
-            at = place(nodes)[0]
+            at = nodes.listened_at(CONTROL)[0]
             if at >= 3:
                 break
             nodes.servers[at].kill()
             eventually(lambda: answers(project, one), timeout=60, message="the worker answers again")
             before = heard.beats(one.hostname)
             eventually(lambda before=before: heard.beats(one.hostname) > before, timeout=60, message="it beats again")
-            assert at not in place(nodes)
+            assert at not in nodes.listened_at(CONTROL)
             nodes.servers[at].start()
             eventually(lambda: runs(act), timeout=60, message="a task runs")
 
@@ -249,7 +240,7 @@ def test_node_that_a_worker_listens_at_goes_silent(cluster_only: Callable[..., P
         project.app()
         one = project.worker(concurrency=1)
         assert eventually(lambda: answers(project, one))
-        (at,) = place(nodes)
+        (at,) = nodes.listened_at(CONTROL)
         pid = nodes.servers[at].pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)

@@ -14,7 +14,7 @@ import pytest
 from celery_streams.cluster import ClusterClient
 from celery_streams.cluster_listener import ListWait, Subscription
 from celery_streams.cluster_map import slot_of
-from celery_streams.exceptions import BrokerError, BrokerUnavailable
+from celery_streams.exceptions import BrokerUnavailable
 from celery_streams.poll import readable
 from celery_streams.redis_url import ConnectionOptions
 from tests.support.cluster import Cluster, cluster
@@ -43,18 +43,6 @@ def heard(listening: Subscription, count: int) -> list[tuple[str, bytes]]:
         return len(found) >= count
 
     eventually(enough, timeout=30, interval=0.0, message=f"{count} messages are heard")
-    return found
-
-
-def place(nodes: Cluster, channel: str) -> list[int]:
-    """Return the numbers of the nodes that somebody listens to a channel at."""
-    found = []
-    for number, client in enumerate(nodes.clients):
-        try:
-            if client.call("PUBSUB", "NUMSUB", channel)[1]:
-                found.append(number)
-        except BrokerError:
-            continue
     return found
 
 
@@ -125,7 +113,7 @@ def test_subscription_goes_to_another_node_when_its_own_one_is(what: str) -> Non
         shards = nodes.client()
         listening = shards.subscription(check_every=CHECK_EVERY)
         listening.listen(["/{control}", "/{events}/worker.*"])
-        (at,) = place(nodes, "/{control}")
+        (at,) = nodes.listened_at("/{control}")
         others = [number for number in range(3) if number != at]
 
         if what == "killed":
@@ -141,7 +129,7 @@ def test_subscription_goes_to_another_node_when_its_own_one_is(what: str) -> Non
         def elsewhere() -> bool:
             listening.check()
             listening.receive()
-            return any(number != at or what == "cut" for number in place(nodes, "/{control}"))
+            return any(number != at or what == "cut" for number in nodes.listened_at("/{control}"))
 
         eventually(elsewhere, timeout=30, message="it listens at another node")
         publisher = nodes.client()
@@ -163,7 +151,7 @@ def test_silent_node_is_left_and_holds_nobody_up_for_longer_than_a_timeout() -> 
         shards = ClusterClient(nodes.url, ConnectionOptions(transport={"socket_timeout": 1.0}))
         listening = shards.subscription(check_every=CHECK_EVERY)
         listening.listen(["/{control}"])
-        (at,) = place(nodes, "/{control}")
+        (at,) = nodes.listened_at("/{control}")
         pid = nodes.servers[at].pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)

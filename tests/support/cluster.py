@@ -103,6 +103,15 @@ class Cluster:
             number += 1
         return found
 
+    def listened_at(self, channel: str) -> list[int]:
+        """Return the numbers of the nodes that somebody listens to ``channel`` at."""
+        found = []
+        for number, client in enumerate(self.clients):
+            with contextlib.suppress(BrokerError):  # it is away
+                if client.call("PUBSUB", "NUMSUB", channel)[1]:
+                    found.append(number)
+        return found
+
 
 def _free_port() -> int:
     """Return a port that is free, and whose bus port (10,000 above it) is, too."""
