@@ -378,7 +378,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         if isinstance(exc, self.channel_errors):
             self.pool.consume(list(self.app.amqp.queues.consume_from))
             # Celery's loop comes back at once for this kind of error, and nothing tells that a Redis has room again.
-            time.sleep(_REFUSED_PAUSE)
+            self.beside_work(lambda look: time.sleep(_REFUSED_PAUSE))
 
     def ensure_connected(self, conn: Any) -> Any:
         """Connect to Celery's broker, again and again, in a thread; the main thread does its other work meanwhile."""

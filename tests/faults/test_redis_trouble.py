@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ import pytest
 
 from celery_streams import BrokerError, BrokerFull, BrokerUnavailable, keys
 from tests.faults.conftest import QUEUE, VISIBILITY_TIMEOUT, Stage
-from tests.support.full import disk_full
+from tests.support.full import disk_full, memory_full
 from tests.support.sentinel import NAME, watched
 
 #: Seconds within which workers go on once Redis does.
@@ -298,6 +299,22 @@ def test_f15_a_full_redis_refuses_publishers_and_lets_workers_drain_retry_and_bu
     again = stage.send("ok")
     stage.drained(again)
     assert len(stage.runs()) == len(plain) + 2 * len([*flaky, *later]) + len(bad) + 1
+
+
+def test_f15_a_solo_worker_started_on_a_full_redis_runs_tasks_while_it_cannot_connect(stage: Stage) -> None:
+    """kombu's first write is refused, and tried again each second: the main thread does not sleep meanwhile."""
+    sent = [stage.send("nap", seconds=0.01) for _ in range(200)]
+    stage.broker.ensure_groups([QUEUE])
+    with memory_full(stage.client):
+        worker = stage.worker(concurrency=1, pool="solo", ready=False)
+
+        stage.wait(lambda: stage.ended(*sent), timeout=60, message="the worker drains")
+        tries = worker.log.count("Trying to reconnect")
+        worker.signal(signal.SIGTERM)
+
+        assert worker.wait(15) == 0, stage.logs()
+    # A few a second were run where it slept.
+    assert 0 < tries < len(sent) / 6, stage.logs()
 
 
 @pytest.mark.parametrize(
