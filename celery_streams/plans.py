@@ -349,7 +349,7 @@ class _Planner:
             if not plan.ignore_result:
                 world.backend.on_task_call(None, task_id)
             self._store(queue, plan, message)
-        result = (given.get("result_cls") or app.AsyncResult)(task_id)
+        result = celery_private.new_result(app, given.get("result_cls"), task_id)
         result.ignored = plan.ignore_result
         if holder is not None:
             # Most results of a block are dropped at once: to listen for each, and to stop it, is two commands.

@@ -12,9 +12,11 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from celery import Celery, signals
+from celery import Celery, Task, signals
 from celery.app.trace import build_tracer
+from celery.backends.base import DisabledBackend
 from celery.exceptions import TimeoutError as ResultTimeoutError
+from celery.result import AsyncResult
 from celery.utils.saferepr import saferepr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -367,6 +369,57 @@ def test_result_is_celerys(app: MakeApp) -> None:
     assert (results[1].ignored, results[1].task_id) == (False, results[1].id)
     with pytest.raises(ResultTimeoutError):
         results[1].get(timeout=0.1)
+
+
+def _own_backend(app: Celery) -> dict[str, Any]:
+    return {"backend": DisabledBackend(app=app)}
+
+
+def _own_results(app: Celery) -> dict[str, Any]:
+    class OwnResult(AsyncResult):
+        pass
+
+    class WithResults(Task):
+        def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult:  # noqa: N802  (Celery's name)
+            return OwnResult(task_id, backend=self.backend, **kwargs)
+
+    return {"base": WithResults}
+
+
+def _backend_of_a_class(app: Celery) -> dict[str, Any]:
+    found = DisabledBackend(app=app)
+
+    class WithBackend(Task):
+        backend = property(lambda self: found)
+
+    return {"base": WithBackend}
+
+
+def _results_of_the_app(app: Celery) -> dict[str, Any]:
+    class AppsResult(AsyncResult):
+        pass
+
+    app.AsyncResult = AppsResult
+    return {}
+
+
+@pytest.mark.parametrize("options", [_own_backend, _own_results, _backend_of_a_class, _results_of_the_app, dict])
+def test_result_is_of_the_class_and_backend_that_the_task_says(
+    app: MakeApp, options: Callable[[Celery], dict[str, Any]]
+) -> None:
+    made = app()
+    t = with_task(made, **({} if options is dict else options(made)))
+
+    def look() -> tuple[Any, ...]:
+        result = t.delay()
+        return type(result), result.backend, result.app, result.ignored, result.parent
+
+    with celerys_way():
+        by_celery = look()
+    look()
+    by_plan = look()
+
+    assert by_plan == by_celery
 
 
 def test_publish_by_plan_is_tried_again_as_the_policy_says(app: MakeApp, broker: StreamBroker) -> None:

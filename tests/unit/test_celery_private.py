@@ -54,6 +54,10 @@ NAMES: dict[str, tuple[Any, str]] = {
         lambda: hasattr(_state._task_stack, "push"),
         "workers keep current_task for each context (celery_private.exchange_task_stack)",
     ),
+    "celery.app.task.Task._app, Task.__bound__ and Task._backend": (
+        lambda: (_task()._app is not None, _task().__bound__, _task()._backend) == (True, True, None),
+        "the result of a publish is made without asking for the app and its backend (celery_private.new_result)",
+    ),
     "celery.app.base.Celery._get_backend": (
         lambda: callable(Celery._get_backend),
         "the result of a duplicate answers for the first message (celery_private.change_backends)",
