@@ -91,6 +91,7 @@ module                 process      owns
 ``lanes``            worker       keeps what may not start yet, and releases it
 ``unique``             web, worker  which messages of a unique task are the same: what tasks and settings say
 ``locks``              all          which message holds the lock of a unique task
+``revoked_holders``    web, worker  frees the locks of what waits and was revoked
 ``aliases``            web, worker  the result of a duplicate that was held answers for the first
 ``duplicates``         web, worker  what the caller of a publish gets that was a duplicate
 ``pausing``            web, worker  pauses and resumes queues, and tells workers

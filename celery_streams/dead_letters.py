@@ -27,6 +27,7 @@ from .message import Message, decode_object, unpack_fields
 from .obstacles import Obstacle, find_obstacles, stamps_of, task_id_of, under_new_id, without_expiry
 from .pages import scan, steps
 from .partitions import located, queue_of, shown_id
+from .revoked_holders import make_way
 from .transfers import are_apart, replay_apart
 
 __all__ = (
@@ -213,7 +214,8 @@ def replay(
 ) -> str | None:
     """Move a dead letter back to its queue, or to another, as a message with no history; it keeps its task id.
 
-    Atomic: run twice, or killed half-way, it is moved once. Three round trips. Returns the new entry id, or None when
+    Atomic: run twice, or killed half-way, it is moved once. Three round trips, and up to three more for what is unique:
+    a message that waits and was revoked binds no letter. Returns the new entry id, or None when
     the letter is no longer there. What no worker would run stays where it is. To another queue on a Redis Cluster it is
     stored first, and not twice within ten minutes; then there is no id to tell, and it is empty.
 
@@ -239,6 +241,7 @@ def replay(
     source, entry_id = located(letter.queue, letter.entry_id)
     target = broker.queue_keys(source if queue in (None, letter.queue) else queue or "")
     step = target.step_index(message.decode_properties().get("priority"))
+    make_way(broker, target.queue, changed)
     broker.client.call("SADD", keys.queues(broker.prefix), target.queue)
     if are_apart(broker, target.queue, source):
         return _replayed_apart(broker, letter, changed, target.queue)

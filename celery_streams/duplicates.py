@@ -8,10 +8,10 @@ from typing import Any
 
 from .broker import StreamBroker
 from .exceptions import DuplicateTask
-from .locks import HEADER, Holder, Lock, disown, holders, publish_unique, replace_unique
+from .locks import Lock, holders, named_lock, publish_unique, replace_unique
 from .message import Message, encode_json
 from .partitions import queue_of
-from .revocations import was_revoked
+from .revoked_holders import free_revoked
 
 __all__ = ("groups_set_free", "publish_or_find", "result_of_first", "tell")
 
@@ -70,12 +70,6 @@ def publish_or_find(
     raise tell(headers, queue, first, replaced=replaced)
 
 
-def free_revoked(broker: StreamBroker, queue: str, lock: Lock, found: Holder) -> bool:
-    """Free the lock that ``found`` holds if its task was revoked before it started; returns whether it is free."""
-    message = found.unstarted
-    return message is not None and was_revoked(broker, message) and disown(broker, queue, lock, found.task_id)
-
-
 def groups_set_free(broker: StreamBroker, refused: Sequence[tuple[str, Message]]) -> list[int]:
     """Free what messages of groups are duplicates of, where that was revoked before it started.
 
@@ -83,7 +77,7 @@ def groups_set_free(broker: StreamBroker, refused: Sequence[tuple[str, Message]]
         refused: messages that were not stored, each with its queue: duplicates, and those of their groups.
 
     Returns the positions of all messages of the groups in which a lock became free. A round trip for each group, and
-    those of :func:`free_revoked`.
+    those of :func:`.revoked_holders.free_revoked`.
 
     Raises:
         BrokerError: Redis is away, or refuses.
@@ -94,7 +88,7 @@ def groups_set_free(broker: StreamBroker, refused: Sequence[tuple[str, Message]]
         headers = message.decode_headers()
         if headers.get("group"):
             groups.setdefault((queue, str(headers["group"])), []).append(at)
-            if (lock := Lock.parse(headers.get(HEADER))) is not None:
+            if (lock := named_lock(message)) is not None:
                 locks[at] = lock
     again: list[int] = []
     for (queue, _), members in groups.items():

@@ -26,6 +26,7 @@ __all__ = (
     "disown",
     "holders",
     "is_unique",
+    "named_lock",
     "publish_anyway",
     "publish_unique",
     "replace_unique",
@@ -84,6 +85,15 @@ class Holder:
 def is_unique(message: Message) -> bool:
     """Return whether a message may hold a lock."""
     return _MARK in message.headers
+
+
+def named_lock(message: Message) -> Lock | None:
+    """Return the lock that a message names; None where it is not unique.
+
+    Raises:
+        MessageError: its headers cannot be read.
+    """
+    return Lock.parse(message.decode_headers().get(HEADER)) if is_unique(message) else None
 
 
 def publish_unique(
@@ -170,9 +180,9 @@ def publish_anyway(broker: StreamBroker, queue: str, message: Message, *, due_ms
 
     Two round trips at most.
     """
-    headers = message.decode_headers()
-    lock, task_id = Lock.parse(headers.get(HEADER)), str(headers.get("id"))
+    lock = named_lock(message)
     if lock is not None:
+        task_id = str(message.decode_headers().get("id"))
         # The member of the delayed set is the same for each attempt at this publish.
         found = publish_unique(
             broker, queue, message, lock, task_id=task_id, token=member, due_ms=due_ms, member=member

@@ -34,10 +34,11 @@ from ..exceptions import (
 from ..handovers import hand_over, receiver
 from ..lanes import Admission, Lane, admit, give_back, keeping_place, vacating
 from ..limits import Limits
-from ..locks import is_unique, publish_anyway, start, unlocking
+from ..locks import is_unique, named_lock, publish_anyway, start, unlocking
 from ..message import Message
 from ..pages import STEP_WORDS
 from ..partitions import queue_of, shown_id
+from ..revoked_holders import make_way
 from ..running_task import HeldRetry
 from ..signals import entry_lost
 from ..transfers import are_apart, store_retry
@@ -607,6 +608,9 @@ class Settler:
     def _retry(self, broker: StreamBroker, entry: Entry, held: HeldRetry, *, first: str) -> bool:
         """Store a retry and acknowledge its entry, in one step where that can be; returns whether it was still ours."""
         where: dict[str, Any] = {"queue": held.queue, "due_ms": held.due_ms, "member": held.member}
+        lock = named_lock(held.message)
+        if lock is not None and (lock.until_start or held.queue != entry.stream.queue):
+            make_way(self.broker, held.queue, held.message)  # else it is the message itself that holds it
         if held.queue == entry.stream.queue or not are_apart(broker, held.queue, entry.stream.queue):
             return broker.retry(self.consumer, entry, held.message, **where)
         stored = store_retry(broker, self.consumer, entry, held.message, first=first, **where)
@@ -617,6 +621,7 @@ class Settler:
 
         def store() -> None:
             if is_unique(held.message):
+                make_way(self.broker, held.queue, held.message)
                 publish_anyway(self.broker, held.queue, held.message, due_ms=held.due_ms, member=held.member)
             elif held.due_ms:
                 self.broker.delay(held.queue, held.message, due_ms=held.due_ms, member=held.member)

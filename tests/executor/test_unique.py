@@ -51,9 +51,9 @@ def locks(bench: Bench) -> int:
     return int(bench.broker.client.call("HLEN", LOCKS))
 
 
-def run_all(bench: Bench) -> None:
+def run_all(bench: Bench, queue: str = QUEUE) -> None:
     bench.executor.prepare()
-    while found := bench.broker.read(bench.broker.streams([QUEUE]), ME, count=1):
+    while found := bench.broker.read(bench.broker.streams([queue]), ME, count=1):
         bench.executor.execute(found[0])
         bench.settler.flush()
 
@@ -328,6 +328,63 @@ def test_letter_stays_where_a_newer_message_holds_the_lock(bench: Bench) -> None
         replay(bench.broker, letter)
 
     assert bench.left() == but(waiting=1, dead=["failed"])
+
+
+@pytest.mark.parametrize("by", ["id", "stamp"])
+@pytest.mark.parametrize("until", ["end", "start"])
+@pytest.mark.parametrize("where", ["delayed", "held", "waiting"])
+@pytest.mark.parametrize("queue", [QUEUE, "elsewhere"])
+def test_letter_is_replayed_where_what_holds_its_lock_was_revoked_and_waits(
+    bench: Bench, queue: str, where: str, until: str, by: str
+) -> None:
+    sync = unique_task(bench, streams_unique_until=until, rate_limit="1/h" if where == "held" else None)
+    bench.broker.ensure_groups([queue])
+    first = sync.delay(1)
+    bench.settler.settle(bench.read(), Outcome(Action.DEAD, reason=Reason.FAILED))
+    if where == "held":
+        sync.apply_async((0,), queue=queue)
+    newer = stamped(sync, 1, queue=queue, countdown=3600 if where == "delayed" else None)
+    if where == "held":
+        run_all(bench, queue)
+    revoke_by(bench, by, newer.id)
+    (letter,) = dead_letters(bench.broker, QUEUE)
+
+    if where == "waiting" and until == "end":  # it may be running: a worker discards it within moments
+        with pytest.raises(CannotRun, match=newer.id):
+            replay(bench.broker, letter, queue=queue)
+        return
+    assert replay(bench.broker, letter, queue=queue)
+
+    assert bench.left()["dead"] == []
+    assert sync.apply_async((1,), queue=queue).id == first.id
+
+
+@pytest.mark.parametrize("by", ["id", "stamp"])
+@pytest.mark.parametrize(
+    ("until", "queue", "late"),
+    [
+        *(("start", queue, late) for queue in (QUEUE, "elsewhere") for late in (True, False)),
+        ("end", "elsewhere", True),
+        ("end", QUEUE, False),
+        ("end", "elsewhere", False),
+    ],
+)
+def test_retry_has_the_lock_where_what_holds_it_was_revoked_and_waits(
+    bench: Bench, until: str, queue: str, late: bool, by: str
+) -> None:
+    bench.broker.ensure_groups([queue])
+
+    @bench.task(bind=True, streams_unique=True, streams_unique_until=until, streams_acks_late=late)
+    def again(self: Task) -> None:
+        newer = stamped(again, queue=queue, countdown=3600)
+        assert newer.id != self.request.id
+        revoke_by(bench, by, newer.id)
+        raise self.retry(countdown=3600, queue=queue)
+
+    first = again.delay()
+    bench.run()
+
+    assert again.apply_async(queue=queue).id == first.id
 
 
 @pytest.mark.parametrize("ending", ["done", "failed", "ignored", "rejected", "expired", "revoked", "unknown"])
