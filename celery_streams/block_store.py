@@ -57,6 +57,8 @@ class MessageBlock:
     by_ids: bool = False
     #: Messages that the queue may hold; None is no bound.
     max_length: int | None = None
+    #: They come from another queue, so that their tasks have a state already.
+    transferred: bool = False
 
 
 def publish_blocks(
@@ -91,7 +93,8 @@ def _block_command(broker: StreamBroker, block: MessageBlock) -> tuple[Any, ...]
         if notes.is_tracked(message):
             # Not over a later state: a repetition of the block stores nothing, and its tasks may have run.
             member = one.member if one.due_ms else ""
-            made = broker.note_of(block.queue, message, due_ms=one.due_ms, member=member, must="none")
+            must = notes.unless_in(block.queue) if block.transferred else "none"
+            made = broker.note_of(block.queue, message, due_ms=one.due_ms, member=member, must=must)
             noted.append(made.when(str(position)) if made is not None else None)
         if one.due_ms:
             args += (one.id, one.due_ms, one.member, pack(message), b"", b"")

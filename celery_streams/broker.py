@@ -181,13 +181,15 @@ class StreamBroker:
             raise self.full(queue, max_length)
 
     def note_of(
-        self, queue: str, message: Message, *, due_ms: int = 0, member: str = "", must: str = ""
+        self, queue: str, message: Message, *, due_ms: int = 0, member: str = "", must: str = "", entry: str = ""
     ) -> notes.Note | None:
-        """Return what is noted when ``message`` is stored; None when its task is not tracked."""
+        """Return what is noted when ``message`` is stored, instead of ``entry``; None when its task is not tracked."""
         if not notes.is_tracked(message):
             return None
         now_ms = int(steady_time() * 1000)
-        return notes.waiting(self.prefix, queue, message, due_ms=due_ms, now_ms=now_ms, member=member, must=must)
+        return notes.waiting(
+            self.prefix, queue, message, due_ms=due_ms, now_ms=now_ms, member=member, must=must, entry=entry
+        )
 
     def is_new(self, queue: str) -> bool:
         """Return whether the name of ``queue`` is to be written to the set of all queues before it is published to."""
@@ -426,7 +428,15 @@ class StreamBroker:
                         pack(message) if due_ms else b"",
                         message.history,
                     ],
-                    [self.note_of(queue, message, due_ms=due_ms, member=member if due_ms else "")],
+                    [
+                        self.note_of(
+                            queue,
+                            message,
+                            due_ms=due_ms,
+                            member=member if due_ms else "",
+                            entry=entry.id.decode(),
+                        )
+                    ],
                 )
             )
         )

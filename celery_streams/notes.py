@@ -14,11 +14,14 @@ JSON object, and behind a line feed the headers of the message. The JSON:
 ``n``     which attempt it is, from 1 on; ``m``: how many there may be
 ``u``     ms since the epoch at which it is due; ``d``: its member of the delayed set, where that is known
 ``r``     the reason
-``k``     with running: the stream, and ``e``: the entry; ``w``: the consumer
+``e``     the entry that ran, or was settled; with running: ``k``: its stream, ``w``: the consumer
 ``a``     with running: 1 when it was acknowledged before it ran
 ``l``     with held: its lane
 ``c``     1 when the headers are compact
 ========  ============================================================================================================
+
+On a Redis Cluster the state of a task lies apart from its queue, and is noted in a step behind the verb. What the verb
+stored may have been run by then: such a note does not take the place of one of a later entry (:func:`_apart`).
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ __all__ = (
     "note",
     "running",
     "stands_alone",
+    "unless_in",
     "waiting",
 )
 
@@ -67,6 +71,9 @@ _LONGEST = 10 * 366 * 86_400
 
 #: Words of a command that one note takes.
 WORDS = 5
+
+#: States of messages that others may have taken before the state is noted.
+_STORED = frozenset(("queued", "delayed", "retrying", "held"))
 
 _MARK = b'"' + HEADER.encode() + b'":'
 
@@ -148,14 +155,28 @@ def note(prefix: str, mark: Mark, state: str, queue: str, *, must: str = "", wai
 
 
 def waiting(
-    prefix: str, queue: str, message: Message, *, due_ms: int = 0, now_ms: int = 0, member: str = "", must: str = ""
+    prefix: str,
+    queue: str,
+    message: Message,
+    *,
+    due_ms: int = 0,
+    now_ms: int = 0,
+    member: str = "",
+    must: str = "",
+    entry: str = "",
 ) -> Note | None:
-    """Return the note that a message was stored, now or until it is due; None when its task is not tracked."""
+    """Return the note that a message was stored, now or until it is due; None when its task is not tracked.
+
+    Args:
+        entry: the one that it takes the place of.
+    """
     mark = mark_of(message)
     if mark is None:
         return None
     state = "retrying" if mark.attempt > 1 else "delayed" if due_ms else "queued"
-    return note(prefix, mark, state, queue, must=must, wait_ms=due_ms - now_ms if due_ms else 0, u=due_ms, d=member)
+    return note(
+        prefix, mark, state, queue, must=must, wait_ms=due_ms - now_ms if due_ms else 0, u=due_ms, d=member, e=entry
+    )
 
 
 def running(prefix: str, mark: Mark, queue: str, place: tuple[str, str], consumer: str, *, early: bool) -> Note:
@@ -166,6 +187,15 @@ def running(prefix: str, mark: Mark, queue: str, place: tuple[str, str], consume
 def at(place: tuple[str, str]) -> str:
     """Return the part of a note that says that the entry at ``place``, stream and id, runs."""
     return _encode({"k": place[0], "e": place[1]})[1:-1]
+
+
+def unless_in(queue: str) -> str:
+    """Return what the state must be so that a message which comes to ``queue`` from another one is not there yet."""
+    return "!" + _in(queue)
+
+
+def _in(queue: str) -> str:
+    return _encode({"q": queue})[1:-1]
 
 
 def behind(
@@ -191,8 +221,30 @@ def _apart(reply: Any, names: Sequence[Any], words: Sequence[Any]) -> list[Comma
             continue
         named = on in ("", "held") and isinstance(reply, bytes)
         # A position that nobody names applies always, and goes without an id.
+        must = must or _unless_later(text, reply)
         commands.append((NOTE, [key], [on if named else "0", kept_ms, must, text, reply if named else "1"]))
     return commands
+
+
+def _unless_later(text: bytes, reply: Any) -> str:
+    """Return what the state must be so that ``text`` takes the place of no later one; '' is anything.
+
+    What a verb has stored gets an entry with a later id than the one that it comes from, and whoever takes that notes
+    it. Ids are compared within a queue only: other nodes' clocks may differ.
+    """
+    said = json.loads(text.partition(b"\n")[0])
+    if said["s"] not in _STORED:
+        return ""
+    if "e" in said:
+        ms, number = said["e"].split("-")
+        since = f"{ms}-{int(number) + 1}"
+    elif isinstance(reply, bytes):
+        since = reply.decode()
+    elif isinstance(reply, int):
+        since = f"{reply}-0"
+    else:
+        return ""
+    return f"<{since} {_in(said['q'])}"
 
 
 def _applies(on: str, reply: Any) -> bool:

@@ -78,7 +78,7 @@ def _store(broker: StreamBroker, queue: str, message: Message, name: str, *, due
     """
     digest = hashlib.sha1(name.encode(errors="surrogatepass"), usedforsecurity=False).hexdigest()
     queued = QueuedMessage(digest, message, due_ms, name if due_ms else "")
-    (outcome,) = publish_blocks(broker, [MessageBlock(queue, f"transfer:{digest}", [queued])])
+    (outcome,) = publish_blocks(broker, [MessageBlock(queue, f"transfer:{digest}", [queued], transferred=True)])
     if isinstance(outcome, BrokerError):
         raise outcome
     for _, error in outcome:

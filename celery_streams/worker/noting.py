@@ -50,24 +50,24 @@ def note_of(
     Args:
         member: under which it waits, with REQUEUE for later.
     """
-    queue = delivery.stream.queue
+    queue, entry = delivery.stream.queue, delivery.entry_id.decode()
     if outcome.action is Action.DEAD:
         reason = outcome.reason.value if outcome.reason else "unknown"
-        return note(prefix, mark, "dead", queue, r=reason)
+        return note(prefix, mark, "dead", queue, e=entry, r=reason)
     if outcome.action is Action.REQUEUE:
         if event is Event.EARLY:
             wait_ms = int(outcome.delay * 1000)
             state = "retrying" if mark.attempt > 1 else "delayed"
-            return note(prefix, mark, state, queue, u=now_ms + wait_ms, wait_ms=wait_ms, d=member)
-        return note(prefix, mark, "queued", queue, r="crashed" if outcome.crash else "")
+            return note(prefix, mark, state, queue, e=entry, u=now_ms + wait_ms, wait_ms=wait_ms, d=member)
+        return note(prefix, mark, "queued", queue, e=entry, r="crashed" if outcome.crash else "")
     if outcome.action in (Action.ACK, Action.LEAVE) and event in _DONE:
         state, reason = _DONE[event]
         # What was acknowledged before it ran may have been published again meanwhile, or have stored a retry.
-        must = at((delivery.stream.key, delivery.entry_id.decode())) if outcome.action is Action.LEAVE else ""
-        return note(prefix, mark, state, queue, must=must, r=reason)
+        must = at((delivery.stream.key, entry)) if outcome.action is Action.LEAVE else ""
+        return note(prefix, mark, state, queue, must=must, e=entry, r=reason)
     return None
 
 
 def note_of_held(prefix: str, mark: Mark, delivery: Delivery, lane: Lane) -> Note:
     """Return what is noted when a message is moved aside."""
-    return note(prefix, mark, "held", delivery.stream.queue, l=lane.name).when("held")
+    return note(prefix, mark, "held", delivery.stream.queue, e=delivery.entry_id.decode(), l=lane.name).when("held")
