@@ -37,6 +37,7 @@ __all__ = (
     "decodes_json",
     "default_app",
     "encodes_json",
+    "error_of_retry",
     "exchange_task_stack",
     "follow_batch",
     "forget_producer_pool",
@@ -264,6 +265,20 @@ def registered_tasks(app: Any) -> dict[str, Any]:
 def registered_task(app: Any, name: Any) -> Any:
     """Return a task of ``app`` as far as it is known by now, without finalizing the app; None when there is none."""
     return app._tasks.get(name)
+
+
+def error_of_retry() -> BaseException | None:
+    """Return what the ``Task.retry(exc=...)`` below us was told that the task failed with; None where it was not told.
+
+    Celery keeps it to itself until the retry is published: it stands in the call alone.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is Task.retry.__code__:
+            exc = frame.f_locals.get("exc")
+            return exc if isinstance(exc, BaseException) else None
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
 
 
 def change_backends(app: Any, change: Callable[[Any], None]) -> None:

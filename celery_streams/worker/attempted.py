@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from ..attempts import FIELD, Attempt, and_this
+from ..celery_private import error_of_retry
 from ..message import Message, encode_history
 from .outcome import Action, Outcome, Reason
 from .task_errors import class_of
@@ -55,10 +56,13 @@ def with_attempt(history: dict[str, Any], attempt: Attempt | None) -> dict[str, 
 def with_retry(retry: Message, of: Message | None, consumer: str, *, ran_for: float | None, retries: float) -> Message:
     """Return the message of a retry, which knows the attempts of the message that it takes the place of.
 
-    Called while the task calls ``self.retry()``: what is being handled is what it failed with, as a rule.
+    Called while the task calls ``self.retry()``: it failed with the ``exc`` of that call, else with what is being
+    handled.
     """
     history = of.decode_history() if of is not None else {}
-    raised, ended = sys.exc_info()[1], time.time()
+    raised, ended = error_of_retry(), time.time()
+    if raised is None:
+        raised = sys.exc_info()[1]
     began = None if ran_for is None else ended - ran_for
     attempt = Attempt("retried", consumer, "" if raised is None else class_of(raised), began, ended)
     text = and_this(history.get(FIELD), attempt, least=int(retries) + 1)

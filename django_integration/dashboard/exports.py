@@ -74,7 +74,10 @@ def as_file(kind: str, name: str, columns: Sequence[str], rows: Iterable[Mapping
 
 
 def _file(lines: Iterator[str], content_type: str, name: str) -> StreamingHttpResponse:
-    response = StreamingHttpResponse(lines, content_type=content_type)
+    # Half a surrogate pair, which JSON arguments may have, is no UTF-8: it is written as JSON escapes it.
+    response = StreamingHttpResponse(
+        (line.encode(errors="backslashreplace") for line in lines), content_type=content_type
+    )
     response["Content-Disposition"] = f'attachment; filename="{name}"'
     response["X-Content-Type-Options"] = "nosniff"
     return response

@@ -680,6 +680,20 @@ def test_cells_cannot_become_formulas(admin: Client, broker: StreamBroker, formu
     assert row["exception"] == "'" + formula
 
 
+@pytest.mark.parametrize("text", ["\ud800", "ü\udcff", "\ud83d\ude00", "\x00\u202e", '"\\ud800,\n'])
+def test_arguments_that_are_no_utf8_end_no_file(admin: Client, broker: StreamBroker, text: str) -> None:
+    bury(broker, 1, args=[text], task=text)
+    bury(broker, 2)
+
+    rows = json.loads(b"".join(admin.get("/queues/dead/", {"format": "json"})))
+    content = b"".join(admin.get("/queues/dead/", {"format": "csv"})).decode("utf-8-sig")
+    lines = list(csv.DictReader(io.StringIO(content)))
+
+    assert [row["task_id"] for row in rows] == [line["task_id"] for line in lines] == ["id-2", "id-1"]
+    assert json.loads(rows[1]["args"]) == json.loads(json.dumps([text]))
+    assert json.loads(lines[1]["args"]) == json.loads(rows[1]["args"])
+
+
 def test_filtered_list_can_be_taken_along_as_json(admin: Client, broker: StreamBroker) -> None:
     bury(broker, 1)
     bury(broker, 2, task="other", args=[2**70])

@@ -129,6 +129,47 @@ def test_retry_of_a_message_that_was_acknowledged_before_it_ran_knows_its_attemp
     assert outcomes(waiting.attempts) == [(1, "retried", "")]
 
 
+class Falsy(KeyError):
+    def __bool__(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("told", "handled", "said"),
+    [
+        (ConnectionError("customer 17"), None, "ConnectionError"),
+        (Falsy("customer 17"), None, "Falsy"),
+        (ConnectionError("customer 17"), ValueError("17"), "ConnectionError"),
+        (None, ValueError("17"), "ValueError"),
+        ("in words alone", ValueError("17"), "ValueError"),
+        ("in words alone", None, ""),
+        (None, None, ""),
+    ],
+)
+@pytest.mark.parametrize("derived", [False, True])
+def test_attempt_says_what_the_retry_was_told_else_what_was_handled(
+    both: Bench, told: Any, handled: Any, said: str, derived: bool
+) -> None:
+    class Derived(both.app.Task):  # type: ignore[name-defined,misc]
+        def retry(self, *args: Any, **options: Any) -> Any:
+            return super().retry(*args, **options)
+
+    @both.task(bind=True, base=Derived if derived else None)
+    def failing(self: Task) -> None:
+        if handled is None:
+            self.retry(exc=told, countdown=60)
+        try:
+            raise handled
+        except ValueError:
+            self.retry(exc=told, countdown=60)
+
+    failing.delay()
+    both.run()
+
+    (waiting,) = delayed_messages(both.broker, QUEUE)
+    assert outcomes(waiting.attempts) == [(1, "retried", said)]
+
+
 TEXTS = {
     "none": None,
     "nothing": "",

@@ -14,6 +14,8 @@ from celery.app.autoretry import add_autoretry_behaviour
 from celery.app.base import pydantic_wrapper
 from celery.app.task import Context
 from celery.app.trace import TraceInfo
+from celery.canvas import Signature
+from celery.exceptions import Retry
 from celery.worker import request as worker_request
 from hypothesis import given
 from hypothesis import strategies as st
@@ -236,3 +238,20 @@ def test_group_says_whether_a_generator_has_still_to_make_some_of_its_tasks() ->
     assert not celery_private.makes_tasks_later(later)
     for known in ([], [made], [made, made], (made, made)):
         assert not celery_private.makes_tasks_later(group(known, app=app))
+
+
+def test_retry_tells_what_its_task_failed_with_to_whoever_publishes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+    work = _task()
+    monkeypatch.setattr(
+        Signature, "apply_async", lambda self, *args, **options: found.append(celery_private.error_of_retry())
+    )
+    failed = ValueError("no")
+    work.push_request(called_directly=False, id="1", retries=0, args=(), kwargs={}, is_eager=False)
+
+    for exc in (failed, "words", None):
+        with pytest.raises(Retry):
+            work.retry(exc=exc)
+
+    assert found == [failed, None, None]
+    assert celery_private.error_of_retry() is None
