@@ -80,6 +80,8 @@ class Wanted:
     text: str | None = None
     #: A task id, or an entry id.
     id: str | None = None
+    #: A task id, or that of the parent, the root or the group.
+    family: str | None = None
     #: When it died: seconds since the epoch by Redis' clock, from (inclusive) and until (exclusive).
     since: float | None = None
     until: float | None = None
@@ -91,6 +93,8 @@ class Wanted:
         if self.reason is not None and letter.reason != self.reason:
             return False
         if self.id is not None and self.id not in (letter.task_id, letter.entry_id):
+            return False
+        if self.family is not None and not _is_of(letter, self.family):
             return False
         if self.exception is not None and self.exception.lower() not in (letter.exception or "").lower():
             return False
@@ -224,6 +228,27 @@ class _Reads:
                     one.read.append((place, fields))
             if page:
                 one.start = "(" + page[-1][0].decode()
+
+
+#: Headers that say of which tasks a message came.
+_FAMILY = ("parent_id", "root_id", "group")
+
+
+def _is_of(letter: DeadLetter, family: str) -> bool:
+    """Return whether ``letter`` is the task ``family``, or one of its children, of its root's, or of that group."""
+    if letter.task_id == family:
+        return True
+    message = letter.message
+    if message is None:
+        return False
+    # JSON may escape what is no plain word; else the bytes tell at once that it is not there.
+    if _WORD.fullmatch(family.lower()) and family.encode() not in message.headers:
+        return False
+    try:
+        headers = message.decode_headers()
+    except MessageError:
+        return False
+    return any(headers.get(name) == family for name in _FAMILY)
 
 
 def _says(letter: DeadLetter, text: str, accept: Iterable[str] | None, redact: Redact | None) -> bool:

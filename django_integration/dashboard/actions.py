@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from django.core import signing
@@ -50,6 +50,8 @@ class Work:
     chosen: list[tuple[str, str]] | None
     given: dict[str, str]
     wanted: Wanted
+    #: ``shown`` when somebody asked for arguments that are hidden until then, and not searched either.
+    arguments: str
     ignore_expires: bool
     ignore_revoked: bool
     #: Where the next step begins.
@@ -96,7 +98,13 @@ def act(look: Look) -> HttpResponse:
     if work.finished:
         return HttpResponseRedirect(
             look.place.url(
-                "dead", **work.given, verb=work.verb, done=work.done or "0", stayed=work.stayed, gone=work.gone
+                "dead",
+                **work.given,
+                arguments=work.arguments,
+                verb=work.verb,
+                done=work.done or "0",
+                stayed=work.stayed,
+                gone=work.gone,
             )
         )
     return _go_on(look, work)
@@ -119,15 +127,8 @@ def _read(look: Look) -> Work:
         verb=look.text("verb"),
         chosen=chosen,
         given=given,
-        wanted=Wanted(
-            task=wanted.task,
-            reason=wanted.reason,
-            exception=wanted.exception,
-            text=wanted.text,
-            id=wanted.id,
-            since=wanted.since,
-            until=until,
-        ),
+        arguments="shown" if look.text("arguments") == "shown" else "",
+        wanted=replace(wanted, until=until),
         ignore_expires=look.text("ignore_expires") == "yes",
         ignore_revoked=look.text("ignore_revoked") == "yes",
         cursor=Cursor.parse(look.text("cursor")),
@@ -223,6 +224,7 @@ def _sentence(work: Work) -> str:
 def _hidden(work: Work, **more: Any) -> list[tuple[str, str]]:
     """Return the fields of a form that carries the work on."""
     fields = [(name, value) for name, value in work.given.items() if value]
+    fields += [("arguments", work.arguments)] if work.arguments else []
     fields += [("verb", work.verb), ("scope", "selected" if work.chosen is not None else "matching")]
     fields += [("key", key_of(queue, entry_id)) for queue, entry_id in work.chosen or ()]
     fields += [("bound", repr(work.until)), ("matched", str(work.matched)), ("staying", str(work.staying))]
@@ -262,7 +264,7 @@ def _ask(look: Look, work: Work) -> HttpResponse:
         "runs": runs,
         "hidden": hidden,
         "act": look.place.url("act"),
-        "back": look.place.url("dead", **work.given),
+        "back": look.place.url("dead", **work.given, arguments=work.arguments),
         "filter": [(name, value) for name, value in work.given.items() if value],
         "question": ngettext("Replay %(n)s dead letter?", "Replay %(n)s dead letters?", runs) % {"n": runs}
         if work.verb == "replay"
@@ -283,7 +285,7 @@ def _go_on(look: Look, work: Work) -> HttpResponse:
         "work": work,
         "hidden": hidden,
         "act": look.place.url("act"),
-        "back": look.place.url("dead", **work.given),
+        "back": look.place.url("dead", **work.given, arguments=work.arguments),
         "so_far": work.done + work.stayed + work.gone,
     }
     title = _("Replaying …") if work.verb == "replay" else _("Deleting …")

@@ -89,4 +89,8 @@ def _redacted(task: str | None, args: Any, kwargs: Any, *, most: int) -> Shown:
 
 def _cut(value: Any, most: int) -> str:
     text = shown(value)
-    return text if len(text) <= most else text[: most - 1] + "…"
+    if len(text) <= most:
+        return text
+    # Whoever reads so much believes that it is all.
+    left_out = _(" (%(n)s characters in all)") % {"n": len(text)} if most == LONG else ""
+    return f"{text[: most - 1]}…{left_out}"

@@ -34,7 +34,7 @@ __all__ = ("dead", "describe", "find", "key_of", "message", "parse_key", "read_f
 PAGE = 50
 
 #: What a filter consists of, as it stands in addresses and forms.
-FILTER = ("queue", "task", "reason", "exception", "text", "id", "since", "until")
+FILTER = ("queue", "task", "reason", "exception", "text", "id", "family", "since", "until")
 
 COLUMNS = ("queue", "entry_id", "died", "reason", "task", "task_id", "exception", "crashes", "worker", "published",
            "args", "kwargs")  # fmt: skip
@@ -60,6 +60,7 @@ def read_filter(look: Look) -> tuple[Wanted, dict[str, str], list[str]]:
         exception=given["exception"] or None,
         text=given["text"] or None,
         id=given["id"] or None,
+        family=given["family"] or None,
         since=moments["since"],
         until=moments["until"],
     )
@@ -123,6 +124,10 @@ def dead(look: Look) -> HttpResponse:
     seen = see(look, f"dead {sorted(given.items())} {before}", ask, keep=_without_arguments)
     found, known = seen.value
     arguments = look.text("arguments") if look.text("arguments") == "shown" else ""
+    # Over all steps of this search; between two of them letters come and go.
+    looked = min(look.number("looked") + found.looked_at, found.total) if before else found.looked_at
+    on = {**given, "arguments": arguments, "before": str(found.next), "looked": looked} if found.next else {}
+    goes_on = bool(on) and not found.letters and not seen.error
     context = {
         "letters": [
             {
@@ -133,7 +138,16 @@ def dead(look: Look) -> HttpResponse:
             }
             for letter in found.letters
         ],
-        "found": found,
+        "looked": looked,
+        "total": found.total,
+        "arguments": arguments,
+        "goes_on": [(name, value) for name, value in on.items() if value] if goes_on else [],
+        "stays": look.text("stay") == "yes",
+        "stop": look.place.url(
+            "dead",
+            **{**given, "arguments": arguments, "before": str(before or ""), "stay": "yes"},
+            looked=look.number("looked"),
+        ),
         "given": given,
         "is_filtered": any(given.values()),
         "wrong": wrong,
@@ -145,7 +159,7 @@ def dead(look: Look) -> HttpResponse:
         "hidden": are_hidden(look),
         "act": look.place.url("act"),
         "first": look.place.url("dead", **given, arguments=arguments) if before else "",
-        "older": look.place.url("dead", **given, arguments=arguments, before=str(found.next)) if found.next else "",
+        "older": look.place.url("dead", **on) if on else "",
         "show_arguments": look.place.url("dead", **given, arguments="shown"),
         "export": {name: look.place.url("dead", **given, arguments=arguments, format=name) for name in ("csv", "json")},
     }

@@ -76,12 +76,13 @@ def delayed(look: Look) -> HttpResponse:
         ],
         "queue": queue,
         "queues": known,
+        "arguments": shown,
         "act": look.place.url("change_delayed"),
         "hidden": are_hidden(look),
         "show_arguments": look.place.url("delayed", queue=queue, skip=skip, arguments="shown"),
         "export": {name: look.place.url("delayed", queue=queue, arguments=shown, format=name) for name in FORMATS},
         "next": look.place.url("delayed", queue=queue, skip=skip + PAGE, arguments=shown) if more else "",
-        "first": look.place.url("delayed", queue=queue) if skip else "",
+        "first": look.place.url("delayed", queue=queue, arguments=shown) if skip else "",
         "note": _note(look.number("done"), look.number("count")) if look.text("count") else "",
     }
     state = [shown, seen.error, *([row["key"], row["due"]] for row in rows)]

@@ -61,7 +61,7 @@ def attempts_of(attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
 def family_of(look: Look, headers: dict[str, Any], task_id: str | None) -> list[tuple[str, Any, str]]:
     """Return parent, root and group of a task, each with the address of what died of it."""
     return [
-        (label, value, look.place.url("dead", id=str(value)))
+        (label, value, look.place.url("dead", family=str(value)))
         for label, value in (
             (_("Parent"), headers.get("parent_id")),
             (_("Root"), headers.get("root_id")),

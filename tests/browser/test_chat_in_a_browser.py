@@ -147,20 +147,29 @@ def test_dashboard_is_one_click_away_and_meets_the_policy(come: Any) -> None:
 def test_running_task_is_ended_on_the_dashboard(come: Any) -> None:
     page = come()
     page.click("text=is slow")
-    write(page, "Stop this one")
-    wait_for_state(page, "Stop this one", "running")
     chat = page.url
 
-    page.click("text=Dashboard")
-    page.click("text=Workers")
-    page.click("text=Ask the workers")
-    page.click('tr:has-text("send_message") >> text=Terminate')
-    page.click("#cs-body .cs-actions button")
-    page.wait_for_selector("text=The command was sent to all workers.")
+    def is_stopped(number: int) -> bool:
+        """Stop one; on a busy machine it may be sent before the page is through."""
+        page.goto(chat)
+        page.wait_for_selector("html[data-ready]")
+        write(page, f"Stop number {number}")
+        wait_for_state(page, f"Stop number {number}", "running")
+        page.click("text=Dashboard")
+        page.click("text=Workers")
+        page.click("text=Ask the workers")
+        page.wait_for_url("**running=yes")
+        if not page.locator('tr:has-text("send_message") >> text=Terminate').count():
+            return False
+        page.click('tr:has-text("send_message") >> text=Terminate')
+        page.click("#cs-body .cs-actions button")
+        page.wait_for_selector("text=The command was sent to all workers.")
+        assert violations(page) == []
+        page.goto(chat)
+        over = f'#messages > .out:has-text("Stop number {number}"):is([data-state="revoked"], [data-state="succeeded"])'
+        return bool(page.wait_for_selector(over).get_attribute("data-state") == "revoked")
 
-    assert violations(page) == []
-    page.goto(chat)
-    wait_for_state(page, "Stop this one", "revoked")
+    assert any(map(is_stopped, range(8)))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

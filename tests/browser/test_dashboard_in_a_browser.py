@@ -188,6 +188,48 @@ def test_thousands_are_deleted_step_by_step_without_another_click(visit: Any, br
     assert left(broker) == []
 
 
+def test_search_goes_on_by_itself_until_it_finds_something(visit: Any, broker: StreamBroker) -> None:
+    for number in range(12_000):
+        bury(broker, number, task="wanted" if number == 3 else "other")
+    visitor = visit()
+    page = visitor.visit("/queues/dead/")
+
+    page.fill("#f-task", "wanted")
+    page.click(".cs-filter button")
+    page.wait_for_selector('#cs-body tbody >> text="wanted"', timeout=60_000)
+
+    assert "Looked at 12000 of 12000." in page.inner_text("#cs-body")
+    assert visitor.violations() == []
+    page.go_back()
+    assert page.url.endswith("/queues/dead/"), "nobody is sent on again by a step between"
+
+
+@pytest.mark.parametrize("clipboard", [True, False])
+def test_arguments_and_traceback_are_copied_with_and_without_https(
+    visit: Any, broker: StreamBroker, clipboard: bool
+) -> None:
+    one = bury(broker, 2**63 + 1)
+    visitor = visit(permissions=["clipboard-read", "clipboard-write"])
+    page = visitor.visit(f"/queues/dead/message/?queue=send_message&id={one}")
+    page.evaluate("() => { window.read = navigator.clipboard.readText.bind(navigator.clipboard); }")
+    if not clipboard:
+        page.evaluate("() => Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    found = {}
+
+    for name in ("arguments", "exception"):
+        page.click(f"[data-cs-copy-of=cs-{name}]")
+        page.wait_for_selector("text=Copied.")
+        found[name] = page.evaluate("() => window.read()")
+    page.click("[data-cs-copy]")
+    found["id"] = page.evaluate("() => window.read()")
+
+    assert f"[{2**63 + 1}, " in found["arguments"]
+    assert "<img src=x onerror=alert(1)>" in found["arguments"]
+    assert found["exception"].startswith("ValueError(")
+    assert found["id"].strip() == f"id-{2**63 + 1}"
+    assert visitor.violations() == []
+
+
 def test_keys_move_choose_open_and_search(visit: Any, broker: StreamBroker) -> None:
     for number in range(3):
         bury(broker, number)

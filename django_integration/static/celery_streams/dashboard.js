@@ -48,6 +48,7 @@ function merge(text) {
   const chosen = new Set([...old.querySelectorAll('input[name="key"]:checked')].map((box) => box.value));
   Idiomorph.morph(old, fresh, rules);
   for (const box of document.querySelectorAll('#cs-body input[name="key"]')) box.checked = chosen.has(box.value);
+  showCopies();
   return true;
 }
 
@@ -135,12 +136,30 @@ document.addEventListener("keydown", (event) => {
 });
 
 // -- the rest ----------------------------------------------------------------------------------------------------------------
+const COPIES = "[data-cs-copy], [data-cs-copy-of]";
+
+function showCopies() {
+  for (const one of root.querySelectorAll(COPIES)) one.hidden = false;
+}
+
+async function copy(button) {
+  const shown = button.dataset.csCopy === undefined ? document.getElementById(button.dataset.csCopyOf) : button.previousElementSibling;
+  try {
+    await navigator.clipboard.writeText(button.dataset.csCopy ?? shown.textContent);
+  } catch {
+    // Without HTTPS there is no clipboard to write to, but there is the one of what is chosen.
+    getSelection().selectAllChildren(shown);
+    if (!document.execCommand("copy")) return;
+  }
+  say(root.dataset.csCopied);
+}
+
 root.addEventListener("click", (event) => {
-  const copy = event.target.closest("[data-cs-copy]");
-  if (copy) navigator.clipboard?.writeText(copy.dataset.csCopy);
+  const button = event.target.closest(COPIES);
+  if (button) copy(button);
 });
 
-if (navigator.clipboard) for (const one of root.querySelectorAll("[data-cs-copy]")) one.hidden = false;
+showCopies();
 const help = root.querySelector("[data-cs-help]");
 help.hidden = false;
 help.addEventListener("click", () => dialog.showModal());
@@ -152,5 +171,8 @@ if (every) {
   timer = setTimeout(look, every);
 }
 setInterval(() => { if (!document.hidden && !paused) ages(); }, 1000);
-// A step that a person has confirmed goes on by itself; without this script by its button.
-root.querySelector("form[data-cs-go-on]")?.requestSubmit();
+// A step that a person has confirmed goes on by itself; without this script by its button. Those of a search take each
+// other's place, or the way back would lead on.
+const step = root.querySelector("form[data-cs-go-on]");
+if (step?.method === "get") location.replace(`${location.pathname}?${new URLSearchParams(new FormData(step))}`);
+else step?.requestSubmit();
