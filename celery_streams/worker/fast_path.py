@@ -31,7 +31,7 @@ from .execution import ETA_SLACK, Escaped, Execution, OwnedTask, Report, Surroun
 from .option_values import first_limit
 from .outcome import Event
 from .requests import build_request
-from .task_errors import class_of, event_of, shown
+from .task_errors import as_received, class_of, event_of, shown
 
 __all__ = ("is_plain", "run_plain")
 
@@ -165,7 +165,7 @@ def _report_failure(execution: Execution, around: Surroundings, einfo: Exception
             on_reject=_ignore,
         )
         if request is not None:
-            request.on_failure(einfo)
+            request.on_failure(as_received(einfo))
 
     around.tell(report)
 

@@ -24,6 +24,7 @@ from ..entries import Delivery
 from ..running_task import current
 from .execution import ETA_SLACK, Escaped, Execution, OwnedTask, Surroundings
 from .option_values import first_limit
+from .task_errors import as_received
 from .task_options import TaskOptions
 
 __all__ = ("InlineConsumer", "Run")
@@ -108,6 +109,8 @@ class _InlinePool:
             traced = around.trace(partial(target, **kwargs or {}), *args, name=name, task_id=correlation_id)
             if run is not None:
                 run.traced = (1, traced.einfo, 0.0) if isinstance(traced, Escaped) else traced
+                if run.traced[0]:
+                    as_received(run.traced[1])
             if isinstance(traced, Escaped):
                 around.tell(lambda: error_callback(traced.einfo))
             else:

@@ -17,7 +17,18 @@ from kombu.utils.encoding import safe_repr
 from ..limits import RateLimited
 from .outcome import Event
 
-__all__ = ("Interruption", "class_of", "einfo_of", "event_of", "is_of", "let_go", "log_raised", "shown", "unwrapped")
+__all__ = (
+    "Interruption",
+    "as_received",
+    "class_of",
+    "einfo_of",
+    "event_of",
+    "is_of",
+    "let_go",
+    "log_raised",
+    "shown",
+    "unwrapped",
+)
 
 E = TypeVar("E", bound=BaseException)
 
@@ -46,6 +57,15 @@ def unwrapped(exc: BaseException) -> BaseException:
     return exc.exc if is_of(exc, ExceptionWithTraceback) else exc
 
 
+def as_received(einfo: ExceptionInfo) -> ExceptionInfo:
+    """Return ``einfo`` as Celery's Request receives it from a child: pickling takes away what billiard wrapped it in.
+
+    What has not been pickled would be told as ``ExceptionWithTraceback()`` in events, signals and custom Requests.
+    """
+    einfo.exception = unwrapped(einfo.exception)
+    return einfo
+
+
 def shown(exc: BaseException) -> str:
     """Return ``repr(exc)``, or what can be said of an exception whose ``repr`` fails."""
     try:
@@ -64,7 +84,7 @@ def class_of(exc: BaseException) -> str:
 def einfo_of(exc: BaseException) -> ExceptionInfo:
     """Return billiard's ExceptionInfo for ``exc``, which is being handled; of a stand-in where ``exc`` prevents it."""
     try:
-        return ExceptionInfo()
+        return as_received(ExceptionInfo())
     except _ENDINGS:
         raise
     except BaseException:  # noqa: BLE001
@@ -72,7 +92,7 @@ def einfo_of(exc: BaseException) -> ExceptionInfo:
         try:
             raise RuntimeError(f"{shown(exc)} (its traceback cannot be shown)") from None
         except RuntimeError:
-            return ExceptionInfo()
+            return as_received(ExceptionInfo())
 
 
 def log_raised(log: Callable[..., None], message: str, *args: Any) -> None:

@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from tests.support.eventually import eventually
+from tests.support.versions import needs_celery
 
 TASK_FIELDS = {"hostname", "utcoffset", "pid", "clock", "timestamp", "type", "uuid", "local_received"}
 
@@ -108,6 +109,24 @@ def test_events_of_a_retry(watched, events):
         *("task-started", "task-retried"),
         *("task-started", "task-succeeded"),
     ]
+
+
+@pytest.mark.parametrize(("action", "said"), [("retry", "None"), ("retry_error", "ActionError('why')")])
+def test_event_of_a_retry_says_why(watched, events, action, said):
+    result = watched.act.delay(action, "why", max_retries=1, countdown=0.3)
+
+    (retried,) = [event for event in of(events, result, "task-retried") if event["type"] == "task-retried"]
+
+    assert retried["exception"] == said
+
+
+@needs_celery((5, 7), "before, a rejected task does not fail")
+def test_event_of_a_rejected_task_says_what_it_raised(watched, events):
+    result = watched.act.delay("reject", "unwanted")
+
+    (failed,) = [event for event in of(events, result, "task-failed") if event["type"] == "task-failed"]
+
+    assert failed["exception"] == "reject requeue=False: unwanted"
 
 
 def test_events_of_a_revoked_task(watched, events):

@@ -78,6 +78,16 @@ def test_signals_of_a_rejected_task(side):
     assert sorted(seen(side, result.id, "task_failure")) == ["task_failure", "task_postrun", "task_prerun"]
 
 
+@needs_celery((5, 7), "before, a rejected task has not failed")
+def test_receivers_of_task_failure_are_shown_what_a_rejected_task_raised_and_not_its_wrapping(side):
+    result = side.act.delay("reject", "no")
+
+    seen(side, result.id, "task_failure")
+
+    (failure,) = [line for line in side.ledger.read("signal", result.id) if line["signal"] == "task_failure"]
+    assert (failure["exception"], failure["einfo"]) == ("reject requeue=False: no", "reject requeue=False: no")
+
+
 def test_signals_of_an_expired_task(side):
     result = side.act.apply_async(("ok", 1), expires=-1)
 

@@ -71,6 +71,7 @@ def _by_task_id(name: str, sender: Any, fields: dict[str, Any]) -> None:
         state=fields.get("state"),
         retval=fields.get("retval"),
         exception=repr(fields["exception"]) if "exception" in fields else None,
+        einfo=repr(fields["einfo"].exception) if "einfo" in fields else None,
     )
 
 
