@@ -3,7 +3,7 @@ std = "lua51"
 max_line_length = 120
 files["celery_streams/lua"].read_globals = {
     "KEYS", "ARGV", "redis", "cjson", "struct",
-    "barred", "came", "carry_place", "clock", "comes_before", "counted", "described", "each_queue", "follow", "forgettable",
+    "barred", "came", "carry_place", "clock", "comes_before", "counted", "described", "each_queue", "fade", "follow", "forgettable",
     "held_lock", "holder_of", "holds_places", "lane_in", "leave_place", "line_up", "lock_anew", "lock_of", "make_room",
     "movable", "names", "numbered", "open_full", "outline", "owned", "pack", "pending", "postpone", "put_ahead", "queue_of",
     "quit_place", "refusal_of", "release_lane", "release_next", "room", "settle", "settleable", "shelf", "since", "size", "split",

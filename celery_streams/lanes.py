@@ -1,7 +1,7 @@
 """Holding: messages of limited tasks that may not start yet: moved aside once, in order, released when there is room.
 
 =================  ===================================================================================================
-lane               messages that wait in line with each other: of one task, and one key of each of its limits
+lane               messages that wait in line with each other: of one task, one key of each of its limits, one priority
 rate               the tokens of a rate limit: one number, taken when a message is released or starts
 place              what counts against a number that may run at once; it belongs to an entry and is free when that is
                    gone: settled, recovered, purged, moved to a list (in the same script), or deleted by anybody (at the
@@ -10,7 +10,8 @@ place              what counts against a number that may run at once; it belongs
 =================  ===================================================================================================
 
 What waits costs one field of a hash, and no command. Lanes that wait for a time are looked at when it comes, those that
-wait for a place when one is given back, in turn. It knows neither Celery nor what a task is: ``limits`` does.
+wait for a token of the same rate, or for a place, in turn when there is one, those of a higher priority first. It knows
+neither Celery nor what a task is: ``limits`` does.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ __all__ = (
     "held_reasons",
     "holds_any",
     "keeping_place",
+    "lane_at",
     "let_go",
     "limits_in_redis",
     "place_of",
@@ -55,6 +57,9 @@ __all__ = (
 
 ADMIT, RELEASE, FREE, UNHOLD = load("admit"), load("release"), load("free"), load("unhold")
 KEEP_PLACE = load("keep_place")
+
+#: What parts the name of a lane from its priority step, which that of the highest one does not say.
+_STEP_OF = "\1"
 
 #: Where a place says which worker runs its task, whose entry is acknowledged already.
 _WORKER = 4
@@ -121,6 +126,11 @@ def place_of(broker: StreamBroker, entry: Entry) -> str:
     return f"{broker.where(entry.stream)}:{entry.id.decode()}"
 
 
+def lane_at(lane: Lane, step: int) -> str:
+    """Return what a lane of messages of this priority step is called in Redis."""
+    return f"{lane.name}{_STEP_OF}{step}" if step else lane.name
+
+
 def admit(
     broker: StreamBroker,
     consumer: str,
@@ -146,7 +156,8 @@ def admit(
             ADMIT,
             [entry.stream.key, *_keys(broker, entry.stream.queue)],
             [
-                *(keys.GROUP, consumer, entry.id, place_of(broker, entry), entry.stream.step, lane.name, lane.limits),
+                *(keys.GROUP, consumer, entry.id, place_of(broker, entry), entry.stream.step),
+                *(lane_at(lane, entry.stream.step), lane.limits),
                 *(int(ahead), "" if penalty_ms is None else penalty_ms, len(broker.steps)),
                 *(published, lane.penalised),
             ],
@@ -248,7 +259,7 @@ def held_lanes(broker: StreamBroker, queue: str) -> list[HeldLane]:
     """Return the lanes of ``queue`` in which messages wait, the longest first. Two round trips at least."""
     return _whole(
         [
-            _sorted(queue, pairs(broker.client.call("HGETALL", broker.queue_keys(name).shelf[1])))
+            _read(queue, pairs(broker.client.call("HGETALL", broker.queue_keys(name).shelf[1])))
             for name in broker.partitions(queue)
         ]
     )
@@ -274,18 +285,16 @@ def _some(broker: StreamBroker, queue: str, name: str, most: int) -> tuple[list[
         cursor, part = broker.client.call("HSCAN", lanes, cursor, "COUNT", min(most, 1_000))
         some.update(pairs(part))
         if cursor == b"0" or len(some) >= most:
-            return _sorted(queue, some), cursor != b"0"
+            return _read(queue, some), cursor != b"0"
 
 
 def _whole(parts: Sequence[list[HeldLane]]) -> list[HeldLane]:
-    """Return the lanes of all partitions; while these become more, a key may have messages in two of them."""
-    if len(parts) == 1:
-        return parts[0]
+    """Return the lanes of all partitions and priorities as one for each key."""
     found: dict[str, HeldLane] = {}
     for lane in (lane for lanes in parts for lane in lanes):
         before = found.get(lane.name)
         found[lane.name] = lane if before is None else replace(lane, held=lane.held + before.held)
-    return sorted(found.values(), key=lambda lane: -lane.held)
+    return sorted(found.values(), key=lambda lane: (-lane.held, lane.name))
 
 
 def held_reasons(broker: StreamBroker, queue: str) -> dict[str, int]:
@@ -302,15 +311,23 @@ def held_reasons(broker: StreamBroker, queue: str) -> dict[str, int]:
 
 def _held_reasons(broker: StreamBroker, name: str) -> dict[str, int]:
     held, lanes, ready, ring = broker.queue_keys(name).shelf[:4]
-    total, timed, placed = broker.client.call_all([("HLEN", held), ("ZCARD", ready), ("ZCARD", ring)])
+    # For the number of the task, or of the key.
+    waits = [(f"[{kind}", f"({chr(ord(kind) + 1)}") for kind in "TK"]
+    total, timed, *each = broker.client.call_all(
+        [("HLEN", held), ("ZCARD", ready), *(("ZLEXCOUNT", ring, *bounds) for bounds in waits)]
+    )
+    placed = sum(each)
     found = dict.fromkeys(HELD_REASONS, 0)
     # The few are counted, and the others are the rest.
     few, many = ("rate", "concurrency") if timed <= placed else ("concurrency", "rate")
     count = min(timed, placed)
     if total and count:
-        names = broker.client.call("ZRANGE", ready if few == "rate" else ring, 0, _MOST_LANES - 1)
-        if few == "concurrency":
-            names = [name.split(b"\0", 2)[-1] for name in names]
+        if few == "rate":
+            names = broker.client.call("ZRANGE", ready, 0, _MOST_LANES - 1)
+        else:
+            bounded = [("ZRANGEBYLEX", ring, *bounds, "LIMIT", 0, _MOST_LANES) for bounds in waits]
+            turns = [turn for some in broker.client.call_all(bounded) for turn in some]
+            names = [turn.split(b"\0", 2)[-1] for turn in turns[:_MOST_LANES]]
         said = broker.client.call("HMGET", lanes, *names) if names else []
         found[few] = min(sum(_length(one) for one in said if one), total)
     found["mixed" if count > _MOST_LANES else many] = total - found[few]
@@ -325,17 +342,17 @@ def _length(said: bytes) -> int:
         return 0  # somebody else's field
 
 
-def _sorted(queue: str, lanes: Mapping[bytes, bytes]) -> list[HeldLane]:
+def _read(queue: str, lanes: Mapping[bytes, bytes]) -> list[HeldLane]:
     found = []
     for name, said in lanes.items():
         if name:
-            shown = name.decode(errors="replace")
+            shown = name.decode(errors="replace").partition(_STEP_OF)[0]
             try:
                 known = json.loads(said)
                 found.append(HeldLane(queue, shown, str(known["task"]), int(known["last"] - known["first"]) + 1))
             except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue  # somebody else's field
-    return sorted(found, key=lambda lane: (-lane.held, lane.name))
+    return found
 
 
 # -- settling

@@ -294,4 +294,4 @@ def key_of(task: Any, key: Key, args: Any, kwargs: Any) -> str:
     if len(found.encode(errors="surrogatepass")) > _LONGEST_KEY:
         raise LimitKeyError(f"Task {task.name}: its key has more than {_LONGEST_KEY} bytes: {found[:60]!r} ...")
     # What the scripts part names by.
-    return found.replace("\0", "\\0").encode(errors="backslashreplace").decode()
+    return found.replace("\0", "\\0").replace("\1", "\\1").encode(errors="backslashreplace").decode()

@@ -8,7 +8,7 @@
 --          was published with, where it was put back ('' = its own), the key that shall not start ('' = its rate)
 -- Returns  1: it may start, and has its places; 2: it may start, and has none to give back; -1: it was no longer ours;
 --          a text: it was moved aside, to this field of what is held
--- Needs    barred, came, clock, comes_before, follow, lane_in, leave_place, line_up, make_room, movable, numbered
+-- Needs    barred, came, clock, comes_before, fade, follow, lane_in, leave_place, line_up, make_room, movable, numbered
 -- Needs    open_full, outline, pack, queue_of, settle, shelf, since, split, take_place, taken, vacate
 -- What others of its lane wait for it waits for, too: in the order in which they were published, whatever was put back
 -- in the meantime. It may start where it comes before all of them.
@@ -21,7 +21,7 @@ local wanted, new, penalty = cjson.decode(ARGV[7]), ARGV[8] ~= '1', tonumber(ARG
 local now = clock()
 local queue = queue_of(10, tonumber(ARGV[10]), group, {[wanted.task] = wanted})
 local lasting = wanted.limit or wanted.key_limit
-open_full(at.rates)
+open_full(at.held)
 movable(at)
 
 local place = not penalty and redis.call('HGET', at.places, entry)
@@ -40,12 +40,19 @@ local before = lane_in(redis.call('HGET', at.lanes, lane))
 local leads = not before
 if before and not new and not penalty then
     local first = redis.call('HGET', at.held, string.format('%.0f:%.0f', before.number, before.first))
-    local its_step, _, history = outline(first or '')
-    leads = comes_before(came(tonumber(step), ARGV[11] ~= '' and ARGV[11] or id), came(its_step, history or ''))
+    local _, history = outline(first or '')
+    leads = comes_before(came(ARGV[11] ~= '' and ARGV[11] or id), came(history or ''))
 end
 local barrier, till
 if not penalty then
-    if leads then barrier, till = barred(at, wanted, now) end
+    if leads then barrier, till = barred(at, lane, wanted, now) end
+    if leads and not barrier and new and wanted.interval > 0 and lane ~= wanted.rate then
+        -- Others wait for the next token, and have not been looked at yet: it is theirs.
+        local limit = 'R' .. wanted.rate
+        local turn = redis.call('ZRANGEBYLEX', at.ring, '[' .. limit .. '\0', '(' .. limit .. '\1', 'LIMIT', 0, 1)[1]
+        local ahead = turn and string.sub(turn, #limit + 2, #limit + 2) <= step
+        if ahead or redis.call('ZSCORE', at.ready, wanted.rate) then barrier, till = limit, now end
+    end
     if leads and not barrier then
         take_place(at, entry, lane, wanted, now)
         if lasting then return 1 end
@@ -64,7 +71,7 @@ else
     known.number, known.first, known.last = numbered(at), 1, 0
 end
 local history = since(named.history, id)
-local position = make_room(at, known, came(tonumber(step), history), new)
+local position = make_room(at, known, came(history), new)
 local field = string.format('%.0f:%.0f', known.number, position)
 redis.call('HSET', at.held, field, pack(tonumber(step), named, history))
 follow(named.headers, stream, id, at.held, field)
@@ -72,6 +79,7 @@ redis.call('HSET', at.lanes, lane, cjson.encode(known))
 settle(stream, group, id)
 if penalty then
     redis.call('ZADD', at.rates, now + penalty, '!' .. (ARGV[12] ~= '' and ARGV[12] or wanted.rate))
+    fade(at, now)
     barrier, till = 'R', now + penalty
 end
 if not before then line_up(at, lane, barrier, till) end

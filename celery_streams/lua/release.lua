@@ -5,7 +5,7 @@
 --          of (JSON: task -> interval in ms, limit, key_limit), '1' = look at all lanes, for limits have changed
 -- Returns  {messages released, ms until the next look (-1 = nothing waits for a time)}
 -- Needs    clock, lane_in, line_up, movable, open_full, queue_of, release_lane, release_next, shelf
--- A lane that may go on comes behind the others that may.
+-- A lane that may go on comes behind the others of its priority that may.
 local group, steps, left = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local limits, all = cjson.decode(ARGV[4]), ARGV[5] == '1'
 local now = clock()
@@ -23,6 +23,33 @@ local function told(at, lane)
     return known
 end
 
+-- Releases what waits for the tokens of a rate that several lanes share, lane after lane in turn.
+local function release_rate(at, queue, name, places)
+    local limit = 'R' .. string.sub(name, 2)
+    while left > 0 do
+        local turn = redis.call('ZRANGEBYLEX', at.ring, '[' .. limit .. '\0', '(' .. limit .. '\1', 'LIMIT', 0, 1)[1]
+        if not turn then
+            redis.call('ZREM', at.ready, name)
+            return
+        end
+        local lane = string.sub(turn, #limit + 19)
+        local barrier, till = release_lane(at, queue, lane, now)
+        if barrier == limit then -- it keeps its turn
+            redis.call('ZADD', at.ready, string.format('%.3f', till), name)
+            return
+        end
+        redis.call('ZREM', at.ring, turn)
+        if barrier == 'E' then
+            redis.call('ZREM', at.ready, lane)
+        elseif barrier then
+            line_up(at, lane, barrier, till)
+        else
+            count, left = count + 1, left - 1
+            if till then places[till] = true end
+        end
+    end
+end
+
 local function look(base)
     local at, queue = shelf(base), queue_of(base + 8, steps, group, limits)
     if redis.call('EXISTS', at.held) == 0 then return end
@@ -31,13 +58,17 @@ local function look(base)
     if all then
         for _, lane in ipairs(redis.call('ZRANGE', at.ready, 0, 9999)) do
             told(at, lane)
-            redis.call('ZADD', at.ready, now, lane)
+            if tonumber(redis.call('ZSCORE', at.ready, lane)) < 9e15 then redis.call('ZADD', at.ready, now, lane) end
         end
         for _, turn in ipairs(redis.call('ZRANGE', at.ring, 0, 9999)) do
-            local lane = string.match(turn, '^[^%z]*%z[^%z]*%z(.*)$')
+            local kind, limit, lane = string.match(turn, '^(.)([^%z]*)%z[^%z]*%z(.*)$')
             local known = told(at, lane)
-            redis.call('ZREM', at.ring, turn)
-            if known then line_up(at, lane, 'T' .. known.task) end
+            if kind == 'R' then -- it keeps its turn
+                redis.call('ZADD', at.ready, now, '\255' .. limit)
+            else
+                redis.call('ZREM', at.ring, turn)
+                if known then line_up(at, lane, 'T' .. known.task) end
+            end
         end
         for task in pairs(limits) do count = count + release_next(at, queue, task, now) end
     end
@@ -45,14 +76,18 @@ local function look(base)
     while left > 0 do
         local lanes = redis.call('ZRANGEBYSCORE', at.ready, '-inf', now, 'LIMIT', 0, math.min(left, 100))
         for _, lane in ipairs(lanes) do
-            local barrier, till = release_lane(at, queue, lane, now)
-            if barrier == 'E' then
-                redis.call('ZREM', at.ready, lane)
-            elseif barrier then
-                line_up(at, lane, barrier, till)
+            if string.byte(lane) == 255 then
+                release_rate(at, queue, lane, places)
             else
-                count, left = count + 1, left - 1
-                if till then places[till] = true end
+                local barrier, till = release_lane(at, queue, lane, now)
+                if barrier == 'E' then
+                    redis.call('ZREM', at.ready, lane)
+                elseif barrier then
+                    line_up(at, lane, barrier, till)
+                else
+                    count, left = count + 1, left - 1
+                    if till then places[till] = true end
+                end
             end
         end
         if #lanes == 0 then break end

@@ -2,9 +2,10 @@
 
 1. A thread releases what has its time, and sleeps until the next one has. Those look that have a turn with the delayed
    messages of a queue, the deputy a little later; whoever puts something there that comes earlier wakes them.
-2. Every few seconds places are compared with the entries that they belong to: XDEL and XTRIM by hand, FLUSHALL, or
-   a group made anew leave no script that would free them. The places of entries that were acknowledged before their
-   tasks ran are compared with what this worker runs, and with who beats (``silent_workers``).
+2. Every few seconds places are compared with the entries that they belong to: XDEL, XTRIM and XACK by hand, FLUSHALL,
+   or a group made anew leave no script that would free them; nor does whoever settles a task that is limited no more.
+   The places of entries that were acknowledged before their tasks ran are compared with what this worker runs, and with
+   who beats (``silent_workers``).
 3. Now and then locks of unique tasks whose messages are gone are freed: nobody believes them, but they take memory.
 4. Limits that were set at run time are read then, and told to the crew.
 
@@ -107,16 +108,16 @@ class HeldMessages:
             self._on_limits(found)
         queues = list(self._queues())
         now = time.monotonic()
-        quiet = self._quiet()
+        quiet, surveys = self._quiet(), False
         if now >= self._next_survey and (quiet is None or quiet != self._surveyed):
-            self._next_survey = now + _SELDOM
+            self._next_survey, surveys = now + _SELDOM, True
             holds = holds_any(self._broker, queues)
             self._surveyed = None if holds else quiet
             if holds:
                 self._found |= {lane.task for queue in one_of(queues) for lane in held_lanes(self._broker, queue)}
                 self._sweep()
         self.refresh()
-        if self._told and has_places(self._broker, queues):
+        if (self._told or surveys) and has_places(self._broker, queues):
             for queue in queues:
                 reconcile(self._broker, queue, self._told, ended=self._ended)
 

@@ -15,7 +15,7 @@ leave       as with ack, if it was acknowledged before it ran and that is what r
 from __future__ import annotations
 
 from ..entries import Delivery
-from ..lanes import Lane
+from ..lanes import Lane, lane_at
 from ..notes import Mark, Note, at, note
 from .outcome import Action, Event, Outcome
 
@@ -70,4 +70,5 @@ def note_of(
 
 def note_of_held(prefix: str, mark: Mark, delivery: Delivery, lane: Lane) -> Note:
     """Return what is noted when a message is moved aside."""
-    return note(prefix, mark, "held", delivery.stream.queue, e=delivery.entry_id.decode(), l=lane.name).when("held")
+    entry, name = delivery.entry, lane_at(lane, delivery.entry.stream.step)
+    return note(prefix, mark, "held", entry.stream.queue, e=entry.id.decode(), l=name).when("held")

@@ -23,6 +23,7 @@ from celery_streams.exceptions import ConfigurationError, LimitKeyError
 from celery_streams.lanes import Lane, admit, held_lanes, held_reasons, let_go, reconcile, release
 from celery_streams.limits import RateLimited, lane_of, without_task
 from celery_streams.recovery import recover
+from celery_streams.worker.held_messages import HeldMessages
 from celery_streams.worker.outcome import Action, Outcome
 from celery_streams.worker.task_options import limits_in_force
 from tests.support.bench import ME, NOTHING, QUEUE, STREAM, Bench, but
@@ -289,6 +290,170 @@ def test_limit_that_was_lowered_holds_for_whoever_does_not_know_it(bench: Bench,
     assert held(bench) == 3
 
 
+RATE_AND_KEY: dict[str, Any] = {
+    "rate_limit": "1/h",
+    "streams_concurrency_key": "customer",
+    "streams_concurrency_per_key": 1,
+}
+
+
+def one_token(bench: Bench) -> None:
+    """Have an hour pass, and what has its token then run."""
+    let_pass(bench, seconds=3_600)
+    assert release_all(bench) == 1
+    run_all(bench)
+
+
+def test_keys_take_turns_for_the_tokens_of_the_rate_that_they_share(make: Callable[..., Bench]) -> None:
+    bench = make(streams_rate_limit_scope="global")
+    slow = limited(bench, **RATE_AND_KEY)
+    for customer in "abc":
+        for number in range(3):
+            slow.delay(number, customer)
+    run_all(bench)
+    assert held_reasons(bench.broker, QUEUE) == {"rate": 8, "concurrency": 0, "mixed": 0}
+
+    while held(bench):
+        one_token(bench)
+
+    assert bench.ran == ["a0", "a1", "b0", "c0", "a2", "b1", "c1", "b2", "c2"]
+    assert [key for key in redis_state(bench.broker.client) if ":held" in key] == [f"{STREAM}:held:rates"]
+
+
+def test_token_costs_no_more_where_many_keys_wait_for_it(make: Callable[..., Bench]) -> None:
+    bench = make(streams_rate_limit_scope="global")
+    slow = limited(bench, **RATE_AND_KEY)
+
+    def cost(customers: int) -> int:
+        for customer in range(customers):
+            slow.delay(customer, "x")
+            slow.delay(customer, f"{customers}-{customer}")
+        run_all(bench)
+        one_token(bench)
+        let_pass(bench, seconds=3_600)
+        before = commands_processed(bench.broker)
+        assert release_all(bench) == 1
+        return commands_processed(bench.broker) - before
+
+    few = cost(3)
+
+    assert cost(200) <= few + 5
+
+
+def test_new_key_does_not_take_the_token_for_which_others_wait(make: Callable[..., Bench]) -> None:
+    bench = make(streams_rate_limit_scope="global")
+    slow = limited(bench, **RATE_AND_KEY)
+    for customer in "ab":
+        slow.delay(0, customer)
+    run_all(bench)
+
+    let_pass(bench, seconds=3_600)
+    slow.delay(0, "c")
+    run_all(bench)  # before anybody has looked
+
+    assert (bench.ran, held(bench)) == (["a0"], 2)
+    assert release_all(bench) == 1
+    run_all(bench)
+    one_token(bench)
+    assert bench.ran == ["a0", "b0", "c0"]
+
+
+def test_rate_that_is_lifted_lets_all_go_that_waited_for_it_in_turn(make: Callable[..., Bench]) -> None:
+    bench = make(streams_rate_limit_scope="global")
+    slow = limited(bench, **RATE_AND_KEY)
+    for number in range(3):
+        for customer in "ab":
+            slow.delay(number, customer)
+    run_all(bench)
+
+    streams_of(bench.app).limits_in_redis = {"slow": {"rate": None}}
+    release(bench.broker, [QUEUE], {"slow": {"interval": 0.0, "key_limit": 1}}, everything=True)
+    run_all(bench)
+
+    assert bench.ran == ["a0", "b0", "a1", "b1", "a2", "b2"]
+    assert (held(bench), bench.left()) == (0, NOTHING)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rate_limit": "1/h"},
+        {"rate_limit": "1/h", "streams_concurrency": 1},
+        {"streams_concurrency": 1},
+        {"streams_concurrency_key": "customer", "streams_concurrency_per_key": 1},
+        RATE_AND_KEY,
+        {"rate_limit": "1/h", "streams_rate_limit_key": "customer"},
+    ],
+    ids=["rate", "rate and number", "number", "number of a key", "rate and number of a key", "rate of a key"],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_held_goes_in_the_order_of_priorities_and_each_in_that_of_publishing(
+    make: Callable[..., Bench], options: dict[str, Any], seed: int
+) -> None:
+    bench = make(streams_rate_limit_scope="global")
+    chance = random.Random(seed)
+    slow = limited(bench, **options)
+    slow.delay(0, "x")
+    bench.executor.prepare()
+    first = bench.read()
+    assert bench.settler.admit(first, *lane_of_all(bench, slow, "x"), ahead=False).admitted
+    ranks = []
+    for number in range(1, 20):
+        priority = chance.choice([0, 3, 6, 9])
+        slow.apply_async((number, "x"), priority=priority)
+        ranks.append((priority, number))
+        if chance.random() < 0.5:
+            for one in read_all(bench.broker, [QUEUE], ME):
+                bench.executor.execute(one)
+    for one in read_all(bench.broker, [QUEUE], ME):
+        bench.executor.execute(one)
+    assert held(bench) == 19
+
+    bench.executor.execute(first)
+    run_all(bench)
+    while held(bench):
+        one_token(bench)
+
+    assert [int(str(one).removeprefix("x")) for one in bench.ran] == [0, *(number for _, number in sorted(ranks))]
+    (lane, *others) = held_lanes(bench.broker, QUEUE) or [None]
+    assert (lane, others, bench.left()) == (None, [], NOTHING)
+
+
+def test_lines_of_all_priorities_are_shown_as_one(bench: Bench) -> None:
+    slow = limited(bench, rate_limit="1/h", streams_rate_limit_key="customer")
+    for priority in (0, 3, 9, 9):
+        slow.apply_async((priority, "a\x013"), priority=priority)
+    run_all(bench)
+
+    assert [(lane.name, lane.held) for lane in held_lanes(bench.broker, QUEUE)] == [("slow a\\13", 3)]
+    assert held_reasons(bench.broker, QUEUE) == {"rate": 3, "concurrency": 0, "mixed": 0}
+
+
+@pytest.mark.parametrize("way", ["token", "penalty", "absurd penalty"])
+def test_tokens_and_penalties_go_by_themselves(bench: Bench, way: str) -> None:
+    seconds = {"token": 0.0, "penalty": 7_200.0, "absurd penalty": 1e300}[way]
+
+    @bench.task(rate_limit="1/h", streams_rate_limit_key="number")
+    def calls(number: int) -> None:
+        bench.ran.append(number)
+        if seconds:
+            raise RateLimited(seconds)
+
+    calls.delay(1)
+    run_all(bench)
+
+    left_ms = int(bench.broker.client.call("PTTL", f"{STREAM}:held:rates"))
+    assert bench.ran == [1]
+    if way == "absurd penalty":
+        assert left_ms > 3_600_000 or left_ms == -1
+    else:
+        assert left_ms // 1000 in range(int(seconds or 3_600) - 60, int(seconds or 3_600) + 2)
+    # Another key's token, an hour later, is not forgotten with this one.
+    calls.delay(2)
+    run_all(bench)
+    assert int(bench.broker.client.call("PTTL", f"{STREAM}:held:rates")) >= left_ms - 60_000
+
+
 def test_reasons_why_messages_are_held_are_told_apart(bench: Bench) -> None:
     @bench.task(streams_concurrency=1)
     def narrow(number: int) -> None:
@@ -360,9 +525,9 @@ def test_no_more_than_so_many_run_at_once_and_the_next_follows_when_one_is_settl
     assert (bench.left(), held(bench)) == (NOTHING, 0)
 
 
-def lane_of_all(bench: Bench, task: Any) -> tuple[Any, ...]:
+def lane_of_all(bench: Bench, task: Any, key: str | None = None) -> tuple[Any, ...]:
     limits = limits_in_force(task, streams_of(bench.app))
-    return lane_of(task.name, limits, (None, None), node=""), task.name, limits
+    return lane_of(task.name, limits, (key, key), node=""), task.name, limits
 
 
 def test_keys_are_served_in_turn_and_a_full_key_holds_up_no_other(bench: Bench) -> None:
@@ -686,23 +851,72 @@ def test_place_of_a_message_that_a_strategy_keeps_is_taken_until_that_is_done_wi
     assert len(requests) == 2
 
 
-def test_place_of_an_entry_that_somebody_deleted_is_given_back_at_the_next_look(bench: Bench) -> None:
+#: What somebody does to an entry by hand, and whether it is nobody's then.
+BY_HAND: dict[str, tuple[list[tuple[Any, ...]], bool]] = {
+    "deleted": ([("XDEL", STREAM, "ID")], True),
+    "deleted and acknowledged": ([("XACK", STREAM, keys.GROUP, "ID"), ("XDEL", STREAM, "ID")], True),
+    "trimmed": ([("XTRIM", STREAM, "MAXLEN", 0)], True),
+    "acknowledged": ([("XACK", STREAM, keys.GROUP, "ID")], True),
+    "stream deleted": ([("DEL", STREAM)], True),
+    "group made anew at the end": (
+        [("XGROUP", "DESTROY", STREAM, keys.GROUP), ("XGROUP", "CREATE", STREAM, keys.GROUP, "$")],
+        True,
+    ),
+    "group made anew": (
+        [("XGROUP", "DESTROY", STREAM, keys.GROUP), ("XGROUP", "CREATE", STREAM, keys.GROUP, "0")],
+        False,
+    ),
+    "group destroyed": ([("XGROUP", "DESTROY", STREAM, keys.GROUP)], False),
+    "claimed": ([("XCLAIM", STREAM, keys.GROUP, "somebody", 0, "ID")], False),
+}
+
+
+@pytest.mark.parametrize("waiting", [True, False], ids=["one waits", "nobody waits"])
+@pytest.mark.parametrize("way", BY_HAND)
+def test_place_of_an_entry_that_somebody_took_away_is_given_back_at_the_next_look(
+    bench: Bench, way: str, waiting: bool
+) -> None:
     slow = limited(bench, streams_concurrency=1)
     slow.delay(1)
-    slow.delay(2)
     bench.executor.prepare()
-    first, second = bench.broker.read(bench.broker.streams([QUEUE]), "me", count=2)
-    lane = lane_of_all(bench, slow)
-    assert bench.settler.admit(first, *lane, ahead=False)
-    bench.executor.execute(second)
-    assert held(bench) == 1
-
+    first = bench.read()
+    assert bench.settler.admit(first, *lane_of_all(bench, slow), ahead=False).admitted
+    if waiting:
+        slow.delay(2)
+        bench.executor.execute(bench.read())
+        assert held(bench) == 1
     assert reconcile(bench.broker, QUEUE, {}) == 0
-    bench.broker.client.call("XDEL", first.stream.key, first.entry_id)
-    assert reconcile(bench.broker, QUEUE, {}) == 1
+    commands, gone = BY_HAND[way]
 
+    for command in commands:
+        bench.broker.client.call(*(first.entry_id if word == "ID" else word for word in command))
+
+    assert reconcile(bench.broker, QUEUE, {}) == (1 if gone else 0)
+    assert reconcile(bench.broker, QUEUE, {}) == 0
+    assert held(bench) == (1 if waiting and not gone else 0)
+    if way == "claimed":
+        recover(bench.broker, QUEUE, "claimer", idle_ms=0, turn_ms=1, pauses_ms=[0] * 5)
+    bench.broker.ensure_groups([QUEUE])
     run_all(bench)
-    assert (bench.ran, held(bench)) == ([2], 0)
+    ran = sorted(bench.ran) if way == "claimed" else bench.ran  # what waited has the place of what crashed
+    assert (ran, held(bench)) == ([*([] if gone else [1]), *([2] if waiting else [])], 0)
+    assert f"{STREAM}:held:places" not in redis_state(bench.broker.client)
+
+
+def test_place_of_a_task_that_is_limited_no_more_is_given_back_by_workers_that_know_of_no_limit(bench: Bench) -> None:
+    slow = limited(bench, streams_concurrency=1)
+    slow.delay(1)
+    bench.executor.prepare()
+    first = bench.read()
+    assert bench.settler.admit(first, *lane_of_all(bench, slow), ahead=False).admitted
+    slow.streams_concurrency = None
+    bench.broker.ack(ME, [first.entry])  # as a worker does that knows of no place
+    assert f"{STREAM}:held:places" in redis_state(bench.broker.client)
+
+    streams = streams_of(bench.app)
+    HeldMessages(streams, bench.broker, lambda: [QUEUE], turns=dict, on_limits=lambda found: None).run_once()
+
+    assert not [key for key in redis_state(bench.broker.client) if ":held" in key]
 
 
 def test_raised_limit_releases_those_that_wait(bench: Bench) -> None:

@@ -38,9 +38,10 @@ CONSUMERS = ("a/1", "b/1")
 LIMITS = {
     "narrow": Limits(concurrency=2),
     "keyed": Limits(concurrency=2, concurrency_key="key", concurrency_per_key=1),
+    "rated": Limits(rate=1 / 3600, concurrency_key="key", concurrency_per_key=1),
     "free": Limits(),
 }
-KINDS = st.sampled_from([("narrow", ""), ("keyed", "x"), ("keyed", "y"), ("free", "")])
+KINDS = st.sampled_from([("narrow", ""), ("keyed", "x"), ("keyed", "y"), ("rated", "x"), ("rated", "y"), ("free", "")])
 NOW, LATER = 0, 4_000_000_000_000
 
 #: What becomes of a message when its task has ended.
@@ -152,7 +153,7 @@ class Places(RuleBasedStateMachine):
         for queue in QUEUES:
             names = self.broker.queue_keys(queue)
             self.broker.client.call("DEL", names.shelf[4])
-            for lane in self.broker.client.call("ZRANGE", names.shelf[2], 0, -1):
+            for lane in self.broker.client.call("ZRANGEBYSCORE", names.shelf[2], "-inf", "(9e15"):
                 self.broker.client.call("ZADD", names.shelf[2], 1, lane)
         release(self.broker, QUEUES, {}, everything=everything)
 
@@ -275,14 +276,16 @@ class Places(RuleBasedStateMachine):
             assert running == {f"{limit}\0{place}" for place, said in places.items() for limit in said[0]}
             assert counted["Tnarrow"] <= 2
             assert counted["Tkeyed"] <= 2
-            assert all(counted[f"Kkeyed {key}"] <= 1 for key in "xy")
+            assert all(counted[f"K{task} {key}"] <= 1 for task in ("keyed", "rated") for key in "xy")
             rates = call("ZRANGE", names.shelf[4], 0, -1)
             flat = call("HGETALL", names.shelf[1])
             for lane, said in zip(flat[::2], flat[1::2], strict=True):
                 known = json.loads(said) if lane else {}
                 barred = {f"!{name}".encode() for name in (known.get("rate"), known.get("key")) if name}
+                if known.get("interval"):
+                    barred.add(known["rate"].encode())
                 if known and barred.isdisjoint(rates):
-                    full = counted[f"T{known['task']}"] >= known["limit"]
+                    full = "limit" in known and counted[f"T{known['task']}"] >= known["limit"]
                     full = full or (bool(known.get("key")) and counted[f"K{known['key']}"] >= known["key_limit"])
                     assert full, f"{lane} waits, and there is room"
         for name, entries in self.running.items():

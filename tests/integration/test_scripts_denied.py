@@ -175,7 +175,7 @@ def released(broker: StreamBroker) -> Any:
 def ready(broker: StreamBroker) -> None:
     on_hold(SLOW)(broker)
     shelf = broker.queue_keys(QUEUE).shelf
-    for lane in broker.client.call("ZRANGE", shelf[2], 0, -1):
+    for lane in broker.client.call("ZRANGEBYSCORE", shelf[2], "-inf", "(9e15"):
         broker.client.call("ZADD", shelf[2], 1, lane)
     broker.client.call("DEL", shelf[4])
 

@@ -11,8 +11,8 @@ local function make_room(at, lane, one, new)
         local packed = redis.call('HGET', at.held, field(position))
         if not packed then return true, {} end
         bytes = bytes - #packed
-        local step, headers, history = outline(packed)
-        return comes_before(one, came(step, history or ''), new), {position, packed, headers}
+        local headers, history = outline(packed)
+        return comes_before(one, came(history or '')), {position, packed, headers}
     end
     local function move(passed, by)
         for _, other in ipairs(passed) do

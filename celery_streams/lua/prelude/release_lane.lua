@@ -14,7 +14,7 @@ local function release_lane(at, queue, lane, now)
         known.interval, known.limit = told.interval or 0, told.limit
         known.key_limit = known.key and told.key_limit or nil -- it was held when the task had no key
     end
-    local barrier, till = barred(at, known, now)
+    local barrier, till = barred(at, lane, known, now)
     if barrier then return barrier, till end
     local most = math.max(1, 50 / math.max(known.interval, 1))
     if not (known.limit or known.key_limit) and counted(at, 'L' .. lane) >= most then
@@ -39,12 +39,13 @@ local function release_lane(at, queue, lane, now)
     if known.first > known.last then
         redis.call('HDEL', at.lanes, lane)
         redis.call('ZREM', at.ready, lane)
-        if redis.call('EXISTS', at.held) == 0 then redis.call('UNLINK', at.lanes) end
+        if redis.call('EXISTS', at.held) == 0 then redis.call('UNLINK', at.lanes, at.ready, at.ring) end
         return nil
     end
     redis.call('HSET', at.lanes, lane, cjson.encode(known))
-    barrier, till = barred(at, known, now)
+    barrier, till = barred(at, lane, known, now)
     if not barrier and (known.limit or known.key_limit) then barrier = 'T' .. known.task end
+    if not barrier and known.interval > 0 and lane ~= known.rate then barrier = 'R' .. known.rate end
     line_up(at, lane, barrier or 'R', till or now)
     return nil, known.limit and known.task or known.key_limit and known.task
 end

@@ -1,3 +1,4 @@
+-- Needs    fade
 -- Takes what an entry needs to start: a token, and a place for each limit until the entry is gone.
 -- What comes a few milliseconds late does not put off those behind it.
 local function take_place(at, entry, lane, known, now)
@@ -9,6 +10,7 @@ local function take_place(at, entry, lane, known, now)
         local free = math.min(tonumber(redis.call('ZSCORE', at.rates, known.rate) or 0), now + known.interval)
         redis.call('ZREMRANGEBYSCORE', at.rates, '-inf', now - 1000)
         redis.call('ZADD', at.rates, string.format('%.3f', math.max(free, now - 5) + known.interval), known.rate)
+        fade(at, now)
     end
     for _, limit in ipairs(taken) do redis.call('ZADD', at.running, 0, limit .. '\0' .. entry) end
 end
