@@ -33,6 +33,8 @@ class _Slot:
     def took(self) -> float:
         return 0.0
 
+    def settling(self) -> None: ...
+
     def retried(self) -> None: ...
 
     def lost(self) -> bool:

@@ -100,6 +100,9 @@ class Progress(Protocol):
     def retried(self) -> None:
         """The message was settled as retried while its task runs on: nothing is left to do for it."""
 
+    def settling(self) -> None:
+        """What the task came to is being settled: its entry may be gone before the reply comes."""
+
     def lost(self) -> bool:
         """Return whether the entry is known to be no longer ours."""
 
@@ -289,6 +292,7 @@ class OwnedTask(RunningTask):
             around.settler.publish(held)
         else:
             outcome = decide(Event.RETRIED, Circumstances())
+            around.progress.settling()
             around.settler.settle(self._delivery, outcome, held=held, event=Event.RETRIED)
         if around.settler.gave_up:
             raise Interruption("the retry could not be stored before this process had to end")

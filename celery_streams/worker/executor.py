@@ -209,6 +209,8 @@ class Executor:
             if outcome.action is Action.DEAD and report.announce is not None:
                 report.announce()
         history = {} if report.event in _UNFIT else execution.history
+        if settler is self.around.settler:
+            self.around.progress.settling()
         lane = lane_for_penalty(execution, self.around) if outcome.action is Action.HOLD else None
         settler.settle(
             delivery,

@@ -80,7 +80,7 @@ class Heartbeat:
             (consumer, entry), (holder, batch) = held[position], owners[position]
             shot = holder.snapshot()
             # It may be settled or handed back meanwhile: only what the child is still running was taken from it.
-            if (shot.batch, shot.running) == (batch, entry) and not shot.retried:
+            if (shot.batch, shot.running) == (batch, entry) and not (shot.retried or shot.settling):
                 holder.mark_lost(batch)
                 still_lost.add((consumer, entry))
                 if (consumer, entry) not in self._told:

@@ -60,7 +60,7 @@ class Record:
         self._started_at = 0.0
         self._lost = False
         self._kept: Message | None = None
-        self._retried = False
+        self._retried = self._settling = False
         #: What strategies of tasks keep.
         self.kept: tuple[Entry, ...] = ()
 
@@ -86,7 +86,8 @@ class Record:
             self._batch += 1
             self._running = delivery.entry
             self._started_at = time.monotonic()
-            self._limits, self._lost, self._kept, self._retried = (None, None), False, None, False
+            self._limits, self._kept = (None, None), None
+            self._lost = self._retried = self._settling = False
 
     def finish(self, *, unsent: bool = False) -> None:
         """Say that it ran and is settled.
@@ -140,6 +141,10 @@ class Record:
         """Note that the message was settled as retried, though its task goes on."""
         self._retried = True
 
+    def settling(self) -> None:
+        """Note that what the task came to is being settled."""
+        self._settling = True
+
     @property
     def batch(self) -> int:
         """The number of the batch."""
@@ -189,6 +194,7 @@ class Record:
                 done=self._done,
                 kept=self.kept,
                 retried=self._retried and self._running is not None,
+                settling=self._settling and self._running is not None,
             )
 
 

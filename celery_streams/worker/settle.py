@@ -63,7 +63,7 @@ _AT_ONCE = STEP_WORDS // notes.WORDS
 class Collected:
     """Acknowledgements that wait to be sent together; many threads may collect, one at a time may send."""
 
-    __slots__ = ("entries", "forbidden", "notes", "since")
+    __slots__ = ("asked", "entries", "forbidden", "notes", "since")
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
@@ -71,6 +71,8 @@ class Collected:
         self.forbidden: list[Entry] = []
         #: What is noted of tracked tasks when they are sent.
         self.notes: dict[Entry, notes.Note] = {}
+        #: Those that were sent before, and nobody knows whether they arrived: what is then no longer ours was settled.
+        self.asked: set[Entry] = set()
         #: When the oldest of them was collected (monotonic seconds).
         self.since = 0.0
 
@@ -190,8 +192,15 @@ class Settler:
         if self._collected.forbidden and time.monotonic() >= self._forbidden_due:
             self._collected.entries += self._collected.forbidden
             self._collected.forbidden.clear()
+        self._look_back()
         self._sent = self.broker.entries_by_slot(list(self._collected.entries[:_AT_ONCE]))
         return [self._ack_command(part) for part in self._sent]
+
+    def _look_back(self) -> None:
+        """Note what was sent last and had no reply."""
+        for part in self._sent:
+            self._collected.asked.update(part)
+        self._sent = ()
 
     def _ack_command(self, entries: Sequence[Entry]) -> tuple[Any, ...]:
         command = StreamBroker.ack_command(self.consumer, entries)
@@ -222,14 +231,17 @@ class Settler:
         Raises:
             BrokerError: one is an error; the acknowledgements of that part stay collected.
         """
-        sent = [entry for part in self._sent for entry in part]
+        parts, self._sent = self._sent, ()
+        sent = [entry for part in parts for entry in part]
         lost: list[Entry] = []
         left: list[Entry] = []
         error: BrokerError | None = None
-        for part, reply in zip(self._sent, replies, strict=True):
+        for part, reply in zip(parts, replies, strict=True):
+            if isinstance(reply, BrokerUnavailable):
+                self._collected.asked.update(part)
             if isinstance(reply, GroupMissing):
                 lost += part
-            elif isinstance(reply, KeyNotPermitted) and len(self._sent) == 1:
+            elif isinstance(reply, KeyNotPermitted) and len(parts) == 1:
                 self._acknowledge_apart(part, assisted=assisted)
                 return
             elif isinstance(reply, BrokerError):
@@ -305,9 +317,13 @@ class Settler:
         self._collected.sent(len(sent), but=but)
         if not self._collected.entries and not self._collected.forbidden:
             self.on_confirmed()
+        asked = self._collected.asked
         if lost and not assisted:
             for entry in lost:
-                self._report_lost(entry)
+                if entry not in asked:
+                    self._report_lost(entry)
+        if asked:
+            asked.difference_update({*sent} - {*but})
 
     def flush(self, *, assisted: bool = False) -> None:
         """Send the collected acknowledgements; insists while Redis is away."""
@@ -317,6 +333,7 @@ class Settler:
                 return
 
     def _flush_some(self, *, assisted: bool) -> None:
+        self._look_back()
         sent = list(self._collected.entries[:_AT_ONCE])
         forbidden = False
 

@@ -82,6 +82,9 @@ EXITED = 2
 #: Flag: the running task's message was settled as retried; its body goes on.
 RETRIED = 4
 
+#: Flag: what the running task came to is being settled.
+SETTLING = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -108,6 +111,8 @@ class Snapshot:
     kept: tuple[Entry, ...] = ()
     #: Since when the oldest of ``waiting`` waits, where nothing runs before it; None: for what runs.
     waiting_since: float | None = None
+    #: What it came to is being settled, maybe once more after a lost reply: whoever settles says what is lost.
+    settling: bool = False
 
 
 class Slot:
@@ -239,6 +244,10 @@ class Slot:
         """Say that the message of the running task was settled as retried, though its body goes on."""
         self._words[_FLAGS] |= RETRIED
 
+    def settling(self) -> None:
+        """Say that what the running task came to is being settled."""
+        self._words[_FLAGS] |= SETTLING
+
     def note_read(self) -> None:
         """Say that a read has succeeded."""
         self._doubles[_READ] = time.monotonic()
@@ -366,6 +375,7 @@ class Slot:
             exited=bool(flags & EXITED) and running is not None,
             done=longs[_DONE],
             retried=bool(flags & RETRIED) and running is not None,
+            settling=bool(flags & SETTLING) and running is not None,
         )
 
     def has_unsent_events(self) -> bool:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+from celery import Task
+from celery.exceptions import Reject
+
 import celery_streams
 from celery_streams import keys
 from celery_streams.signals import entry_lost
@@ -61,3 +65,24 @@ def test_task_is_told_at_once_what_its_parent_found(both: Bench) -> None:
     both.run()
 
     assert both.ran == [False]
+
+
+@pytest.mark.parametrize(("how", "noted"), [("return", False), ("fail", True), ("retry", True), ("reject", True)])
+def test_heartbeat_can_know_that_the_outcome_of_a_task_is_being_settled(both: Bench, how: str, noted: bool) -> None:
+    """What succeeded is acknowledged later, when it runs no more."""
+
+    @both.task(bind=True)
+    def end(self: Task) -> None:
+        both.ran.append(both.notes.was_settling)
+        if how == "fail":
+            raise ActionError
+        if how == "retry":
+            self.retry(countdown=60)
+        if how == "reject":
+            raise Reject(requeue=True)
+
+    end.delay()
+
+    both.run()
+
+    assert (both.ran, both.notes.was_settling) == ([False], noted)

@@ -502,6 +502,30 @@ def test_acknowledgements_outlive_a_lost_connection(broker: StreamBroker, readin
     assert mine.settler.lost == 0
 
 
+@pytest.mark.parametrize("again", ["along with a read", "alone"])
+def test_acknowledgement_that_was_carried_out_before_its_reply_was_lost_is_no_lost_entry(
+    broker: StreamBroker, reading: Callable[..., Reading], caplog: pytest.LogCaptureFixture, again: str
+) -> None:
+    broker.ensure_groups(["q"])
+    publish(broker, 1, 2)
+    mine = reading()
+    first, second = mine.reader.next(2, block=False)
+    mine.settler.settle(first, SUCCEEDED)
+    for command in mine.settler.commands():
+        broker.client.run(*command)  # what the connection that broke had carried out
+    mine.settler.settle(second, SUCCEEDED)
+    broker.client.call("XCLAIM", STREAM, keys.GROUP, "other", 0, second.entry_id)
+
+    if again == "alone":
+        mine.settler.flush()
+    else:
+        mine.next()
+
+    told = [record.getMessage() for record in caplog.records if "no longer held" in record.getMessage()]
+    assert (mine.settler.waiting, mine.settler.lost) == (0, 1)
+    assert [second.entry_id.decode() in line for line in told] == [True]
+
+
 def test_key_of_another_type_is_no_hot_loop(broker: StreamBroker, reading: Callable[..., Reading]) -> None:
     broker.client.call("SET", STREAM, "not a stream")
     mine = reading()

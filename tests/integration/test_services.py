@@ -143,6 +143,20 @@ def test_entry_that_was_settled_meanwhile_was_not_lost(broker: StreamBroker) -> 
     assert holder.lost == []
 
 
+def test_entry_that_is_gone_while_its_outcome_is_being_settled_was_not_lost(
+    broker: StreamBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Redis was silent: what settles it was carried out, its reply was lost, and the child sends it again."""
+    (one,) = delivered(broker, "q", "child", message(1))
+    broker.ack("child", [one.entry])
+    holder = StandIn(replace(SHOT, running=held(one)[0], settling=True))
+    heartbeat = beat(broker, holder)
+
+    heartbeat.run_once()
+
+    assert (holder.lost, heartbeat.lost, caplog.records) == ([], 0, [])
+
+
 def test_message_that_was_acknowledged_before_it_ran_is_not_missed(broker: StreamBroker) -> None:
     (one,) = delivered(broker, "q", "child", message(1))
     broker.ack("child", [one.entry])

@@ -40,6 +40,7 @@ class Notes:
     kept: list[Message] = field(default_factory=list)
     taken_away: bool = False
     was_retried: bool = False
+    was_settling: bool = False
 
     def limit(self, *, soft: float | None, hard: float | None) -> None:
         self.limits.append((soft, hard))
@@ -49,6 +50,9 @@ class Notes:
 
     def took(self) -> float:
         return 0.25
+
+    def settling(self) -> None:
+        self.was_settling = True
 
     def retried(self) -> None:
         self.was_retried = True

@@ -292,6 +292,17 @@ def test_loss_in_an_older_batch_says_nothing_of_the_new_one(child: Slot, parent:
     assert not child.lost()
 
 
+def test_outcome_that_is_being_settled_is_that_of_the_running_task_alone(child: Slot, parent: Slot) -> None:
+    load(child, 2)
+    begin(child, 0)
+    child.settling()
+    first = parent.snapshot().settling
+    child.finish(0)
+    begin(child, 1)
+
+    assert (first, parent.snapshot().settling) == (True, False)
+
+
 def test_loss_takes_nothing_back(child: Slot, parent: Slot) -> None:
     load(child, 2)
     begin(child, 0)
