@@ -10,7 +10,17 @@ from ..conf import Alerts
 from ..inspect import QueueStatus
 from .lists import ListSide
 
-__all__ = ("LEVELS", "Alert", "Level", "exceeded", "judge", "misspelt_setting", "never_used", "unknown_queue")
+__all__ = (
+    "LEVELS",
+    "Alert",
+    "Level",
+    "exceeded",
+    "judge",
+    "misspelt_setting",
+    "never_used",
+    "shown_number",
+    "unknown_queue",
+)
 
 Level = Literal["warning", "critical"]
 
@@ -109,8 +119,9 @@ def exceeded(name: str, value: float, message: str, queue: str, thresholds: Aler
     for level in LEVELS:
         threshold = getattr(thresholds, f"{name}_{level}")
         if threshold is not None and value >= threshold:
-            said = message.format(value=_number(value), s="" if value == 1 else "s", ren="" if value == 1 else "ren")
-            return [Alert(level, queue, name, f"{said} ({level} from {_number(threshold)})", value, threshold)]
+            s, ren = ("", "") if value == 1 else ("s", "ren")
+            said = message.format(value=shown_number(value), s=s, ren=ren)
+            return [Alert(level, queue, name, f"{said} ({level} from {shown_number(threshold)})", value, threshold)]
     return []
 
 
@@ -136,5 +147,6 @@ def misspelt_setting(message: str) -> Alert:
 LEVELS: tuple[Level, ...] = ("critical", "warning")
 
 
-def _number(value: float) -> str:
+def shown_number(value: float) -> str:
+    """Return a value or a threshold as alerts say it."""
     return f"{value:,.1f}" if isinstance(value, float) and value < 100 and value % 1 else f"{value:,.0f}"

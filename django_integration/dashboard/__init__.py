@@ -17,6 +17,7 @@
 ``doctor``       alerts, and the doctor's findings
 ``arguments``    what a task was called with, as it may be shown
 ``exports``      CSV and JSON
+``alert_texts``  what alerts say, in the language of the page
 ``audit``        who did what: signal, log line, the admin's log
 ===============  ======================================================================================
 

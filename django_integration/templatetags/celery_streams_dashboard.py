@@ -12,11 +12,20 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
+from celery_streams.monitoring.alerts import Alert
 from celery_streams.printable import printable, printable_lines
+
+from ..dashboard.alert_texts import text_of
 
 __all__ = ("register",)
 
 register = template.Library()
+
+
+@register.filter
+def alert_text(alert: Alert) -> str:
+    """Return what an alert says, in the language of the page."""
+    return printable(text_of(alert))
 
 
 @register.filter
