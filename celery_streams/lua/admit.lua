@@ -71,6 +71,10 @@ else
     known.number, known.first, known.last = numbered(at), 1, 0
 end
 local history = since(named.history, id)
+if penalty and not string.find(history, '"started":', 1, true) then
+    -- It is no first start that it waits for from now on.
+    history = string.gsub(history, '}%s*$', ',"started":1}')
+end
 local position = make_room(at, known, came(history), new)
 local field = string.format('%.0f:%.0f', known.number, position)
 redis.call('HSET', at.held, field, pack(tonumber(step), named, history))

@@ -101,7 +101,7 @@ def _first_id(delivery: Delivery) -> bytes:
     """Return the id with which a message entered its queue; nothing when it was started before.
 
     What was put back without having been started knows the id that it had, and a retry the attempts before it; neither
-    knows anything else.
+    knows anything else. What raised ``RateLimited`` knows that it was started.
     """
     assert delivery.message is not None
     found = _NOT_STARTED.fullmatch(delivery.message.history)

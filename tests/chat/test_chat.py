@@ -172,6 +172,7 @@ def test_dashboard_is_one_click_away(ana: Person) -> None:
     (address,) = re.findall(r'<a href="([^"]+)">Dashboard</a>', page)
 
     assert "send_message" in ana.get(address).text
+    assert "Mensagens mortas" in ana.get(address, **{"Accept-Language": "pt-BR"}).text
     assert ana.get("/admin/").status == 200
 
 

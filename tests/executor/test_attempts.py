@@ -11,7 +11,7 @@ import pytest
 from celery import Task
 from celery.exceptions import Reject
 
-from celery_streams import recovery, streams_of
+from celery_streams import RateLimited, recovery, streams_of
 from celery_streams.attempts import Attempt, and_this, parse
 from celery_streams.dead_letters import dead_letters
 from celery_streams.delayed_messages import delayed_message, delayed_messages, run_now
@@ -20,8 +20,9 @@ from celery_streams.running_messages import held_message
 from celery_streams.worker.counting import CountingExecutor
 from celery_streams.worker.counts import CountsTable, QueueRow
 from celery_streams.worker.outcome import crash_pauses_ms
-from tests.executor.test_limits import lane_of_all
+from tests.executor.test_limits import lane_of_all, release_all
 from tests.support.bench import ME, QUEUE, STREAM, Bench
+from tests.support.eventually import eventually
 from tests.support.redis_state import make_idle, redis_state
 
 
@@ -38,6 +39,8 @@ def story(bench: Bench, plot: list[str]) -> Any:
                 raise self.retry(exc=exc, countdown=60) from exc
         if step == "retry now":
             self.retry(countdown=0)
+        if step == "429":
+            raise RateLimited(0.01)
         if step == "put back":
             raise Reject("later", requeue=True)
         if step == "fail":
@@ -255,3 +258,33 @@ def test_wait_of_a_retry_counts_from_when_it_was_stored(make: Callable[..., Benc
 
     (row,) = (row for row in counts.rows() if isinstance(row, QueueRow) and row.queue == QUEUE)
     assert sum(row.waits) == 2
+
+
+@pytest.mark.parametrize("before", ["fresh", "put back", "retried"])
+def test_message_that_is_told_429_again_and_again_waited_for_its_first_start_once(
+    make: Callable[..., Bench], before: str
+) -> None:
+    table = CountsTable()
+    table.watch(0)
+    counts = table.of_child(0)
+    bench = make()
+    bench.executor = CountingExecutor(
+        bench.app, "w@h", streams_of(bench.app), bench.settler, bench.notes, counts=counts
+    )
+    plot = [*(["retry now"] if before == "retried" else []), "429", "429", "429", "succeed"]
+    told = story(bench, plot)
+    told.delay()
+    if before == "retried":
+        bench.run()
+    elif before == "put back":
+        bench.settler.put_back([bench.read().entry])
+
+    for _ in range(3):
+        bench.run()
+        eventually(lambda: release_all(bench) == 1)
+    bench.run()
+    table.close()
+
+    (row,) = (row for row in counts.rows() if isinstance(row, QueueRow) and row.queue == QUEUE)
+    assert plot == []
+    assert sum(row.waits) == (2 if before == "retried" else 1)

@@ -32,6 +32,8 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "chat.middleware.content_security_policy",
     "django.contrib.sessions.middleware.SessionMiddleware",
+    # The dashboard and the admin speak the language of the browser; the chat itself is in English.
+    "django.middleware.locale.LocaleMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
