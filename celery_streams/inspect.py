@@ -96,9 +96,12 @@ class QueueStatus:
     def backlog(self) -> int:
         """What a scaler should count: what waits, runs, or is due soon; of a paused queue only what runs.
 
-        It never misses delayed messages, as the length of a stream does, and is never unknown, as Redis' lag is.
+        It never misses delayed messages, as the length of a stream does, and is never unknown, as Redis' lag is. More
+        workers do nothing for what a limit holds back, but without any it is never let go: all of it counts as one.
         """
-        return self.pending + (0 if self.paused is not None else self.waiting + self.due_soon)
+        if self.paused is not None:
+            return self.pending
+        return self.pending + self.waiting + self.due_soon or int(self.held > 0)
 
     @property
     def lag(self) -> int:

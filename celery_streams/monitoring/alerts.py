@@ -59,7 +59,7 @@ NOTHING = ListSide()
 _RULES: tuple[_Rule, ...] = (
     _Rule(
         "no_consumer",
-        lambda queue, side: None if queue.consumers else queue.length,
+        lambda queue, side: None if queue.consumers else queue.length + queue.held,
         "{value} waiting, and no worker consumes the queue",
     ),
     _Rule(

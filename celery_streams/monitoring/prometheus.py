@@ -63,7 +63,11 @@ _GAUGES: tuple[tuple[str, str, Callable[[QueueStatus], float]], ...] = (
     ("paused_seconds", "How long the queue has been paused; 0 if it is not.", lambda queue: queue.paused or 0),
     ("paused", "1 while the queue is paused.", lambda queue: int(queue.paused is not None)),
     ("due_soon", "Delayed messages due within 60 seconds.", lambda queue: queue.due_soon),
-    ("backlog", "Waiting, running, or due within 60 seconds: for a scaler.", lambda queue: queue.backlog),
+    (
+        "backlog",
+        "Waiting, running, or due within 60 seconds; what is held is one: for a scaler.",
+        lambda queue: queue.backlog,
+    ),
     ("overdue_seconds", "How late the earliest delayed message is; 0 if none is late.", lambda queue: queue.overdue),
 )
 

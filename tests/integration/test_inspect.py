@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -380,6 +381,14 @@ def test_backlog_of_a_paused_queue_is_what_runs(broker: StreamBroker) -> None:
     pause_queue(broker, "q")
 
     assert inspect.queue_status(broker, "q").backlog == 1
+
+
+def test_what_limits_hold_back_keeps_one_worker_and_needs_no_more(broker: StreamBroker) -> None:
+    state = replace(inspect.queue_status(broker, "q"), held=70_000)
+
+    assert state.backlog == 1
+    assert replace(state, waiting=2, pending=3).backlog == 5
+    assert replace(state, paused=1.0).backlog == 0
 
 
 def test_nothing_delayed_is_due_at_no_time(broker: StreamBroker) -> None:

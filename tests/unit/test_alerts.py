@@ -81,6 +81,13 @@ def test_entries_that_nobody_works_on_any_more_are_critical() -> None:
     assert (alert.level, alert.name, alert.value) == ("critical", "no_consumer", 2)
 
 
+def test_held_messages_that_nobody_lets_go_are_critical() -> None:
+    [alert] = judge(replace(QUIET, waiting=1, held=3, consumers=0), Alerts())
+
+    assert (alert.level, alert.name, alert.value) == ("critical", "no_consumer", 4)
+    assert judge(replace(QUIET, held=3), Alerts()) == []
+
+
 def test_one_child_is_one_child() -> None:
     [alert] = judge(replace(QUIET, crashes=1), Alerts(restart_loop_warning=1))
 
