@@ -50,6 +50,8 @@ class NodeClient(RedisClient):
         template = self._template()
         host, port = self.address
         options = {**template.connection_kwargs, "host": host, "port": port}
+        # Its bound is no option of a connection; that of redis-py is a hundred connections in the life of a process.
+        options["max_connections"] = template.max_connections
         return redis.ConnectionPool(connection_class=template.connection_class, **options)
 
     def _translate(self, exc: Exception, sent: str | Script) -> BrokerError:

@@ -276,6 +276,17 @@ def test_blocks_for_queues_on_all_nodes_are_stored_once(on_shards: StreamBroker,
     assert sorted(map(number_of, read_all(on_shards, queues, "me"))) == sorted([*range(5)] * 3)
 
 
+def test_process_may_connect_to_a_node_as_often_as_it_likes(shards: ClusterClient, nodes: Cluster) -> None:
+    queues = nodes.queues_apart(3)
+    for _ in range(120):
+        shards.close()
+        read = shards.open()
+        read.send("XREAD", "STREAMS", *queues, *("0" for _ in queues))
+        assert not read.receive()
+        read.close()
+        assert shards.call_all([("EXISTS", queue) for queue in queues]) == [0, 0, 0]
+
+
 def test_command_whose_reply_is_lost_is_not_sent_again(shards: ClusterClient, nodes: Cluster) -> None:
     apart = nodes.queues_apart(3)
     assert shards.pipeline([("DEL", f"{{{name}}}") for name in apart]) == [0, 0, 0]
