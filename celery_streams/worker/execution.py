@@ -55,8 +55,12 @@ logger = logging.getLogger(__name__)
 ETA_SLACK = 0.05
 
 
-#: Raised outside of a task's body, these end the process, or the settling goes on later: the message stays pending.
-PASSING_BY = (SystemExit, KeyboardInterrupt, Interruption, SoftTimeLimitExceeded, MemoryError, BrokerError)
+#: What ends the process, wherever it is raised; the message stays pending.
+_ENDINGS = (SystemExit, KeyboardInterrupt, Interruption, MemoryError)
+
+#: Raised outside of Celery's tracer, these end the process, or the settling goes on later: the message stays pending.
+#: In the tracer the last two are a user's: of a hook or an errback that publishes to a full queue, or takes too long.
+PASSING_BY = (*_ENDINGS, SoftTimeLimitExceeded, BrokerError)
 
 
 def is_plain_value(value: Any) -> bool:
@@ -199,7 +203,7 @@ class Surroundings:
     def trace(self, tracer: Callable[..., Any], *args: Any, name: Any, task_id: Any) -> Any:
         """Call Celery's tracer; returns what it returns, or an :class:`Escaped`.
 
-        A process that the task forked ends here, and what :data:`PASSING_BY` names is raised.
+        A process that the task forked ends here, and what ends a process is raised.
         """
         try:
             try:
@@ -207,7 +211,7 @@ class Surroundings:
             finally:
                 if os.getpid() != self.pid:
                     end_foreign_process()
-        except PASSING_BY:
+        except _ENDINGS:
             raise
         except BaseException as exc:  # noqa: BLE001
             if is_of(exc, Exception) and not is_of(exc, Reject):

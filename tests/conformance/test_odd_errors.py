@@ -41,6 +41,18 @@ def test_exception_of_an_odd_class_fails_once(side, kind):
 
 
 @pytest.mark.parametrize("expires", [None, 60])
+@pytest.mark.parametrize("hook", ["operational", "soft", "os"])
+def test_task_whose_on_failure_raises_fails_once(side, hook, expires):
+    result = side.task("act_hook_fails").apply_async(("error", "odd"), {"hook": hook}, expires=expires)
+
+    side.ran(result.id)
+    side.settled()
+
+    assert len(side.ledger.runs(result.id)) == 1
+    assert side.state(result, "FAILURE")
+
+
+@pytest.mark.parametrize("expires", [None, 60])
 @pytest.mark.parametrize("kind", [kind for kind in ODD if kind != "bool"])  # ``self.retry()`` itself asks for its truth
 def test_retry_for_an_exception_of_an_odd_class_runs_again(side, kind, expires):
     result = side.act.apply_async(("retry_odd", "done"), {"kind": kind}, expires=expires)

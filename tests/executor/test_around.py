@@ -9,8 +9,11 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from celery.exceptions import Reject
+from celery import Task
+from celery.exceptions import Reject, SoftTimeLimitExceeded
 
+from celery_streams import streams_of
+from celery_streams.exceptions import BrokerFull, BrokerUnavailable, NotPermitted, QueueFull
 from tests.support.bench import ME, NOTHING, QUEUE, ActionError, Bench, NoBackend, but
 
 
@@ -40,6 +43,48 @@ def test_rejected_task_is_settled_while_the_result_backend_is_away(both: Bench) 
 
     assert {**both.left(), "dead": []} == NOTHING
     assert len(both.deaths()) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Exception raised outside body:RuntimeWarning")
+@pytest.mark.parametrize("error", [QueueFull, BrokerFull, BrokerUnavailable, NotPermitted, SoftTimeLimitExceeded])
+@pytest.mark.parametrize("options", [{}, {"expires": 60}], ids=["plain", "expires"])
+def test_task_whose_hook_cannot_publish_or_takes_too_long_fails_once(
+    both: Bench, error: type[Exception], options: dict[str, Any]
+) -> None:
+    class Hooked(Task):
+        def on_failure(self, *_: Any) -> None:
+            raise error("of the hook")
+
+    @both.task(base=Hooked)
+    def fail() -> None:
+        both.ran.append("ran")
+        raise ActionError("of the body")
+
+    fail.apply_async(**options)
+
+    both.run()
+
+    assert both.ran == ["ran"]
+    assert both.left() == but(dead=["failed"])
+
+
+@pytest.mark.filterwarnings("ignore:Exception raised outside body:RuntimeWarning")
+def test_task_whose_errback_goes_to_a_full_queue_fails_once(both: Bench) -> None:
+    both.app.conf.streams_max_length = 1
+    streams_of(both.app).reload()
+
+    @both.task()
+    def fail() -> None:
+        both.ran.append("ran")
+        raise ActionError("of the body")
+
+    fail.apply_async(queue="full")
+    fail.apply_async(link_error=fail.si().set(queue="full"))
+
+    both.run()
+
+    assert both.ran == ["ran"]
+    assert both.left() == but(dead=["failed"])
 
 
 def test_time_limits_are_known_while_the_body_runs_and_over_when_its_message_is_settled(both: Bench) -> None:

@@ -18,6 +18,7 @@ from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 from celery.worker import state as worker_state
 from celery.worker.control import inspect_command
+from kombu.exceptions import OperationalError
 
 from . import ledger
 
@@ -53,6 +54,14 @@ class Recorded(Task):
 
     def after_return(self, status, retval, task_id, args, kwargs, einfo):
         ledger.write("hook", task_id, hook="after_return", status=status)
+
+
+class HookFails(Recorded):
+    """Its ``on_failure`` raises what the argument ``hook`` says."""
+
+    def on_failure(self, exc, task_id, args, kwargs, einfo):
+        super().on_failure(exc, task_id, args, kwargs, einfo)
+        raise {"operational": OperationalError, "soft": SoftTimeLimitExceeded, "os": TimeoutError}[kwargs["hook"]]()
 
 
 class OddError(BaseException):
@@ -530,6 +539,11 @@ def act_autoretry(self, action, value=None, **options):
 
 @shared_task(bind=True, base=Recorded, autoretry_for=(TransientError,), retry_backoff=True, retry_jitter=False)
 def act_backoff(self, action, value=None, **options):
+    return run_action(self, action, value, **options)
+
+
+@shared_task(bind=True, base=HookFails)
+def act_hook_fails(self, action, value=None, hook=None, **options):
     return run_action(self, action, value, **options)
 
 
