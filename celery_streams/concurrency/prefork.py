@@ -273,6 +273,8 @@ class TaskPool(StreamsPool):
                     child.kept = args[0]
                 elif kind == "outgrown":
                     child.outgrown = True
+                elif kind == "untold":
+                    self.parent.untold.report(args[0])
                 elif kind == "denied":
                     self.parent.look_at_access()
                 elif kind == "tasks":

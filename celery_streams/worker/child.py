@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from billiard.common import reset_signals
 from billiard.compat import mem_rss
+from billiard.einfo import ExceptionInfo
 from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.pool import EX_RECYCLE, TASK, Worker
 from celery.concurrency.prefork import process_destructor, process_initializer
@@ -46,6 +47,7 @@ from .set_aside import SetAside
 from .settle import Settler
 from .slots import COUNTED, MAX_BATCH, Slot, SlotTable
 from .task_errors import log_raised
+from .untold import packed_failure
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -167,6 +169,7 @@ class ChildLoop:
             count=self._count,
             on_kept=self._keep,
         )
+        self.executor.around.on_untold = self._hand_on
         self.reader.on_pause = self._pause
         self.reader.on_denied = lambda: self.tell("denied")
         self.pace = Pace(most=options.max_batch)
@@ -268,6 +271,12 @@ class ChildLoop:
             self._control.send(message)
         except (BrokenPipeError, OSError):
             self.stopping = True
+
+    def _hand_on(self, delivery: Delivery, einfo: ExceptionInfo) -> None:
+        """Have the parent report a failure that cannot be reported here."""
+        failure = packed_failure(delivery, einfo)
+        if failure is not None:
+            self.tell("untold", failure)
 
     # -- the loop
 

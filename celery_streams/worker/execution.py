@@ -187,6 +187,8 @@ class Surroundings:
     #: ``worker_deduplicate_successful_tasks``
     deduplicates: bool = False
     pid: int = field(default_factory=os.getpid)
+    #: Told of a failure that this process could not report: another one may be able to.
+    on_untold: Callable[[Delivery, ExceptionInfo], object] = lambda delivery, einfo: None
     #: Redis' clock, which decides about eta and expires; this host's may be off.
     clock: RedisClock = field(init=False)
 
@@ -223,8 +225,11 @@ class Surroundings:
         dispatcher = self.dispatcher
         return dispatcher is not None and dispatcher.enabled and (not dispatcher.groups or "task" in dispatcher.groups)
 
-    def tell(self, report: Callable[[], object]) -> None:
-        """Tell the result backend and the like; whatever that raises, the message must be settled all the same."""
+    def tell(self, report: Callable[[], object]) -> bool:
+        """Tell the result backend and the like; whatever that raises, the message must be settled all the same.
+
+        Returns whether it was told.
+        """
         try:
             report()
         except (SystemExit, KeyboardInterrupt, Interruption):
@@ -232,6 +237,8 @@ class Surroundings:
         except BaseException:  # noqa: BLE001
             # What a task raised may raise anything where Celery looks at it.
             log_raised(logger.error, "Reporting the outcome of a task failed; its message is settled all the same.")
+            return False
+        return True
 
     def ran_before(self, task_id: Any) -> None:
         """Remember a task that succeeded, where ``worker_deduplicate_successful_tasks`` asks for it."""

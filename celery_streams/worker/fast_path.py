@@ -167,7 +167,8 @@ def _report_failure(execution: Execution, around: Surroundings, einfo: Exception
         if request is not None:
             request.on_failure(as_received(einfo))
 
-    around.tell(report)
+    if not around.tell(report):
+        around.on_untold(execution.delivery, einfo)
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:

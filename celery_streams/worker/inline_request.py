@@ -112,7 +112,8 @@ class _InlinePool:
                 if run.traced[0]:
                     as_received(run.traced[1])
             if isinstance(traced, Escaped):
-                around.tell(lambda: error_callback(traced.einfo))
+                if not around.tell(lambda: error_callback(traced.einfo)) and run is not None:
+                    around.on_untold(run.delivery, traced.einfo)
             else:
                 around.tell(lambda: callback(traced))
         finally:

@@ -34,6 +34,7 @@ from .partitions import PartitionWatch
 from .services import Services
 from .slots import Snapshot
 from .task_options import least_delivery_limit
+from .untold import UntoldFailures
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -84,6 +85,7 @@ class Parent:
         self.counts = None if self.all_counts is None else self.all_counts.own
         self.lost = LostTasks(app, hostname, streams, eventer=eventer, counts=self.counts)
         self.dead = DeadChildren(self.lost)
+        self.untold = UntoldFailures(app, hostname, eventer=eventer)
         self.requests = ActiveRequests(self.lost, crew, eventer=eventer)
         self.services: Services | None = None
         if self.counts is not None:
@@ -281,6 +283,7 @@ class Parent:
             # What is left needs Redis, which is away or refuses: it is asked again, this often.
             time.sleep(0.05)
         services.stop(patience=_LEAVING)
+        self.untold.close()
         self.requests.detach()
         self._leave(services)
         if self.metrics is not None:

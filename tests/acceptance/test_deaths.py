@@ -251,3 +251,21 @@ def test_task_that_took_its_whole_worker_along_is_known_by_its_name_to_whoever_h
     (letter,) = project.dead_letters()
     (attempt,) = letter.attempts
     assert (attempt.outcome, attempt.worker.partition("/")[0]) == ("crashed", first.hostname)
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["fast", "slow"])
+@pytest.mark.parametrize("how", ["warnings", "descriptors", "sockets"])
+def test_failure_that_a_child_cannot_report_is_reported_by_its_worker(project, act, worker, how, watched):
+    """As Celery's pools do: what keeps a process from it may be its own, and whoever waits would wait for ever."""
+    running = worker(concurrency=1, watched=watched)
+
+    crippled = act.delay("cripple", "value", how=how)
+    after = act.delay("ok", "value")
+
+    for result in (crippled, after):
+        result.get(timeout=30, propagate=False)
+    assert [crippled.state, after.state] == ["FAILURE", "FAILURE"]
+    eventually(lambda: {one.task_id for one in project.dead_letters()} == {crippled.id, after.id})
+    assert project.counted() == {crippled.id: 1, after.id: 1}
+    running.signal(signal.SIGTERM)
+    assert running.wait(15) == 0

@@ -8,10 +8,13 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import resource
 import signal
+import socket
 import sys
 import threading
 import time
+import warnings
 
 from celery import Task, shared_task
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
@@ -373,6 +376,22 @@ def _fork_outlives(task, value, seconds=30):
         os._exit(0)
     ledger.write("forked", task.request.id, child=pid)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _cripple(task, value, how):
+    """Leave this process so that it cannot store the outcome."""
+    if how == "warnings":
+        warnings.simplefilter("error")
+    elif how == "descriptors":
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    elif how == "sockets":
+        socket.socket.connect = _no_socket  # type: ignore[method-assign]
+    task.backend.client.connection_pool.disconnect()
+    return value
+
+
+def _no_socket(*args):
+    raise RuntimeError("no sockets here")
 
 
 def _reject(task, value):
