@@ -9,6 +9,8 @@ from django.utils.translation import ngettext
 
 from celery_streams.monitoring.alerts import Alert, shown_number
 
+from .figures import localized
+
 __all__ = ("text_of",)
 
 #: By the name of the alert; in English the sentences of ``monitoring.alerts`` and ``monitoring.growth``.
@@ -48,8 +50,8 @@ def text_of(alert: Alert) -> str:
     return str(
         _("%(what)s (%(level)s from %(threshold)s)")
         % {
-            "what": text(1 if alert.value == 1 else 2) % {"value": shown_number(alert.value)},
+            "what": text(1 if alert.value == 1 else 2) % {"value": localized(shown_number(alert.value))},
             "level": _("critical") if alert.level == "critical" else _("warning"),
-            "threshold": shown_number(alert.threshold),
+            "threshold": localized(shown_number(alert.threshold)),
         }
     )

@@ -14,6 +14,7 @@ from celery_streams.printable import printable
 from ..templatetags.celery_streams_dashboard import seconds
 from .charts import FLOOR, HEIGHT, LEFT, WIDTH, Chart, chart, mark, ticks
 from .exports import as_file
+from .figures import localized
 from .last import see
 from .look import Look
 
@@ -130,4 +131,4 @@ def _each(count: int | None, minutes: float) -> float | None:
 
 
 def _count(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 or value == round(value) else f"{value:.2g}"
+    return localized(f"{value:,.0f}" if value >= 10 or value == round(value) else f"{value:.2g}")

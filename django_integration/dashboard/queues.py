@@ -17,6 +17,7 @@ from celery_streams.printable import printable
 
 from .audit import note
 from .exports import as_file
+from .figures import localized
 from .last import see
 from .look import Look
 
@@ -103,7 +104,7 @@ def _pace(found: Pace) -> dict[str, str]:
 
 def per_minute(value: float) -> str:
     """Return a rate as people read it."""
-    return f"{value:,.0f}" if value >= 10 or value == round(value) else f"{value:.1f}"
+    return localized(f"{value:,.0f}" if value >= 10 or value == round(value) else f"{value:.1f}")
 
 
 def change_queue(look: Look) -> HttpResponse:

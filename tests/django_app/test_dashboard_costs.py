@@ -1,4 +1,4 @@
-"""What the pages of the dashboard cost with 200 queues and 100,000 dead letters, in CPU time."""
+"""What the pages of the dashboard cost with 200 queues and 100,000 dead letters, in CPU time (``-s`` prints it)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ pytestmark = pytest.mark.slow
 
 QUEUES, LETTERS = 200, 100_000
 
-#: Seconds of CPU time, of the web process and of Redis together.
-MOST = 0.3
+#: CPU time of web process and Redis together, as a multiple of :func:`yardstick`; 5 is 0.3 s where that takes 0.06 s.
+#: A machine that has much else to do, or is slow, is so for both, within limits. The dearest pages took 2 to 5.
+MOST = 7.0
 
 #: The name of a page -> how it is asked for, at its worst.
 ASKED = {
@@ -97,19 +98,32 @@ def redis_seconds(broker: StreamBroker) -> float:
                if line.startswith(("used_cpu_sys:", "used_cpu_user:")))  # fmt: skip
 
 
+@pytest.mark.timeout(300)
 def test_no_page_takes_more_than_its_time(site: Celery, broker: StreamBroker, much: dict[str, str]) -> None:
     assert ASKED.keys() == {page.name for page in PAGES if "GET" in page.methods}, "each page is measured"
     admin = person(superuser=True)
-    took: dict[str, float] = {}
+    took: dict[str, tuple[float, float]] = {}
     for addresses in ASKED.values():
         for address in addresses:
             took[address] = cost(broker, lambda at=address: get(admin, at.format(**much)))
     counting = {"verb": "replay", "scope": "matching", "task": "nobody.*"}
     took["POST dead/act/"] = cost(broker, lambda: count(admin, counting))
 
-    for address, seconds in took.items():
-        print(f"{1000 * seconds:6.1f} ms  {address}")
-    assert {address: seconds for address, seconds in took.items() if seconds >= MOST} == {}
+    print(f"{1000 * yardstick():6.1f} ms  the yardstick")
+    for address, (seconds, share) in took.items():
+        print(f"{1000 * seconds:6.1f} ms  {share:4.2f}  {address}")
+    assert {address: share for address, (_, share) in took.items() if share >= MOST} == {}
+
+
+def yardstick() -> float:
+    """Return the CPU seconds of some plain work: JSON and text, as in the pages, and no module of ours."""
+    began = time.thread_time()
+    for _ in range(6_000):
+        json.dumps(json.loads(_TEXT)).upper().split()
+    return time.thread_time() - began
+
+
+_TEXT = json.dumps([["a message of some length " * 8, 10**18], {"to": "5511999999999", "from": {"a": [1, 2, 3]}}, {}])
 
 
 def get(admin: Client, address: str) -> None:
@@ -124,11 +138,12 @@ def count(admin: Client, fields: dict[str, str]) -> None:
     assert form_of(response.content.decode())
 
 
-def cost(broker: StreamBroker, do: Any) -> float:
-    """Return the CPU seconds of the fastest of five runs."""
-    found = []
+def cost(broker: StreamBroker, do: Any) -> tuple[float, float]:
+    """Return the CPU seconds of the fastest of five runs, and the least multiple of the yardstick at the same time."""
+    seconds, shares = [], []
     for _ in range(5):
         server, began = redis_seconds(broker), time.thread_time()
         do()
-        found.append(time.thread_time() - began + redis_seconds(broker) - server)
-    return min(found)
+        seconds.append(time.thread_time() - began + redis_seconds(broker) - server)
+        shares.append(seconds[-1] / yardstick())
+    return min(seconds), min(shares)
