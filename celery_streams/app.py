@@ -129,15 +129,19 @@ class Streams:
             self._broker = self._new_broker(self._broker_class)
         return self._broker
 
-    def new_broker(self, *, timeout: float | None = None) -> StreamBroker:
+    def new_broker(self, *, timeout: float | None = None, rests: bool = False) -> StreamBroker:
         """Return a broker with connections of its own, for a thread that must not wait for others.
 
-        ``timeout`` is how long Redis may take to connect, and to answer each command; None is as configured.
+        Args:
+            timeout: how long Redis may take to connect, and to answer each command; None is as configured.
+            rests: a node of a Redis Cluster that took longer is refused without being asked, for a while.
         """
-        return self._new_broker(StreamBroker, timeout=timeout)
+        return self._new_broker(StreamBroker, timeout=timeout, rests=rests)
 
-    def _new_broker(self, make: Callable[..., StreamBroker], *, timeout: float | None = None) -> StreamBroker:
-        client = self._client(self.conf.url, timeout=timeout)
+    def _new_broker(
+        self, make: Callable[..., StreamBroker], *, timeout: float | None = None, rests: bool = False
+    ) -> StreamBroker:
+        client = self._client(self.conf.url, timeout=timeout, rests=rests)
         conf = self.conf
         return make(client, prefix=conf.key_prefix, steps=conf.priority_steps, spread=conf.partitions)
 
@@ -167,7 +171,14 @@ class Streams:
         """Return a client of another database of the Redis that holds the streams."""
         return self._client(self.conf.url, database=database)
 
-    def _client(self, own_url: str | None, *, timeout: float | None = None, database: int | None = None) -> RedisClient:
+    def _client(
+        self,
+        own_url: str | None,
+        *,
+        timeout: float | None = None,
+        database: int | None = None,
+        rests: bool = False,
+    ) -> RedisClient:
         app_conf = self.app.conf
         patience = {} if timeout is None else {"socket_timeout": timeout, "socket_connect_timeout": timeout}
         options = ConnectionOptions(
@@ -176,6 +187,7 @@ class Streams:
             connect_timeout=app_conf.broker_connection_timeout,
             other_database=database,
             max_age=self.conf.max_connection_age,
+            rests=rests,
             **({} if own_url else _settings_behind_the_url(app_conf)),
         )
         return connect(own_url or self._broker_url(), options)

@@ -13,6 +13,7 @@ import contextlib
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from . import keys, notes, reads, scripts
@@ -21,7 +22,7 @@ from .connection import RedisClient
 from .entries import Delivery, Entry, StreamRef, delivery
 from .exceptions import BrokerError, BrokerFull, BrokerUnavailable, GroupExists, NotPermitted, QueueFull
 from .message import Message, encode_history, pack
-from .pages import STEP_BYTES, STEP_WORDS, steps
+from .pages import STEP_BYTES, STEP_WORDS, each_part, steps
 from .partitions import by_queue, is_partition, queue_of
 from .redis_errors import explained
 
@@ -290,28 +291,30 @@ class StreamBroker:
 
         They run before what waits on their streams, in their order. Large ones take several steps.
         """
+        return sum(each_part(self.entries_by_slot(entries), partial(self._put_back, consumer)))
+
+    def _put_back(self, consumer: str, entries: Sequence[Entry]) -> int:
         count = 0
-        for part in self.entries_by_slot(entries):
-            left = list(part)
-            while left:
-                names: list[str] = []
-                at: list[Any] = []
-                places = 2 * len(self.steps)
-                begins: dict[str, int] = {}
-                for ref, entry_id in left:
-                    if ref.queue not in begins:
-                        more = self.queue_keys(ref.queue).shelf_and_streams
-                        if names and len(names) + len(more) + len(at) > STEP_WORDS:
-                            break
-                        begins[ref.queue] = len(begins) * places
-                        names += more
-                    at += [begins[ref.queue] + self.where(ref), entry_id]
-                    if len(names) + len(at) >= STEP_WORDS:
+        left = list(entries)
+        while left:
+            names: list[str] = []
+            at: list[Any] = []
+            places = 2 * len(self.steps)
+            begins: dict[str, int] = {}
+            for ref, entry_id in left:
+                if ref.queue not in begins:
+                    more = self.queue_keys(ref.queue).shelf_and_streams
+                    if names and len(names) + len(more) + len(at) > STEP_WORDS:
                         break
-                args = [keys.GROUP, consumer, len(self.steps), STEP_BYTES, *at]
-                put_back, looked, _ = self.client.run(scripts.PUT_BACK, names, args)
-                count += put_back
-                del left[:looked]
+                    begins[ref.queue] = len(begins) * places
+                    names += more
+                at += [begins[ref.queue] + self.where(ref), entry_id]
+                if len(names) + len(at) >= STEP_WORDS:
+                    break
+            args = [keys.GROUP, consumer, len(self.steps), STEP_BYTES, *at]
+            put_back, looked, _ = self.client.run(scripts.PUT_BACK, names, args)
+            count += put_back
+            del left[:looked]
         return count
 
     def where(self, ref: StreamRef) -> int:
@@ -331,16 +334,17 @@ class StreamBroker:
 
         It runs before what waits there, in its order. Many, and large ones, take several steps.
         """
-        count = 0
         queues = list(dict.fromkeys(ref.queue for ref in streams))
-        words = len(self.queue_keys(queues[0]).shelf_and_streams) if queues else 1
-        for part in self.by_slot(queues):
-            for some in steps(part, words=words):
-                names = [key for queue in some for key in self.queue_keys(queue).shelf_and_streams]
-                args, more = [keys.GROUP, consumer, len(self.steps), STEP_BYTES], 1
-                while more:
-                    put_back, _, more = self.client.run(scripts.PUT_BACK, names, args)
-                    count += put_back
+        return sum(each_part(self.by_slot(queues), partial(self._put_all_back, consumer)))
+
+    def _put_all_back(self, consumer: str, queues: Sequence[str]) -> int:
+        count = 0
+        for some in steps(queues, words=len(self.queue_keys(queues[0]).shelf_and_streams)):
+            names = [key for queue in some for key in self.queue_keys(queue).shelf_and_streams]
+            args, more = [keys.GROUP, consumer, len(self.steps), STEP_BYTES], 1
+            while more:
+                put_back, _, more = self.client.run(scripts.PUT_BACK, names, args)
+                count += put_back
         return count
 
     def requeue(

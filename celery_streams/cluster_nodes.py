@@ -24,6 +24,9 @@ __all__ = ("ClusterNodes", "NodeClient")
 #: Seconds between two looks at which node serves what, however often something failed meanwhile.
 _LOOK_AGAIN = 0.25
 
+#: How often the time-out that a node has just cost goes by before it is asked again by who has others to look after.
+_RESTS = 2.0
+
 #: Seconds for which a node that was away is asked last where any node will do.
 _AVOIDED = 10.0
 
@@ -39,6 +42,8 @@ class NodeClient(RedisClient):
         #: When it was last away (monotonic seconds).
         self.away_at = float("-inf")
         self._template = template
+        #: Until when it is not asked (monotonic seconds).
+        self._rests_until = float("-inf")
         host, port = address
         super().__init__(f"redis://{f'[{host}]' if ':' in host else host}:{port}/0", options)
 
@@ -54,8 +59,16 @@ class NodeClient(RedisClient):
         options["max_connections"] = template.max_connections
         return redis.ConnectionPool(connection_class=template.connection_class, **options)
 
+    def _take(self) -> Any:
+        if time.monotonic() < self._rests_until:
+            raise BrokerUnavailable(f"Redis at {self.shown} did not answer just now; it is asked again in a moment")
+        return super()._take()
+
     def _translate(self, exc: Exception, sent: str | Script) -> BrokerError:
         text = str(exc)
+        if self._options.rests and isinstance(exc, redis.TimeoutError):
+            cost = self._pool.connection_kwargs.get("socket_timeout") or 0.0
+            self._rests_until = time.monotonic() + _RESTS * cost
         if isinstance(exc, redis.exceptions.ClusterCrossSlotError) or text.startswith("CROSSSLOT "):
             command = sent.name if isinstance(sent, Script) else sent
             return ClusterNode(

@@ -6,7 +6,6 @@ has something, the others are called back, so that no entry lies where nobody lo
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from typing import Any
@@ -155,8 +154,14 @@ class ClusterReads(BlockingConnection):
         waiting = [read for read in sent if not read.connection.ready()]
         if len(waiting) < len(sent) or self._trouble is not None:
             for read in waiting:
-                with contextlib.suppress(BrokerUnavailable):  # what it has to say comes with its reply, or instead
+                try:
                     self._call_back(read)
+                except BrokerUnavailable as exc:
+                    # Its reply would not come either, and what the others brought would wait for it.
+                    read.connection.close()
+                    self._cluster.doubt(read.node)
+                    self._trouble = exc
+                    sent.remove(read)
         replies: list[Any] = []
         error: BrokerError | None = None
         for read in sent:

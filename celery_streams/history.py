@@ -16,6 +16,7 @@ from .broker import StreamBroker
 from .connection import pairs
 from .exceptions import BrokerError, NotPermitted
 from .inspect import known_partitions
+from .pages import each_part
 from .redis_errors import explained
 from .scripts import load
 
@@ -58,7 +59,7 @@ def record(broker: StreamBroker, queues: Iterable[str]) -> int | None:
     None says that somebody has. A worker whose user may use the keys of its queues only leaves this to others.
 
     Raises:
-        BrokerError: Redis is away, or refuses something else.
+        BrokerError: Redis is away, or refuses something else; what lies on other nodes of a cluster was written.
     """
     found = list(queues)
     try:
@@ -67,12 +68,15 @@ def record(broker: StreamBroker, queues: Iterable[str]) -> int | None:
     except NotPermitted as exc:
         logger.debug("This worker keeps no history: %s", exc)
         return None
-    count = 0
-    for part in broker.by_slot(found):
+
+    def record_part(part: Sequence[str]) -> int:
         names = iter(part)
+        count = 0
         while some := list(islice(names, _STEP)):
             count += _record(broker, some)
-    return count
+        return count
+
+    return sum(each_part(broker.by_slot(found), record_part))
 
 
 def _record(broker: StreamBroker, queues: Sequence[str]) -> int:

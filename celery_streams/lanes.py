@@ -27,7 +27,7 @@ from .broker import StreamBroker
 from .connection import pairs
 from .entries import Entry
 from .news import spread
-from .pages import STEP_BYTES
+from .pages import STEP_BYTES, each_part
 from .scripts import load
 
 __all__ = (
@@ -176,10 +176,13 @@ def release(
 
     Args:
         limits: what the caller knows of the limits of tasks; see ``limits.Limits.told``.
+
+    Raises:
+        BrokerError: Redis is away, or refused; what lies on other nodes of a cluster was released.
     """
     parts = broker.by_slot(queues)
     if len(parts) != 1:
-        each = [release(broker, part, limits, everything=everything) for part in parts]
+        each = each_part(parts, lambda part: release(broker, part, limits, everything=everything))
         waits = [one.next_ms for one in each if one.next_ms is not None]
         return Released(sum(one.count for one in each), min(waits, default=None))
     count, wait = broker.client.run(

@@ -5,16 +5,18 @@ It reads a stream, or the delayed messages of a queue, in such steps; it takes n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from . import scripts
 from .connection import RedisClient
+from .exceptions import BrokerError
 from .keys import QueueKeys
 
-__all__ = ("STEP_BYTES", "STEP_WORDS", "preview", "scan", "scan_all", "steps")
+__all__ = ("STEP_BYTES", "STEP_WORDS", "each_part", "preview", "scan", "scan_all", "steps")
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 #: Bytes of messages that one script may copy, whatever their number: Redis serves nobody else meanwhile.
 STEP_BYTES = 1_000_000
@@ -28,6 +30,24 @@ def steps(items: Sequence[T], *, words: int = 1) -> Iterator[Sequence[T]]:
     most = STEP_WORDS // words
     for start in range(0, len(items), most):
         yield items[start : start + most]
+
+
+def each_part(parts: Sequence[Sequence[T]], do: Callable[[Sequence[T]], R]) -> list[R]:
+    """Do something about each part of what lies in several places; one that fails keeps none of the others.
+
+    Raises:
+        BrokerError: the first that failed, when all were tried.
+    """
+    found: list[R] = []
+    error: BrokerError | None = None
+    for part in parts:
+        try:
+            found.append(do(part))
+        except BrokerError as exc:
+            error = error or exc
+    if error is not None:
+        raise error
+    return found
 
 
 def scan(

@@ -53,6 +53,8 @@ class ConnectionOptions:
     other_database: int | None = None
     #: ``streams_max_connection_age`` in seconds
     max_age: float | None = None
+    #: A node of a Redis Cluster that did not answer in time is not asked again for a while.
+    rests: bool = False
 
 
 def safe_url(url: str) -> str:

@@ -133,7 +133,7 @@ class ChildLoop:
         self._events: BackgroundEvents | None = None
         self._kept: tuple[Entry, ...] = ()
         self._kept_told = True
-        broker = self.streams.new_broker()
+        broker = self.streams.new_broker(rests=True)
         self.aside = SetAside(self._tell_anew)
         self.settler = Settler(
             broker,

@@ -270,16 +270,19 @@ class Claimer:
         moved = 0
         patience: dict[bytes, int | None] = {}
         refusal = ""
+        known_only = False
         while True:
             recovery = self._step(queue, patience)
             moved += recovery.moved
             refusal = refusal or recovery.refusal
             if recovery.strangers:
                 if not patience:
-                    self._holders.refresh()
+                    known_only = not self._refreshed()
                 for holder in recovery.strangers:
-                    timeout = self._holders.of(holder.decode(errors="replace"))
-                    patience[holder] = None if self._is_quiet(now, timeout) else self._patience(timeout)
+                    name = holder.decode(errors="replace")
+                    timeout = self._holders.of(name)
+                    waits = self._is_quiet(now, timeout) or (known_only and not self._holders.knows(name))
+                    patience[holder] = None if waits else self._patience(timeout)
             elif not recovery.more:
                 break
             self._look_at_clock(recovery.clock_ms, now)
@@ -290,6 +293,21 @@ class Claimer:
         if refusal:
             raise BrokerError(f"Cannot put back all that dead workers held on queue {queue}: {refusal}")
         return moved
+
+    def _refreshed(self) -> bool:
+        """Ask for the workers; False: another node of a cluster knows them, and is away. So who was known is judged.
+
+        Raises:
+            BrokerError: Redis refused; or it is away.
+        """
+        try:
+            self._holders.refresh()
+        except BrokerUnavailable as exc:
+            if self._holders.is_here(self._queues()):
+                raise
+            logger.debug("Nobody says how long workers may be silent: %s", exc)
+            return False
+        return True
 
     def _step(self, queue: str, patience: dict[bytes, int | None]) -> Recovery:
         recovery = recover(
@@ -324,7 +342,8 @@ class Claimer:
 
     def _sweep(self) -> None:
         """Say that this worker's consumers live, each where it reads, and delete those of dead workers."""
-        self._holders.refresh()
+        if not self._refreshed():
+            return
         readers = self._readers()
         shares: dict[tuple[str, ...] | None, list[str]] = {}
         for reader in readers:

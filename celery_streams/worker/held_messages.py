@@ -202,7 +202,11 @@ class HeldMessages:
             return None
         changed, self._changed = self._changed, False
         while True:
-            found = release(self._broker, list(turns), self._told, everything=changed)
+            try:
+                found = release(self._broker, list(turns), self._told, everything=changed)
+            except BrokerError:
+                self._changed = self._changed or changed
+                raise
             changed = False
             self.released += found.count
             if found.next_ms is None:

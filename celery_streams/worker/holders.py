@@ -7,7 +7,9 @@ older version or one that is long gone, is judged by the asking worker's own.
 
 from __future__ import annotations
 
-from .. import presence
+from collections.abc import Sequence
+
+from .. import keys, presence
 from ..broker import StreamBroker
 from ..presence import WorkerPresence
 
@@ -48,6 +50,16 @@ class HolderTimeouts:
             self._nodes.clear()
         # Whoever is missing is remembered: a clock that was ahead for a moment makes everybody look long gone.
         self._nodes.update(nodes)
+
+    def is_here(self, queues: Sequence[str]) -> bool:
+        """Return whether who is away keeps what workers say and these queues, too: not so on a Redis Cluster."""
+        slot = self._broker.client.slot_of
+        said = slot(keys.workers(self._broker.prefix))
+        return all(slot(self._broker.queue_keys(queue).streams[0]) == said for queue in queues)
+
+    def knows(self, consumer: str) -> bool:
+        """Return whether the worker of ``consumer`` has said its timeout."""
+        return consumer in self._consumers or consumer.rpartition("/")[0] in self._nodes
 
     def of(self, consumer: str) -> float:
         """Return the timeout of the worker of ``consumer``."""

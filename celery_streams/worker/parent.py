@@ -32,6 +32,7 @@ from .lost_tasks import LostTasks
 from .mailbox import Mailbox
 from .partitions import PartitionWatch
 from .services import Services
+from .shards import services_broker
 from .slots import Snapshot
 from .task_options import least_delivery_limit
 from .untold import UntoldFailures
@@ -94,7 +95,7 @@ class Parent:
         self._asked: list[str] = []
         self._told: list[str] = []
         #: Shared by the services; see there.
-        self._broker = streams.new_broker()
+        self._broker = services_broker(streams)
         #: For who cannot wait.
         self._brief = streams.new_broker(timeout=_SOON)
         self._silent_until = 0.0

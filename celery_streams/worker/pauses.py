@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..broker import StreamBroker
+from ..exceptions import BrokerError
 from ..hints import command
 from ..partitions import by_queue, is_partition
 from ..pauses import Pause, follow, paused_queues
@@ -48,11 +49,18 @@ class PauseWatch:
         """Look once; returns the names of the paused queues.
 
         Raises:
-            BrokerError: Redis is away, or refused.
+            BrokerError: Redis is away, or refused; what other nodes of a cluster say was taken.
         """
+        error: BrokerError | None = None
         with self._lock:
             queues = list(self._queues())
-            found = paused_queues(self._broker, queues)
+            found: dict[str, Pause] = {}
+            for part in self._broker.by_slot(queues):
+                try:
+                    found.update(paused_queues(self._broker, part))
+                except BrokerError as exc:
+                    error = error or exc
+                    found.update((name, self._known[name]) for name in part if name in self._known)
             began = [pause for name, pause in found.items() if name not in self._known]
             ended = [name for name in self._known if name not in found and name in queues]
             self._known = found
@@ -61,6 +69,8 @@ class PauseWatch:
             if several:
                 follow(self._broker, several)
             self._on_change(partial(_say, began, ended))
+        if error is not None:
+            raise error
         return sorted(name for name in found if not is_partition(name))
 
 

@@ -468,8 +468,20 @@ class Reader:
         assert self._held is not None
         self._settler.flush()
         if not self._settler.waiting:
-            count = self._settler.put_strays_back(self.streams, self._held)
-            self._strays_due.pop(0)
+            count = 0
+            parts = self._order.parts(self.streams)
+            for part in parts:
+                try:
+                    count += self._settler.put_strays_back(part, self._held)
+                except BrokerUnavailable as exc:
+                    if len(parts) == 1:
+                        raise
+                    # What others hold runs; here it is looked for when the node is back.
+                    self._order.leave_out(part, exc)
+            if self._order.away:
+                self._strays_due[0] = time.monotonic() + AWAY
+            else:
+                self._strays_due.pop(0)
             if count:
                 logger.info(
                     "Put back %d entries that were read by %s on a connection that broke.", count, self.consumer

@@ -43,7 +43,7 @@ from .partitions import LOOK_EVERY
 from .pauses import PauseWatch
 from .presence import Presence
 from .settle import Settler
-from .shards import Promoters, claimer, is_one_place, promoter
+from .shards import Promoters, claimer, is_one_place, promoter, shard_patience
 from .slots import Snapshot
 from .tallying import Tallying
 from .time_limits import TimeLimits
@@ -62,11 +62,6 @@ _ACCESS = 2.0
 #: Seconds between two looks at what news tell of, while they are heard.
 _SELDOM = 60.0
 
-
-#: Seconds, at least, that a heartbeat waits for a node of a Redis Cluster; it is half of the time between two of them.
-#: One node that hangs, to connect and to answer, for what is held there and for the presence of the worker, must not
-#: have others claim what is held elsewhere.
-_PATIENCE = 0.5
 
 #: Seconds between two looks at the version of Redis, which the metrics say.
 _SERVER = 600.0
@@ -195,7 +190,7 @@ class Services:
         #: Used by all but those who beat or block.
         self.broker = broker
         beating = self._beating = streams.new_broker(
-            timeout=None if is_one_place(broker) else max(conf.visibility_timeout / 10, _PATIENCE)
+            timeout=None if is_one_place(broker) else shard_patience(conf.visibility_timeout)
         )
         self.heartbeat = Heartbeat(beating, holders, visibility_timeout=conf.visibility_timeout)
         self.handed = HandedOver(

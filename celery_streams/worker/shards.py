@@ -12,12 +12,32 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..app import Streams
 from ..broker import StreamBroker
 from ..exceptions import BrokerError
 from .claimer import Claimer
 from .delayed import Promoter
 
-__all__ = ("Claimers", "Promoters", "claimer", "is_one_place", "promoter")
+__all__ = ("Claimers", "Promoters", "claimer", "is_one_place", "promoter", "services_broker", "shard_patience")
+
+#: Seconds, at least, that a node of a Redis Cluster may take to connect, and to answer.
+_PATIENCE = 0.5
+
+
+def shard_patience(visibility_timeout: float) -> float:
+    """Return for how many seconds what looks after all shards waits for a node; it is half of a heartbeat's pause.
+
+    One node that hangs must not have others claim what is held elsewhere, nor keep anybody from claiming there.
+    """
+    return max(visibility_timeout / 10, _PATIENCE)
+
+
+def services_broker(streams: Streams) -> StreamBroker:
+    """Return a broker for services that look after many queues one after another."""
+    broker = streams.new_broker()
+    if is_one_place(broker):
+        return broker
+    return streams.new_broker(timeout=shard_patience(streams.conf.visibility_timeout), rests=True)
 
 
 def claimer(

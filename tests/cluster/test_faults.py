@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from celery_streams import inspect
+from celery_streams import inspect, presence
 from celery_streams.cluster_map import slot_of
 from celery_streams.exceptions import BrokerError
 from tests.acceptance.conftest import Project
@@ -154,6 +154,37 @@ def test_node_that_hangs_does_not_hold_up_the_heartbeats_of_others(make_project:
             os.kill(server.pid, signal.SIGCONT)
 
         assert [project.counted()[one.id] for one in long] == [1, 1]
+
+
+@pytest.mark.parametrize("hangs", ["a queue", "who lives"])
+def test_tasks_of_a_killed_worker_are_claimed_while_a_node_hangs_that_does_not_hold_them(
+    make_project: Callable[..., Project], hangs: str
+) -> None:
+    with cluster(full_coverage=False) as nodes:
+        project = make_project(nodes, streams_visibility_timeout=VISIBILITY_TIMEOUT)
+        workers = nodes.owner("celery-streams:workers")
+        queues = nodes.queues_apart(9)
+        stuck = workers if hangs == "who lives" else (workers + 1) % 3
+        others = [queue for queue in queues if nodes.owner(stream(queue)) != stuck]
+        act = project.app().tasks["tests.proj.actions.act"]
+        first = project.worker(name="one", queues=",".join(queues), concurrency=2)
+        held = act.apply_async(("sleep_first", "done"), {"seconds": 300}, queue=others[0])
+        project.starts(held.id)
+        project.worker(name="two", queues=",".join(queues), concurrency=2)
+        # The second one has heard of the first.
+        eventually(lambda: len(presence.workers(project.broker)) == 2)
+        time.sleep(VISIBILITY_TIMEOUT)
+        server = nodes.servers[stuck]
+
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            first.kill()
+            project.starts(held.id, times=2, timeout=60)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        assert held.get(timeout=60) == "done"
+        assert project.counted()[held.id] == 2
 
 
 def test_slot_held_open_for_longer_than_the_visibility_timeout_is_claimed_by_nobody(
