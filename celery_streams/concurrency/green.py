@@ -43,6 +43,9 @@ class GreenPool(ending.EndingPool):
 
     task_ended: ClassVar[type[ending.TaskEnded]] = _TaskEnded
 
+    #: As in Celery's green pools: a task may wait for the result of another one.
+    task_join_will_block = False
+
     def on_start(self) -> None:
         """Start the pool."""
         keep_loops()

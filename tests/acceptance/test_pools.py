@@ -82,6 +82,15 @@ def test_green_pools_keep_the_loop_of_one_task_from_the_others(project, waiting,
     assert max(run["running"] for run in project.ledger.runs()) == 3
 
 
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_task_in_a_green_pool_may_wait_for_the_result_of_another_one(worker, act, pool):
+    worker(pool=pool, concurrency=4)
+
+    result = act.delay("get", "of the other")
+
+    assert result.get(timeout=20) == "of the other"
+
+
 def test_pool_of_eventlet_sends_celerys_signals_of_its_start_and_end(project, worker):
     running = worker(name="green", pool="eventlet")
 

@@ -131,6 +131,14 @@ def test_request_names_the_queue_instead_of_the_exchange_because_streams_have_no
     }
 
 
+def test_properties_are_those_of_the_message_because_no_list_carries_it(streams):
+    properties = streams.value(streams.act.apply_async(("request",), priority=3, app_id="shop"))["properties"]
+
+    assert sorted(properties) == [
+        *("app_id", "content_encoding", "content_type", "correlation_id", "delivery_mode", "priority", "reply_to"),
+    ]
+
+
 def test_time_limit_set_at_run_time_holds_for_the_next_task_because_the_command_says_so(streams):
     name = "tests.proj.actions.act_tracked"
 

@@ -506,6 +506,11 @@ def _publish(task, value):
     return act.delay("ok", value).id
 
 
+def _get(task, value):
+    """Wait for the result of another task."""
+    return act.delay("ok", value).get(timeout=15)
+
+
 def _send_event(task, value):
     """Send an event of the task's own."""
     task.send_event("task-own", value=value)
