@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from celery import Task
 from celery.exceptions import Ignore, Reject
 from celery.utils.time import rate
 
@@ -217,11 +218,12 @@ def parse_numbers(words: Sequence[str], where: str) -> dict[str, Any]:
 def _rate(value: Any, where: str) -> float:
     try:
         found = float(rate(value))
-    except (TypeError, ValueError, KeyError, AttributeError) as exc:
-        raise ConfigurationError(f'{where}: a rate must be a number, "10/s", "10/m" or "10/h", got {value!r}') from exc
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as exc:
+        said = f'{where}: a rate must be a number, "10/s", "10/m" or "10/h", got {_short(value)}'
+        raise ConfigurationError(said) from exc
     # The time between two starts, too: a rate of 1e-308 has none that could be written down.
     if found < 0 or not math.isfinite(found) or (found and not math.isfinite(1000.0 / found)):
-        raise ConfigurationError(f"{where}: a rate must be finite and not negative, got {value!r}")
+        raise ConfigurationError(f"{where}: a rate must be finite and not negative, got {_short(value)}")
     return found
 
 
@@ -245,7 +247,8 @@ def _short(value: Any) -> str:
 def option_of(task: Any, name: str) -> Any:
     """Return an option that may be a callable, which Celery makes a method of the task."""
     value = getattr(task, name, None)
-    return getattr(value, "__func__", value)
+    # A method of anything else is what it was when it was given.
+    return value.__func__ if isinstance(getattr(value, "__self__", None), Task) else value
 
 
 def _signature(task: Any) -> inspect.Signature:
@@ -278,20 +281,35 @@ def key_of(task: Any, key: Key, args: Any, kwargs: Any) -> str:
     """Return the key of one message: what its argument ``key`` holds, or what the callable says.
 
     Raises:
-        LimitKeyError: the callable raised, the argument is missing, or the key is longer than 1 kB.
+        LimitKeyError: the callable raised, the argument is missing, or the key is longer than 1 kB, or no text.
     """
     if isinstance(key, str):
         try:
-            found = str(arguments_of(task, args, kwargs)[key])
+            given = arguments_of(task, args, kwargs)[key]
         except TypeError as exc:
             raise LimitKeyError(f"Task {task.name}: argument {key!r} gives no key: {exc}") from exc
     else:
         try:
-            found = str(key(task, args, kwargs))
+            given = key(task, args, kwargs)
         except Exception as exc:
             # The project's own code may raise anything.
             raise LimitKeyError(f"Task {task.name}: the function for its key, {key!r}, raised {exc!r}") from exc
+    found = _as_text(given, task)
     if len(found.encode(errors="surrogatepass")) > _LONGEST_KEY:
         raise LimitKeyError(f"Task {task.name}: its key has more than {_LONGEST_KEY} bytes: {found[:60]!r} ...")
     # What the scripts part names by.
     return found.replace("\0", "\\0").replace("\1", "\\1").encode(errors="backslashreplace").decode()
+
+
+def _as_text(given: Any, task: Any) -> str:
+    try:
+        found = str(given)
+    except Exception as exc:
+        # Values of any class.
+        raise LimitKeyError(f"Task {task.name}: its key cannot be written as text: {exc!r}") from exc
+    if inspect.iscoroutine(given):
+        given.close()  # it would be said later, and elsewhere, that nobody awaited it
+    # What names itself by where it is in memory is another key each time, and so no limit at all.
+    if not isinstance(given, str) and hex(id(given)) in found:
+        raise LimitKeyError(f"Task {task.name}: its key must be a text, or have one of its own, got {found[:60]}")
+    return found

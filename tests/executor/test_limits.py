@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import time
@@ -1056,6 +1057,14 @@ class Later:
         ({"rate_limit": 1e-320}, "finite and not negative"),
         ({"rate_limit": float("nan")}, "finite and not negative"),
         ({"rate_limit": -1}, "not negative"),
+        ({"rate_limit": 10**400}, "a rate must be a number"),
+        ({"rate_limit": 10**5000}, "a rate must be a number"),
+        ({"rate_limit": "1" * 5000}, "finite and not negative"),
+        ({"rate_limit": "1e400/s"}, "finite and not negative"),
+        ({"rate_limit": "-1/s"}, "not negative"),
+        ({"rate_limit": "10/d"}, "a rate must be a number"),
+        ({"rate_limit": b"10/s"}, "a rate must be a number"),
+        ({"rate_limit": [1]}, "a rate must be a number"),
         ({"rate_limit": "often"}, "a rate must be a number"),
         ({"streams_concurrency_per_key": 1}, "without a concurrency_key"),
         ({"streams_concurrency": 2, "streams_concurrency_key": "customer"}, "without concurrency_per_key"),
@@ -1093,9 +1102,32 @@ def huge(task: Any, args: Any, kwargs: Any) -> str:
     return "k" * 1_000_000
 
 
-@pytest.mark.parametrize("key", [broken, huge])
-def test_publish_whose_key_cannot_be_told_fails_and_stores_nothing(bench: Bench, key: Any) -> None:
-    slow = limited(bench, rate_limit="1/s", streams_rate_limit_key=key)
+class NoText:
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+async def awaited() -> None: ...
+
+
+#: What tells no key, or another one each time.
+NO_KEYS = [
+    broken,
+    huge,
+    lambda: "a key",
+    lambda task: "a key",
+    lambda task, args, kwargs: NoText(),
+    lambda task, args, kwargs: object(),
+    lambda task, args, kwargs: awaited(),
+    lambda task, args, kwargs: broken,
+    lambda task, args, kwargs: (one for one in args),
+]
+
+
+@pytest.mark.parametrize("purpose", ["streams_rate_limit_key", "streams_unique_key"])
+@pytest.mark.parametrize("key", NO_KEYS)
+def test_publish_whose_key_cannot_be_told_fails_and_stores_nothing(bench: Bench, key: Any, purpose: str) -> None:
+    slow = limited(bench, rate_limit="1/s", **{purpose: key}, streams_unique="unique" in purpose or None)
     before = redis_state(bench.broker.client)
 
     with pytest.raises(LimitKeyError) as raised:
@@ -1103,6 +1135,70 @@ def test_publish_whose_key_cannot_be_told_fails_and_stores_nothing(bench: Bench,
 
     assert len(str(raised.value)) < 300
     assert redis_state(bench.broker.client) == before
+
+
+class Keys:
+    def of(self, task: Any, args: Any, kwargs: Any) -> str:
+        return f"{task.name} {args[0] % 2}"
+
+    @classmethod
+    def of_class(cls, task: Any, args: Any, kwargs: Any) -> str:
+        return f"{task.name} {args[0] % 2}"
+
+    @staticmethod
+    def static(task: Any, args: Any, kwargs: Any) -> str:
+        return f"{task.name} {args[0] % 2}"
+
+    __call__ = of
+
+
+class Own(Task):
+    """A task that is a class, whose own method tells its key."""
+
+    rate_limit = "1/h"
+
+    def streams_rate_limit_key(self, args: Any, kwargs: Any) -> str:
+        return f"{self.name} {args[0] % 2}"
+
+    def run(self, number: int) -> None: ...
+
+
+@pytest.mark.parametrize("key", [Keys().of, Keys.of_class, Keys.static, Keys(), functools.partial(Keys().of), Own])
+def test_whatever_can_be_called_with_three_tells_a_key(bench: Bench, key: Any) -> None:
+    if key is Own:
+        task = bench.app.register_task(type("Mine", (Own,), {"name": "slow"})())
+    else:
+        task = limited(bench, rate_limit="1/h", streams_rate_limit_key=key)
+    for number in range(4):
+        task.delay(number)
+
+    run_all(bench)
+
+    assert {lane.name: lane.held for lane in held_lanes(bench.broker, QUEUE)} == {"slow slow 0": 1, "slow slow 1": 1}
+
+
+@pytest.mark.parametrize(
+    ("key", "calls"),
+    [
+        ("by_default", [((1,), {}), ((1, "x"), {}), ((2,), {"by_default": "x"})]),
+        ("only_by_name", [((1,), {"only_by_name": "x"}), ((1,), {}), ((2, 3), {})]),
+        ("others", [((1, "x", 2, 3), {}), ((5, "y", 2, 3), {})]),
+        ("more", [((1,), {"z": 4}), ((2,), {"z": 4})]),
+        ("number", [(([1, {"x": 2}],), {}), (([1, {"x": 2}], 5), {})]),
+    ],
+)
+def test_each_kind_of_argument_may_be_a_key(bench: Bench, key: str, calls: Any) -> None:
+    @bench.task(rate_limit="1/h", streams_rate_limit_key=key)
+    def slow(number: Any, by_default: Any = "x", *others: Any, only_by_name: Any = "x", **more: Any) -> None:
+        bench.ran.append(number)
+
+    for args, kwargs in calls:
+        slow.apply_async(args, kwargs)
+
+    run_all(bench)
+
+    (lane,) = held_lanes(bench.broker, QUEUE)
+    assert (len(bench.ran), lane.held) == (1, len(calls) - 1)
 
 
 def test_message_of_a_publisher_that_does_not_know_the_task_is_limited_all_the_same(bench: Bench) -> None:
