@@ -20,9 +20,13 @@ from celery_streams import keys, pauses, presence
 from celery_streams.bin.pause import pause, resume
 from celery_streams.bin.status import status
 from celery_streams.broker import StreamBroker
+from celery_streams.dead_letters import dead_letters, replay
+from celery_streams.entries import Delivery
 from celery_streams.exceptions import GroupMissing
+from celery_streams.lanes import Lane, admit, let_go, release
 from celery_streams.monitoring.doctor import diagnose
 from celery_streams.monitoring.status import collect
+from celery_streams.recovery import recover
 from celery_streams.removal import forget_queue
 from celery_streams.worker.pauses import PauseWatch
 from tests.integration.test_reader import Reading, publish, reading
@@ -180,6 +184,77 @@ def test_publishes_and_delayed_messages_go_on_and_what_is_due_waits(broker: Stre
     found = streams_inspect.queue_status(broker, "q")
     assert (found.waiting, found.delayed) == (2, 0)
     assert reading().next() == []
+
+
+def promote_all(broker: StreamBroker) -> None:
+    key = broker.queue_keys("q").delayed
+    for member in broker.client.call("ZRANGE", key, 0, -1):
+        broker.client.call("ZADD", key, 1, member)
+    broker.promote(["q"])
+
+
+def hold(broker: StreamBroker, one: Delivery) -> None:
+    lane = Lane("t", json.dumps({"task": "t", "rate": "t", "interval": 1.0}), lasting=False)
+    assert not admit(broker, "w@h/1", one.entry, lane, penalty_ms=1).admitted
+
+
+def release_all(broker: StreamBroker) -> None:
+    eventually(lambda: release(broker, ["q"], {}).count == 1, interval=0.01)
+
+
+def die(broker: StreamBroker, one: Delivery) -> None:
+    assert broker.reject("w@h/1", one.entry, death=b'{"reason":"failed"}', max_length=None, ttl=None)
+    (letter,) = dead_letters(broker, "q")
+    assert replay(broker, letter)
+
+
+def crash(broker: StreamBroker, pause_ms: int) -> None:
+    recover(broker, "q", "w@h/2", idle_ms=0, turn_ms=1, pauses_ms=[pause_ms])
+
+
+#: What may become of a message that runs, and how it comes to its queue then.
+INTO_A_PAUSE: dict[str, Callable[[StreamBroker, Delivery], Any]] = {
+    "put back": lambda broker, one: broker.put_back("w@h/1", [one.entry]),
+    "requeued": lambda broker, one: broker.requeue("w@h/1", one.entry, history={}),
+    "requeued behind": lambda broker, one: broker.requeue("w@h/1", one.entry, history={}, behind=True),
+    "requeued for later": lambda broker, one: (
+        broker.requeue("w@h/1", one.entry, history={}, delay_ms=9_000),
+        promote_all(broker),
+    ),
+    "retried": lambda broker, one: broker.retry("w@h/1", one.entry, one.message, queue="q"),
+    "retried later": lambda broker, one: (
+        broker.retry("w@h/1", one.entry, one.message, queue="q", due_ms=4_000_000_000_000, member="m"),
+        promote_all(broker),
+    ),
+    "recovered": lambda broker, one: crash(broker, 0),
+    "recovered for later": lambda broker, one: (crash(broker, 9_000), promote_all(broker)),
+    "replayed": die,
+    "held and released": lambda broker, one: (hold(broker, one), release_all(broker)),
+    "held and let go": lambda broker, one: (hold(broker, one), let_go(broker, "q")),
+}
+
+
+@pytest.mark.parametrize("others_wait", [False, True], ids=["empty", "others wait"])
+@pytest.mark.parametrize("step", [0, 3])
+@pytest.mark.parametrize("way", INTO_A_PAUSE)
+def test_whatever_comes_to_a_paused_queue_waits_and_goes_on_when_it_is_resumed(
+    broker: StreamBroker, reading: MakeReading, way: str, step: int, others_wait: bool
+) -> None:
+    (running,) = delivered(broker, "q", "w@h/1", message(1, step=step))
+    if others_wait:
+        publish(broker, 2, step=step)
+    mine = reading()
+    pauses.pause_queue(broker, "q", reason="why")
+
+    INTO_A_PAUSE[way](broker, running)
+
+    found = streams_inspect.queue_status(broker, "q")
+    assert (found.pending, found.delayed, found.held, found.dead) == (0, 0, 0, 0)
+    assert (found.waiting, found.paused is not None) == (2 if others_wait else 1, True)
+    assert mine.next() == []
+    pauses.resume_queue(broker, "q")
+    first = mine.next(2)
+    assert sorted([*first, *(mine.next(2) if len(first) < 1 + others_wait else [])]) == [1, 2][: 1 + others_wait]
 
 
 def test_resumption_of_a_queue_that_is_not_paused_leaves_no_key_behind(broker: StreamBroker) -> None:
