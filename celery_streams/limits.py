@@ -248,7 +248,7 @@ def option_of(task: Any, name: str) -> Any:
     """Return an option that may be a callable, which Celery makes a method of the task."""
     value = getattr(task, name, None)
     # A method of anything else is what it was when it was given.
-    return value.__func__ if isinstance(getattr(value, "__self__", None), Task) else value
+    return getattr(value, "__func__", value) if isinstance(getattr(value, "__self__", None), Task) else value
 
 
 def _signature(task: Any) -> inspect.Signature:

@@ -221,9 +221,9 @@ INTO_A_PAUSE: dict[str, Callable[[StreamBroker, Delivery], Any]] = {
         broker.requeue("w@h/1", one.entry, history={}, delay_ms=9_000),
         promote_all(broker),
     ),
-    "retried": lambda broker, one: broker.retry("w@h/1", one.entry, one.message, queue="q"),
+    "retried": lambda broker, one: broker.retry("w@h/1", one.entry, message(1), queue="q"),
     "retried later": lambda broker, one: (
-        broker.retry("w@h/1", one.entry, one.message, queue="q", due_ms=4_000_000_000_000, member="m"),
+        broker.retry("w@h/1", one.entry, message(1), queue="q", due_ms=4_000_000_000_000, member="m"),
         promote_all(broker),
     ),
     "recovered": lambda broker, one: crash(broker, 0),
