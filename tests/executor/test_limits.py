@@ -491,6 +491,36 @@ def test_held_message_costs_nothing_until_its_time_and_is_moved_once(bench: Benc
     assert before[STREAM].entries == {}
 
 
+@pytest.mark.parametrize("path", ["late", "early"])
+def test_task_without_limits_costs_the_same_beside_limited_ones_that_run_and_are_held(
+    make: Callable[..., Bench], path: str
+) -> None:
+    counted = []
+    for beside in (False, True):
+        bench = make(streams_acks_late=path == "late")
+
+        @bench.task(ignore_result=True)
+        def plain(number: int) -> None: ...
+
+        if beside:
+            slow = limited(bench, rate_limit="1/h", streams_concurrency_key="customer", streams_concurrency_per_key=1)
+            for number in range(20):
+                slow.delay(number, "ab"[number % 2])
+            run_all(bench)
+            assert held(bench) == 19
+        for _ in range(2):  # the first goes Celery's way, and makes a plan
+            plain.delay(1)
+            bench.run()
+        before = commands_processed(bench.broker)
+        plain.delay(1)
+        published = commands_processed(bench.broker)
+        bench.run()
+        counted.append((published - before, commands_processed(bench.broker) - published))
+
+    assert counted[0] == counted[1]
+    assert counted[0][0] == 2  # with the question itself
+
+
 def test_each_key_has_a_rate_of_its_own(bench: Bench) -> None:
     slow = limited(bench, rate_limit="1/h", streams_rate_limit_key="customer")
     for number in range(3):
