@@ -949,6 +949,39 @@ def test_place_of_a_task_that_is_limited_no_more_is_given_back_by_workers_that_k
     assert not [key for key in redis_state(bench.broker.client) if ":held" in key]
 
 
+@pytest.mark.parametrize("options", [{"streams_concurrency": 1}, {"streams_concurrency": 1, "rate_limit": "1000/s"}])
+def test_worker_of_a_version_without_limits_starts_what_it_reads_and_releases_nothing(
+    bench: Bench, options: dict[str, Any]
+) -> None:
+    slow = limited(bench, **options)
+    for number in range(4):
+        slow.delay(number)
+    bench.executor.prepare()
+    first, second, third, fourth = read_all(bench.broker, [QUEUE], ME)
+    assert bench.settler.admit(first, *lane_of_all(bench, slow), ahead=False).admitted
+    for one in (second, third):
+        bench.executor.execute(one)
+    assert held(bench) == 2
+
+    # The older worker runs one beside the limit, and acknowledges it, and what was given a place before
+    for one in (fourth, first):
+        bench.broker.ack(ME, [one.entry])
+    assert (held(bench), bench.left()) == (2, NOTHING)
+
+    # And a newer one releases what waited for that, in order, one after the other
+    assert reconcile(bench.broker, QUEUE, {}) == 1
+    let_pass(bench, seconds=60)
+    release_all(bench)
+    assert held(bench) == 1
+    (again,) = read_all(bench.broker, [QUEUE], ME)
+    bench.broker.ack(ME, [again.entry])
+    assert (held(bench), reconcile(bench.broker, QUEUE, {})) == (1, 1)
+    let_pass(bench, seconds=60)
+    release_all(bench)
+    run_all(bench)
+    assert (bench.ran, held(bench), bench.left()) == ([2], 0, NOTHING)
+
+
 def test_raised_limit_releases_those_that_wait(bench: Bench) -> None:
     slow = limited(bench, rate_limit="1/h")
     for number in range(4):
