@@ -36,6 +36,8 @@ from celery_streams.locks import sweep
 from celery_streams.message import Message, encode, unpack
 from celery_streams.migration import Migration
 from celery_streams.recovery import recover
+from celery_streams.removal import forget_queue
+from celery_streams.revocations import revoke
 from celery_streams.running_task import HeldRetry
 from celery_streams.worker.outcome import Action, Outcome, Reason
 from celery_streams.worker.settle import Settler
@@ -68,6 +70,9 @@ class Endings(RuleBasedStateMachine):
         self.sync = self.app.tasks["sync"]
         #: Tasks whose lock ended when they started.
         self.started: set[str] = set()
+        #: Revoked tasks, and those whose messages are delayed or held.
+        self.revoked: set[str] = set()
+        self.later: set[str] = set()
         self.bodies: dict[str, Any] = {}
         self.versions = 0
         #: Task id -> key, of messages that hold the lock of their key as long as they are there.
@@ -85,15 +90,21 @@ class Endings(RuleBasedStateMachine):
             commands += [("HVALS", one.delayed_messages), ("HVALS", one.shelf[0])]
         replies = iter(self.broker.client.pipeline(commands))
         found: dict[str, list[str]] = {}
-        self.bodies = {}
+        self.bodies, self.later = {}, set()
         for one in names:
             there = [Message.from_fields(flat) for _ in (*one.streams, *one.fronts) for _, flat in next(replies)]
-            there += [unpack(packed) for _ in range(2) for packed in next(replies)]
-            for message in there:
+            later = [unpack(packed) for _ in range(2) for packed in next(replies)]
+            for message in (*there, *later):
                 task_id = json.loads(message.headers)["id"]
+                if message in later:
+                    self.later.add(task_id)
                 found.setdefault(task_id, []).append(one.queue)
                 self.bodies[task_id] = json.loads(message.body)[0]
         return found
+
+    def binds(self, task_id: str, key: int) -> bool:
+        """Return whether a message that holds its lock binds others: not where it was revoked before it started."""
+        return task_id not in self.revoked or (task_id not in self.later and key < NEWEST)
 
     def pending(self, consumer: str) -> list[Delivery]:
         found = []
@@ -124,12 +135,15 @@ class Endings(RuleBasedStateMachine):
             self.publish(key, delayed=False, bulky=key == 1)
         self.read("a/1", 3)
 
-    @rule(key=KEYS, delayed=st.booleans(), bulky=st.booleans())
-    def publish(self, key: int, delayed: bool, bulky: bool) -> None:
+    @rule(key=KEYS, delayed=st.booleans(), bulky=st.booleans(), priority=st.sampled_from([0, 5, 9]))
+    def publish(self, key: int, delayed: bool, bulky: bool, priority: int = 0) -> None:
         before = self.places()
         holder = next((one for one, its in self.holders.items() if its == key and one in before), None)
+        if holder is not None and not self.binds(holder, key):
+            del self.holders[holder]
+            holder = None
         task_id = str(uuid.uuid4())
-        options = {"task_id": task_id, "countdown": 3600 if delayed else None}
+        options = {"task_id": task_id, "countdown": 3600 if delayed else None, "priority": priority}
         task, self.versions = self.app.tasks["newest" if key >= NEWEST else "sync"], self.versions + 1
         args = (key, self.versions) if key >= NEWEST else (key,)
         with bulk(self.app) if bulky else nullcontext():
@@ -144,9 +158,19 @@ class Endings(RuleBasedStateMachine):
         if key >= NEWEST:
             assert self.bodies[result.id] == [key, self.versions]
 
+    @precondition(lambda self: bool(self.holders))
+    @rule(data=st.data())
+    def revoke(self, data: Any) -> None:
+        task_id = data.draw(st.sampled_from(sorted(self.holders)))
+        revoke(self.broker, [task_id], seconds=3600)
+        self.revoked.add(task_id)
+
     @rule(key=st.integers(0, 2))
     def publish_a_pair_in_a_group(self, key: int) -> None:
         before = self.places()
+        holder = next((one for one, its in self.holders.items() if its == key and one in before), None)
+        if holder is not None and not self.binds(holder, key):
+            del self.holders[holder]  # asked whether it binds, whatever becomes of the group
         with pytest.raises(DuplicateTask):
             group(self.sync.s(key), self.sync.s(key)).apply_async()
         assert self.places() == before
@@ -185,6 +209,9 @@ class Endings(RuleBasedStateMachine):
         key = json.loads(message.body)[0][0]
         if headers["id"] in self.started:
             queue = QUEUE  # the lock that it takes again is that of the queue on which it waits
+            self.places()
+            for other in [other for other, its in self.holders.items() if its == key and not self.binds(other, its)]:
+                del self.holders[other]
             if key not in self.holders.values():
                 self.holders[headers["id"]] = key
                 self.started.discard(headers["id"])
@@ -264,7 +291,12 @@ class Endings(RuleBasedStateMachine):
         assert letter.message is not None
         key = json.loads(letter.message.body)[0][0]
         before = self.places()
-        if any(its == key for its in self.holders.values()):
+        for other in [other for other, its in self.holders.items() if its == key and not self.binds(other, its)]:
+            del self.holders[other]
+        if str(letter.task_id) in self.revoked:
+            with pytest.raises(CannotRun):
+                replay(self.broker, letter, queue=QUEUE)
+        elif any(its == key for its in self.holders.values()):
             with pytest.raises(CannotRun):
                 replay(self.broker, letter, queue=QUEUE)
             assert self.places() == before
@@ -275,7 +307,9 @@ class Endings(RuleBasedStateMachine):
 
     @precondition(lambda self: bool(self.holders))
     @rule(
-        data=st.data(), queue=st.sampled_from(QUEUES), how=st.sampled_from(["purge", "lists", "all to lists", "lose"])
+        data=st.data(),
+        queue=st.sampled_from(QUEUES),
+        how=st.sampled_from(["purge", "lists", "all to lists", "forget", "lose"]),
     )
     def lose(self, data: Any, queue: str, how: str) -> None:
         """What becomes of many messages at once is one rule: as several it would hardly leave any for the others."""
@@ -283,6 +317,9 @@ class Endings(RuleBasedStateMachine):
         call = self.broker.client.call
         if how == "purge":
             streams_inspect.purge(self.broker, queue)
+        elif how == "forget":
+            forget_queue(self.broker, queue, with_messages=True)
+            self.broker.ensure_groups(QUEUES)
         elif how != "lose":
             timeout = 0.0 if how == "all to lists" else 3600.0
             Migration(self.broker, self.broker.client, options={}, visibility_timeout=timeout).to_lists(queue)
@@ -324,7 +361,7 @@ class Endings(RuleBasedStateMachine):
         self.holders = {one: key for one, key in self.holders.items() if one in there}
         assert len(self.holders) == len(set(self.holders.values()))
         for task_id, key in self.holders.items():
-            if key < NEWEST:  # a duplicate of those replaces it
+            if key < NEWEST and self.binds(task_id, key):  # a duplicate of those replaces it
                 assert self.sync.delay(key).id == task_id
         assert self.places() == there
         self.look()
@@ -333,7 +370,7 @@ class Endings(RuleBasedStateMachine):
 def test_whatever_happens_no_lock_is_stale_and_none_has_two_holders(
     app: Callable[..., Celery],
 ) -> None:
-    made = app(result_backend="cache+memory://", broker_transport_options={"priority_steps": [0]})
+    made = app(result_backend="cache+memory://", broker_transport_options={"priority_steps": [0, 3]})
 
     @made.task(name="sync", shared=False, streams_unique=True)
     def sync(key: int) -> None: ...
