@@ -7,6 +7,7 @@ module               owns
 ===================  =======================================================
 ``root``             the groups and the entry point
 ``commands``         our commands as a plugin of Celery's program
+``app_name``         the app that ``-A`` names, or why there is none
 ``base``             what the root group and the commands share
 ``terminal``         exit codes, errors as one line, tables, progress
 ``worker``           Celery's command with our consumer and pool

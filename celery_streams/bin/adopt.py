@@ -21,6 +21,7 @@ from ..message import Message, encode
 from ..printable import printable
 from ..redis_url import place
 from ..spelling import nearest
+from .base import tasks_of
 from .terminal import bad_input, echo, echo_json, one_line_errors, plural
 
 __all__ = ("adopt",)
@@ -113,8 +114,9 @@ def adopt(
     mapping = [Mapped.parse(text) for text in maps]
     if not mapping:
         raise bad_input("Which field is which argument? Give --map FIELD=ARGUMENT")
-    if task not in app.tasks:
-        raise bad_input(f"The project has no task {task!r}{nearest(task, app.tasks)}")
+    tasks = tasks_of(app)
+    if task not in tasks:
+        raise bad_input(f"The project has no task {task!r}{nearest(task, tasks)}")
     target = queue or _queue_of(app, task)
     here = database is None or database == place(streams.url)[1]
     client = streams.broker.client if here else streams.new_client(int(database or 0))

@@ -1,16 +1,13 @@
-"""What the root group and the commands share: global options, and the app they are about."""
+"""What the root group and the commands share: global options, and what they ask of the app."""
 
 from __future__ import annotations
 
 import copy
-import os
-import traceback
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
-from celery.app.utils import find_app
 from click_didyoumean import DYMGroup  # type: ignore[import-untyped]
 
 from ..installation import is_installed
@@ -22,8 +19,8 @@ __all__ = (
     "ASKS_FOR_HELP",
     "RootGroup",
     "hoist",
-    "load_app",
     "require_installed",
+    "tasks_of",
 )
 
 #: In ``Context.meta``: whether the help of a command is all that was asked for.
@@ -97,26 +94,11 @@ def hoist(args: Sequence[str], params: Sequence[click.Parameter]) -> list[str]:
     return front + rest
 
 
-def load_app(name: str) -> Celery:
-    """Load the app that ``-A`` names.
-
-    Raises:
-        click.UsageError: there is no such module or app; in one line.
-        click.ClickException: the module is there and failed; with the traceback of the project's own code.
-    """
-    try:
-        return find_app(name)
-    except ModuleNotFoundError as exc:
-        if exc.name is None or not (name == exc.name or name.startswith((f"{exc.name}.", f"{exc.name}:"))):
-            raise click.ClickException(f"-A {name} failed to load:\n{traceback.format_exc()}") from exc
-        raise click.UsageError(
-            f"-A {name}: there is no module {exc.name!r} (looked in {os.getcwd()} and sys.path)"
-        ) from exc
-    except AttributeError as exc:
-        raise click.UsageError(f"-A {name}: no Celery app there ({exc})") from exc
-    except Exception as exc:
-        # The project's module may raise anything; its author needs to see where.
-        raise click.ClickException(f"-A {name} failed to load:\n{traceback.format_exc()}") from exc
+def tasks_of(app: Celery) -> dict[str, Any]:
+    """Return the tasks of ``app`` by name; its modules are imported first, and shared tasks become its own."""
+    app.loader.import_default_modules()
+    app.finalize()
+    return dict(app.tasks)
 
 
 def require_installed(app: Celery) -> None:

@@ -15,7 +15,7 @@ from ..limits import Limits, limits_of, parse_numbers, without_task
 from ..locks import count_locks
 from ..printable import printable
 from ..spelling import nearest
-from .base import require_installed
+from .base import ASKS_FOR_HELP, require_installed, tasks_of
 from .terminal import Rows, bad_input, console, echo, echo_json, one_line_errors, plural
 
 __all__ = ("limits",)
@@ -42,12 +42,14 @@ def limits(ctx: click.Context, as_json: bool) -> None:
     $ celery-streams -A proj limits set chat.tasks.send_message concurrency=3 rate=10/s
     $ celery-streams -A proj limits reset chat.tasks.send_message
     """
+    if ctx.meta.get(ASKS_FOR_HELP):
+        return
     require_installed(ctx.obj.app)
     if ctx.invoked_subcommand is None:
         _show(ctx.obj.app, as_json=as_json, no_color=ctx.obj.no_color)
 
 
-@limits.command(name="set", cls=CeleryCommand)
+@limits.command(name="set", cls=CeleryCommand, short_help="Set limits of a task at run time.")
 @click.argument("task")
 @click.argument("numbers", nargs=-1, required=True, metavar="NAME=NUMBER...")
 @click.pass_context
@@ -62,7 +64,7 @@ def set_(ctx: click.Context, task: str, numbers: tuple[str, ...]) -> None:
         said = parse_numbers(numbers, f"Task {task}")
     except ConfigurationError as exc:
         raise bad_input(str(exc)) from exc
-    tasks = _tasks(app)
+    tasks = tasks_of(app)
     if task not in tasks:
         raise bad_input(f"The project has no task {task!r}{nearest(task, tasks)}")
     streams = streams_of(app)
@@ -76,7 +78,7 @@ def set_(ctx: click.Context, task: str, numbers: tuple[str, ...]) -> None:
     echo(f"Task {task}: {', '.join(f'{name}={value}' for name, value in found.items())}.")
 
 
-@limits.command(cls=CeleryCommand)
+@limits.command(cls=CeleryCommand, short_help="Drop what was set at run time.")
 @click.argument("task")
 @click.pass_context
 @one_line_errors
@@ -89,16 +91,10 @@ def reset(ctx: click.Context, task: str) -> None:
     echo(f"Task {task} has the limits of its code and settings again.")
 
 
-def _tasks(app: Celery) -> dict[str, Any]:
-    app.loader.import_default_modules()
-    app.finalize()
-    return dict(app.tasks)
-
-
 def _show(app: Celery, *, as_json: bool, no_color: bool) -> None:
     streams = streams_of(app)
     rows, locks = _rows(app, streams), _locks(streams)
-    unknown = without_task(streams.conf.limits, _tasks(app))
+    unknown = without_task(streams.conf.limits, tasks_of(app))
     if as_json:
         echo_json({"limits": rows, "locks": locks, "unknown": unknown})
         return
@@ -135,7 +131,7 @@ def _rows(app: Celery, streams: Streams) -> list[dict[str, Any]]:
     for queue in streams.known_queues():
         for lane in held_lanes(streams.broker, queue):
             held.setdefault(lane.task, []).append({"queue": queue, "lane": lane.name, "held": lane.held})
-    tasks = _tasks(app)
+    tasks = tasks_of(app)
     rows = []
     for name in sorted({*tasks, *in_redis, *held}):
         found = Limits()

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import click
 from celery.bin.base import CLIContext
 
-from .base import hoist, load_app
+from .app_name import load_app
+from .base import hoist
 from .health import health
 
 __all__ = ("run_probe",)

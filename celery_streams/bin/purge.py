@@ -11,8 +11,9 @@ from celery.bin.purge import purge as celery_purge
 from ..app import streams_of
 from ..inspect import purge as purge_stream
 from ..printable import printable
+from ..spelling import nearest
 from .base import require_installed
-from .terminal import one_line_errors
+from .terminal import bad_input, one_line_errors
 
 __all__ = ("purge",)
 
@@ -21,15 +22,31 @@ __all__ = ("purge",)
 def _run(*, queues: list[str] | None, exclude_queues: list[str] | None, **options: Any) -> None:
     ctx = click.get_current_context()
     app = ctx.obj.app
+    if ctx.args:  # Celery's command takes them, ignores them, and erases everything
+        raise bad_input(f"purge {' '.join(ctx.args)}: name queues with -Q {','.join(ctx.args)}")
+    for option, given in (("-Q", queues), ("-X", exclude_queues)):
+        if given is not None and not all(name.strip() for name in given):
+            raise bad_input(f"{option} has an empty name: is a shell variable not set?")
     require_installed(app)
     streams = streams_of(app)
     known = streams.known_queues()  # also before the lists are emptied: a wrong setting, or Redis away, empties nothing
-    names = sorted(set(queues or (*app.amqp.queues, *known)) - set(exclude_queues or ()))
+    everything = {*app.amqp.queues, *known}
+    _check_spelling(sorted({*(queues or ()), *(exclude_queues or ())} - everything), everything)
+    names = sorted(set(queues or everything) - set(exclude_queues or ()))
+    if not names:  # Celery's command takes no names for all of them
+        raise bad_input("-X leaves no queue to purge")
     assert celery_purge.callback is not None
     celery_purge.callback(queues=names, exclude_queues=exclude_queues, **options)  # asks first, and aborts on "no"
     on_streams = [name for name in names if name in (queues or known)]
     count = sum(purge_stream(streams.broker, name) for name in on_streams)
     ctx.obj.echo(printable(f"Purged {count} waiting and delayed messages from the streams of {', '.join(on_streams)}."))
+
+
+def _check_spelling(unknown: list[str], known: set[str]) -> None:
+    """Refuse a name that nobody knows and that is almost another one: nothing of the queue that was meant would go."""
+    for name in unknown:
+        if near := nearest(name, known, 0.75):
+            raise bad_input(f"Queue {name!r} was never used, and the project does not define it{near}")
 
 
 purge: click.Command = copy.copy(celery_purge)

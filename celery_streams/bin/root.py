@@ -16,7 +16,8 @@ from kombu.exceptions import OperationalError
 from .. import __version__, celery_private
 from ..exceptions import CeleryStreamsError, ConfigurationError
 from ..installation import is_installed
-from .base import ASKS_FOR_HELP, RootGroup, load_app
+from .app_name import load_app
+from .base import ASKS_FOR_HELP, RootGroup
 from .commands import COMMANDS, add_user_options
 from .report import report
 from .terminal import EXIT_CONFIG, EXIT_UNAVAILABLE, one_line
@@ -86,9 +87,14 @@ def celery_streams(ctx: click.Context, /, **options: Any) -> None:
     app = options.pop("app")
     sys.path.insert(0, os.getcwd())
     _export(options)
-    if isinstance(app, str):
-        app = load_app(app)
     needs_app = ctx.invoked_subcommand not in (None, *_WITHOUT_APP) and not ctx.meta[ASKS_FOR_HELP]
+    if isinstance(app, str):
+        try:
+            app = load_app(app)
+        except click.ClickException:
+            if needs_app:
+                raise
+            app = None  # CELERY_APP is wrong, or the project has a fault: the help is there all the same
     if app is None and needs_app:
         made = celery_private.default_app()
         if made is None or not is_installed(made):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -230,3 +231,19 @@ def test_thousands_are_adopted_with_large_ones_among_them(project: Celery, broke
 
     assert [one["chat_id"] for one in called(broker)] == [str(number) for number in range(1, 1_201)]
     assert left(broker.client) == []
+
+
+def test_task_of_a_module_that_nothing_has_imported_yet_is_known(
+    app: Callable[..., Celery], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broker: StreamBroker
+) -> None:
+    (tmp_path / "tasks_to_adopt.py").write_text(
+        "from celery import shared_task\n@shared_task(name='chat.send')\ndef send(chat_id, text): ...\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    project = app(include=["tasks_to_adopt"])
+    write(broker.client, 1)
+
+    result = run(project, *MAPS)
+
+    assert result.exit_code == 0, result.output
+    assert called(broker, "celery") == [{"chat_id": "1", "text": "text 1"}]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from celery import Celery
 from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 
 from celery_streams import streams_of
 from celery_streams.bin.purge import purge
-from celery_streams.bin.terminal import EXIT_CONFIG
+from celery_streams.bin.terminal import EXIT_CONFIG, EXIT_USAGE
 from celery_streams.inspect import queue_status
 
 
@@ -69,3 +70,32 @@ def test_purge_that_is_not_confirmed_empties_nothing(app: Callable[..., Celery])
 
     assert result.exit_code == 1
     assert queue_status(streams_of(project).broker, "chat").waiting == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-f", "chat"], "purge chat: name queues with -Q chat"),
+        (["-f", "-Q", "chat", "-X", "chat"], "-X leaves no queue to purge"),
+        (["-f", "-X", "chat,celery"], "-X leaves no queue to purge"),
+        (["-f", "-Q", ""], "-Q has an empty name"),
+        (["-f", "-Q", "chat,"], "-Q has an empty name"),
+        (["-f", "-X", ""], "-X has an empty name"),
+        (["-f", "-Q", "chta"], "did you mean 'chat'?"),
+        (["-f", "-X", "chatt"], "did you mean 'chat'?"),
+    ],
+)
+def test_purge_that_is_not_what_was_meant_erases_nothing(
+    app: Callable[..., Celery], words: list[str], said: str
+) -> None:
+    project: Any = app(streams_queues=["chat"])
+    project.send_task("t", queue="chat")
+    project.send_task("t", queue="celery")  # on Celery's list
+
+    result = run(project, *words)
+
+    assert result.exit_code == EXIT_USAGE
+    assert said in result.stderr
+    assert queue_status(streams_of(project).broker, "chat").waiting == 1
+    with project.connection_for_write() as connection:
+        assert connection.default_channel.client.llen("celery") == 1

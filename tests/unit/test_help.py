@@ -8,10 +8,11 @@ from click.testing import CliRunner
 
 from celery_streams.bin.commands import streams
 from celery_streams.bin.dead import dead
+from celery_streams.bin.limits import limits
 from celery_streams.bin.root import celery_streams
 
 
-@pytest.mark.parametrize("group", [celery_streams, streams, dead], ids=lambda group: group.name)
+@pytest.mark.parametrize("group", [celery_streams, streams, dead, limits], ids=lambda group: group.name)
 def test_no_line_of_a_list_of_commands_is_cut_at_eighty_columns(group: click.Group) -> None:
     shown = CliRunner(env={"COLUMNS": "80"}).invoke(group, ["--help"])
 
@@ -20,7 +21,7 @@ def test_no_line_of_a_list_of_commands_is_cut_at_eighty_columns(group: click.Gro
     assert [line for line in commands if line.endswith("...")] == []
 
 
-@pytest.mark.parametrize("group", [streams, dead], ids=lambda group: group.name)
+@pytest.mark.parametrize("group", [streams, dead, limits], ids=lambda group: group.name)
 def test_first_line_of_each_help_is_a_sentence(group: click.Group) -> None:
     for name, command in group.commands.items():
         first = (command.help or "").strip().partition("\n")[0]
