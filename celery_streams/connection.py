@@ -28,6 +28,7 @@ from .exceptions import (
     NotPermitted,
     ReplyLost,
     ScriptsRefused,
+    ServerIsReplica,
 )
 from .master_watch import MasterWatch
 from .redis_errors import count, no_cluster, no_scripts, translated
@@ -232,6 +233,7 @@ class RedisClient:
             DatabaseRefused: it has only database 0.
             ScriptsRefused: it runs no Lua scripts.
             ConfigurationError: it is a Sentinel.
+            ServerIsReplica: it is one.
             BrokerError: it is away, or refuses the user.
         """
         said: dict[bytes, Any] = {}
@@ -247,6 +249,12 @@ class RedisClient:
         if mode == b"sentinel":
             raise ConfigurationError(
                 f"The server at {self.shown} is a Sentinel: use sentinel:// and name the master with ?master_name=..."
+            )
+        if said.get(b"role") in (b"replica", b"slave"):
+            # A failover may make a primary of it: whoever is patient asks again.
+            raise ServerIsReplica(
+                f"The server at {self.shown} is a replica and takes no writes: use the address of the primary, "
+                "or sentinel://"
             )
         self._run_a_script()
 

@@ -58,6 +58,7 @@ __all__ = (
     "QueueFull",
     "ReplyLost",
     "ScriptsRefused",
+    "ServerIsReplica",
     "SlotElsewhere",
 )
 
@@ -126,6 +127,10 @@ class BrokerError(CeleryStreamsError, OperationalError):
 
 class BrokerUnavailable(BrokerError):
     """Redis cannot be reached, or is not ready to serve; the same call may succeed later."""
+
+
+class ServerIsReplica(BrokerUnavailable):
+    """The server is a replica, which takes no writes."""
 
 
 class ReplyLost(BrokerUnavailable):

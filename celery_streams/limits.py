@@ -210,7 +210,9 @@ def parse_numbers(words: Sequence[str], where: str) -> dict[str, Any]:
         name, equals, value = word.partition("=")
         if not equals or name not in NUMBERS:
             raise ConfigurationError(f"{word!r} must be one of {', '.join(f'{one}=...' for one in NUMBERS)}")
-        said[name] = value if value.lower() not in ("", "none") else None
+        if not value.strip():
+            raise ConfigurationError(f"{word!r} has no number: is a shell variable not set? ({name}=none is no limit)")
+        said[name] = value if value.lower() != "none" else None
     parse_limits(said, where)
     return {name: int(value) if value and name != "rate" else value for name, value in said.items()}
 

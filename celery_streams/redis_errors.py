@@ -81,6 +81,18 @@ _SCRIPT_DENIED = "The user executing the script can't"
 _SCRIPT_LINE = re.compile(r"user_script: ?([0-9]+)")
 _SCRIPT_CALL = re.compile(r"redis\.p?call\(\s*'([A-Z]+)'(?:, '([A-Z]+)')?")
 
+#: How they say that nobody has logged in.
+_PASSWORD_WANTED = re.compile(r"Authentication required|HELLO must be called with the client already authenticated")
+
+#: Commands that every Redis has, and a Sentinel has not.
+_EVERYWHERE = frozenset(("GET", "HGETALL", "SMEMBERS", "TIME", "XADD"))
+_SENTINEL = " (if it is a Sentinel, use sentinel:// and name the master with ?master_name=...)"
+
+#: What a TLS handshake ends with where nobody speaks TLS: a Redis waits for the end of the line.
+_NO_TLS = re.compile("Timeout connecting|WRONG_VERSION_NUMBER|UNEXPECTED_EOF|EOF occurred|Connection reset")
+_TLS_SCHEMES = ("rediss", "valkeys")
+_NO_TLS_HINT = " (does it speak TLS? If not, use redis://)"
+
 #: What to do about a certificate that nobody known has signed.
 _UNVERIFIED = (
     " (name the CA that signed it with ?ssl_ca_certs=FILE, or turn off verification with ?ssl_cert_reqs=CERT_NONE)"
@@ -106,14 +118,17 @@ def translated(exc: Exception, sent: str | Script, *, shown: str, database: bool
         database: the URL names a database other than 0.
         let_in: a login with a token has succeeded before.
     """
-    # Without the driver's full stop: sentences of ours go on behind it.
-    text = str(exc).rstrip(".") or type(exc).__name__
+    # Without the driver's full stop: sentences of ours go on behind it. And without the Sentinels that did not answer,
+    # of which it says everything.
+    text = str(exc).partition(" : <redis.")[0].rstrip(".") or type(exc).__name__
     command = f"{sent.name}.lua" if isinstance(sent, Script) else sent
     failed = f"Redis at {shown} failed {command}: {text}"
     if isinstance(exc, redis.exceptions.AuthenticationError) or text.startswith(("NOAUTH", "WRONGPASS")):
         if let_in:
             # Its token ended, or the next one is not known there yet: the provider is asked for another.
             return BrokerUnavailable(f"Redis at {shown} refused the login with a token: {text}")
+        if _PASSWORD_WANTED.search(text):  # Redis 7 answers HELLO with a paragraph
+            text = "it asks for a password (redis://:PASSWORD@HOST, or redis://USER:PASSWORD@HOST)"
         return LoginRefused(f"Redis at {shown} refused the login: {text}")
     if database and _ONE_DATABASE.match(text):
         return DatabaseRefused(
@@ -128,13 +143,22 @@ def translated(exc: Exception, sent: str | Script, *, shown: str, database: bool
         kind = KeyNotPermitted if _KEY_DENIED in text else NotPermitted
         return kind(f"Redis at {shown} does not permit {command}: {text}")
     if _NO_COMMAND.match(text):
-        return CommandMissing(f"Redis at {shown} does not have {command}: {text}")
+        hint = _SENTINEL if command in _EVERYWHERE else ""
+        if "'SENTINEL'" in text:
+            hint = " (that server is no Sentinel: use redis://)"
+        return CommandMissing(f"Redis at {shown} does not have {command}: {text}{hint}")
     if isinstance(exc, tuple(_CLUSTER_WORDS)) or _CLUSTER.search(text):
         said = _CLUSTER_WORDS.get(type(exc), "")
         return ClusterNode(no_cluster(shown, f"{said}{text}"))
     if isinstance(exc, (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)):
         hint = _UNVERIFIED if "CERTIFICATE_VERIFY_FAILED" in text else ""
+        if shown.startswith(_TLS_SCHEMES) and _NO_TLS.search(text):
+            hint = _NO_TLS_HINT
+        elif shown.startswith(_TLS_SCHEMES) and "No such file or directory" in text:
+            hint = " (a file that its TLS options name is not there)"
         return BrokerUnavailable(f"Redis at {shown} cannot be reached: {text}{hint}")
+    if isinstance(exc, redis.exceptions.InvalidResponse):
+        return BrokerError(f"{failed} (what listens there is no Redis, or wants TLS: rediss://)")
     about_key = _ABOUT_A_KEY.search(text)
     if about_key:
         return GroupMissing(failed) if about_key[1] == "NOGROUP" else KeyOfOtherType(failed)

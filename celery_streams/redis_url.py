@@ -257,20 +257,36 @@ def _flag(value: Any) -> bool:
     return str(value).lower() not in _FALSE
 
 
+def _wait(value: Any) -> float:
+    """Return a time that a socket can wait; 0 is the default.
+
+    Raises:
+        ValueError: it is none; the socket would say so at the first command.
+    """
+    found = float(value)
+    if not 0 <= found < _LONGEST_WAIT:
+        raise ValueError(f"{value!r} is no time to wait")
+    return found
+
+
+#: Seconds, ten days: far below what the system takes.
+_LONGEST_WAIT = 864_000.0
+
+
 _OPTIONS: dict[str, Callable[[str], Any]] = {
-    "socket_timeout": float,
-    "socket_connect_timeout": float,
-    "connect_timeout": float,
+    "socket_timeout": _wait,
+    "socket_connect_timeout": _wait,
+    "connect_timeout": _wait,
     "socket_read_size": int,
     "socket_keepalive": _flag,
     "health_check_interval": int,
 }
 
 
-def _option(name: str, value: str) -> Any:
+def _option(name: str, value: Any) -> Any:
     try:
         return _OPTIONS[name](value) if name in _OPTIONS else value
-    except ValueError as exc:
+    except (TypeError, ValueError) as exc:
         raise ValueError(f"{name} cannot be {value!r}") from exc
 
 
@@ -340,6 +356,9 @@ def _common_options(options: ConnectionOptions, parts: _Parts) -> dict[str, Any]
     given = {name: value for name, value in parts.options.items() if name not in _WITHOUT_EFFECT | _OURS}
     connect_timeout = given.pop("connect_timeout", None)
     extra.update(given)
+    for name in ("socket_timeout", "socket_connect_timeout"):
+        if transport.get(name):
+            _option(name, transport[name])
     extra["socket_timeout"] = given.get("socket_timeout") or transport.get("socket_timeout") or SOCKET_TIMEOUT
     extra["socket_connect_timeout"] = (
         given.get("socket_connect_timeout")

@@ -11,6 +11,7 @@ from typing import Any
 import click
 from celery.bin.worker import WorkersPool
 from celery.platforms import parse_gid, parse_uid
+from celery.utils.imports import load_extension_class_names, symbol_by_name
 from celery.utils.nodenames import node_format
 
 __all__ = ("Address", "Autoscale", "ListenAt", "Pool", "check_daemon_options", "custom_pool_refusal")
@@ -120,6 +121,10 @@ def check_daemon_options(options: dict[str, Any]) -> None:
                 raise click.UsageError(f"--{option} {options[option]}: there is no such {_OF_IDS[option]}")
             if os.geteuid() and wanted != (os.geteuid() if option == "uid" else os.getegid()):
                 raise click.UsageError(f"--{option} {options[option]}: only root can switch to another user")
+    if options.get("executable") and not os.access(options["executable"], os.X_OK):
+        raise click.UsageError(f"--executable {options['executable']}: that is no program")
+    if options.get("beat"):
+        _check_scheduler(options.get("scheduler"))
     umask = options.get("umask")
     if isinstance(umask, str) and umask:
         try:
@@ -146,6 +151,17 @@ def _has_account(uid: int) -> bool:
     except KeyError:
         return False
     return True
+
+
+def _check_scheduler(name: Any) -> None:
+    """Check that Beat's process, which would end at its start while the worker goes on without it, finds its class."""
+    if not isinstance(name, str) or not name:
+        return
+    aliases = dict(load_extension_class_names("celery.beat_schedulers"))
+    try:
+        symbol_by_name(name, aliases)
+    except (ImportError, AttributeError, ValueError) as exc:
+        raise click.UsageError(f"--scheduler {name}: there is no such class ({exc})") from exc
 
 
 def _check_file(option: str, name: str) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 import click
 from celery.bin.base import CeleryOption
+from celery.exceptions import CeleryCommandException
+from celery.platforms import EX_FAILURE
 
 from ..app import Streams
 from ..dead_letters import DeadLetter, dead_letters
 from ..inspect import redis_time
 from ..worker.outcome import Reason
-from .terminal import AGE, bad_input, select_queues
+from .terminal import AGE, bad_input, one_line, select_queues
 
 __all__ = ("Selection", "choose", "option", "selecting")
 
@@ -98,4 +100,9 @@ def choose(streams: Streams, selection: Selection, *, everything: bool) -> list[
     """Return (queue, entry id, reason) of what is meant: what was counted is what will be done, nothing newer."""
     if selection.is_everything and not everything:
         raise bad_input("Which dead letters? Give a queue or another filter, or --all")
-    return [(letter.queue, letter.entry_id, letter.reason) for letter in selection.letters(streams)]
+    letters = list(selection.letters(streams))
+    found = {name for letter in letters for name in (letter.entry_id, letter.task_id)}
+    missing = sorted((selection.ids or frozenset()) - found)
+    if missing:
+        raise CeleryCommandException(one_line(f"No dead letter here has the id {', '.join(missing)}"), EX_FAILURE)
+    return [(letter.queue, letter.entry_id, letter.reason) for letter in letters]

@@ -17,7 +17,7 @@ from ..monitoring.checks import CHECKS, LEVELS
 from ..monitoring.doctor import Diagnosis, diagnose
 from ..printable import printable
 from ..spelling import nearest
-from .terminal import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING, bad_input, console, echo_json, one_line_errors
+from .terminal import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING, Seconds, bad_input, console, echo_json, one_line_errors
 
 __all__ = ("doctor",)
 
@@ -53,7 +53,7 @@ Examples:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0.1),
+    type=Seconds(min=0.1),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
@@ -106,7 +106,7 @@ def _accepted(words: Sequence[str]) -> frozenset[str]:
     names = {part.strip().replace("-", " ") for word in words for part in word.split(",") if part.strip()}
     for name in names:
         if name not in CHECKS:
-            raise bad_input(f"Unknown check {name!r}{nearest(name, CHECKS)}; the checks are {', '.join(CHECKS)}")
+            raise bad_input(f"Unknown check {name!r}{nearest(name, CHECKS)} (the checks are {', '.join(CHECKS)})")
     return frozenset(names)
 
 

@@ -15,7 +15,7 @@ from celery.utils.nodenames import default_nodename, gethostname, host_format
 from .. import presence
 from ..app import streams_of
 from ..monitoring.health import judge_health
-from .terminal import EXIT_UNHEALTHY, echo, echo_json, one_line_errors
+from .terminal import EXIT_UNHEALTHY, Seconds, echo, echo_json, one_line_errors
 
 __all__ = ("health",)
 
@@ -46,7 +46,7 @@ Docker:
 \b
 Kubernetes:
   livenessProbe:
-    exec: {command: [celery-streams, -A, proj, health]}
+    exec: {command: [sh, -c, "celery-streams -A proj health; [ $? -ne 1 ]"]}  # restart for 1 alone
     initialDelaySeconds: 30
     periodSeconds: 30
     timeoutSeconds: 5
@@ -62,7 +62,7 @@ Kubernetes:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0.05),
+    type=Seconds(min=0.05),
     default=_PATIENCE,
     show_default=True,
     metavar="SECONDS",

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from celery.bin.celery import celery as celery_group
+from celery.loaders import LOADER_ALIASES
 from celery.platforms import EX_FAILURE
+from celery.utils.imports import symbol_by_name
 from kombu.exceptions import OperationalError
 
 from .. import __version__, celery_private
@@ -95,6 +97,8 @@ def celery_streams(ctx: click.Context, /, **options: Any) -> None:
             if needs_app:
                 raise
             app = None  # CELERY_APP is wrong, or the project has a fault: the help is there all the same
+    if needs_app:
+        _check_modules(options)
     if app is None and needs_app:
         made = celery_private.default_app()
         if made is None or not is_installed(made):
@@ -105,6 +109,27 @@ def celery_streams(ctx: click.Context, /, **options: Any) -> None:
     assert celery_group.callback is not None
     celery_group.callback(app=app, **options)
     add_user_options(ctx.obj.app)
+
+
+def _check_modules(options: Mapping[str, Any]) -> None:
+    """Check that what ``--config`` and ``--loader`` name is there, which Celery would find out with a stack trace.
+
+    Raises:
+        click.UsageError: it is not.
+    """
+    for option, aliases in (("config", {}), ("loader", LOADER_ALIASES)):
+        name = options.get(option)
+        if not name:
+            continue
+        try:
+            symbol_by_name(name, aliases)
+        except ModuleNotFoundError as exc:
+            if not f"{name}.".replace(":", ".").startswith(f"{exc.name}."):
+                raise  # the module is there: something that it imports is not
+            raise click.UsageError(f"--{option} {name}: there is no module {exc.name!r}") from exc
+        except AttributeError as exc:
+            if option == "loader":
+                raise click.UsageError(f"--{option} {name}: {exc}") from exc
 
 
 def _export(options: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from .terminal import (
     EXIT_OK,
     EXIT_WARNING,
     Rows,
+    Seconds,
     age,
     console,
     echo_json,
@@ -69,7 +70,7 @@ Examples:
 )
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.1),
+    type=Seconds(min=0.1),
     default=2.0,
     show_default=True,
     metavar="SECONDS",

@@ -41,6 +41,7 @@ __all__ = (
     "EXIT_USAGE",
     "EXIT_WARNING",
     "Rows",
+    "Seconds",
     "age",
     "bad_input",
     "console",
@@ -75,6 +76,9 @@ _PLAIN_WIDTH = 10_000
 #: Least width of a column that may be folded.
 _FOLDED = 20
 
+#: Seconds: a year, far below what the system takes.
+_LONGEST_WAIT = 31_536_000.0
+
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _AGE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhdw]?)")
 
@@ -95,6 +99,17 @@ class Age(click.ParamType):  # type: ignore[type-arg]
 
 
 AGE = Age()
+
+
+class Seconds(click.FloatRange):
+    """A time in seconds; ``nan`` and ``inf``, which a range lets through, are none that a socket could wait."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the time."""
+        found = super().convert(value, param, ctx)
+        if not found < _LONGEST_WAIT:
+            self.fail(f"{value} is not a number of seconds", param, ctx)
+        return found
 
 
 def bad_input(text: str) -> CeleryCommandException:

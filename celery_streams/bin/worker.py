@@ -18,11 +18,12 @@ from celery.exceptions import ImproperlyConfigured
 from celery.platforms import create_pidlock
 from celery.utils.nodenames import node_format, nodename, nodesplit
 from kombu.utils.compat import detect_environment
+from kombu.utils.url import maybe_sanitize_url
 
 from .. import __version__
 from ..app import Streams, streams_of
 from ..concurrency import OWN_POOLS, pool_for
-from ..exceptions import BrokerError, BrokerUnavailable, ConfigurationError
+from ..exceptions import BrokerError, BrokerUnavailable, ConfigurationError, ServerIsReplica
 from ..worker.option_values import misunderstood
 from . import relaunch
 from .base import require_installed
@@ -66,6 +67,7 @@ def _run(**options: Any) -> Any:
         ctx.exit(_supervise(app, options, processes=processes, reload=reload, metrics=metrics))
     if metrics is not None:
         streams.metrics = _open_metrics(metrics)
+    _check_backend(app)
     _first_contact(streams, patient=bool(app.conf.broker_connection_retry_on_startup))
     # Celery leaves the option on its worker object (--disable-prefetch it does put here); pools and banner read this.
     app.conf.worker_prefetch_multiplier = options["prefetch_multiplier"]
@@ -81,6 +83,18 @@ def _run(**options: Any) -> Any:
         if missing is None:  # not what the option names: something that it imports
             raise
         raise click.UsageError(f"-I {missing}: there is no module {exc.name}") from exc
+
+
+def _check_backend(app: Any) -> None:
+    """Make the result backend, as Celery's banner does, where what is wrong ends in a stack trace.
+
+    Raises:
+        ConfigurationError: there is none of this name, or a package for it is missing.
+    """
+    try:
+        app.backend.as_uri()
+    except (ImportError, ImproperlyConfigured, ValueError) as exc:
+        raise ConfigurationError(f"result_backend {maybe_sanitize_url(app.conf.result_backend)}: {exc}") from exc
 
 
 #: Options that are numbers, and what they count: as in the worker's own check of the settings behind them.
@@ -193,6 +207,8 @@ def _first_contact(streams: Any, *, patient: bool) -> None:
         except BrokerUnavailable as exc:
             attempts -= 1
             if attempts <= 0 and not patient:
+                if isinstance(exc, ServerIsReplica):
+                    raise
                 raise BrokerUnavailable(f"{exc}. Is it running? Set streams_url or the broker URL.") from exc
             if patient and not told:
                 click.echo(f"{exc}. Waiting for it (broker_connection_retry_on_startup).", err=True)

@@ -19,6 +19,7 @@ __all__ = (
     "Level",
     "Workers",
     "cannot",
+    "check_asked_names",
     "check_clock",
     "check_eviction",
     "check_memory",
@@ -403,6 +404,20 @@ def check_names(unknown: Mapping[str, str | None], chosen: Iterable[str]) -> Ite
                 "Nothing, if the name is right.",
                 name,
             )
+
+
+def check_asked_names(unknown: Mapping[str, str | None]) -> Iterable[Finding]:
+    """Every queue that was asked about is one that somebody knows; else nothing odd is found, whatever was meant."""
+    for name, near in unknown.items():
+        meant = f"; did you mean {near!r}?" if near is not None else ": is the name right?"
+        yield Finding(
+            "names",
+            "warning",
+            f"no message, worker or setting knows this queue{meant}",
+            "What is said about it here is true of any name.",
+            f"celery-streams doctor {near}" if near is not None else "Ask without a name for all queues.",
+            name,
+        )
 
 
 def check_partitioned(unknown: Mapping[str, str | None]) -> Iterable[Finding]:

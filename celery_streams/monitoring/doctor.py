@@ -23,12 +23,14 @@ from ..kombu_lists import list_keys
 from ..migration import same_database
 from ..probes import ServerInfo
 from ..redis_url import place, safe_url
+from ..spelling import misspelt
 from .checks import (
     LEVELS,
     Finding,
     Level,
     Workers,
     cannot,
+    check_asked_names,
     check_eviction,
     check_memory,
     check_names,
@@ -124,7 +126,7 @@ def diagnose(
     run("permissions", lambda: [check_permissions(probes.denied_commands(broker, [*names, "doctor"][0]))])
     findings += [_check_install(streams), _check_databases(streams)]
     findings += check_settings(misspelt_settings(streams.app.conf).values())
-    run("names", lambda: _check_queue_names(streams))
+    run("names", lambda: _check_queue_names(streams, names if queues else ()))
     lists, trouble = _lists(streams)
     findings += trouble
     workers: Workers | None = None
@@ -192,8 +194,10 @@ def _queues(
     return found
 
 
-def _check_queue_names(streams: Streams) -> Iterable[Finding]:
+def _check_queue_names(streams: Streams, asked: Iterable[str]) -> Iterable[Finding]:
     used = queues_in_use(streams)
+    known = {*used, *streams.known_queues(), *streams.app.amqp.queues}
+    yield from check_asked_names({name: misspelt(name, known) for name in asked if name not in known})
     yield from check_names(unknown_names(streams, used=used), filter(streams.on_streams, declared_queues(streams)))
     yield from check_partitioned(unknown_partitioned(streams, used=used))
 

@@ -217,6 +217,8 @@ class StreamsWork(WorkController):  # type: ignore[misc]
         selected = [name for name in self.app.amqp.queues.consume_from if name not in excluded]
         named = [name for name in streams.conf.queues.names if name not in excluded]
         chosen = list(dict.fromkeys([*filter(streams.on_streams, selected), *named]))
+        if not chosen and excluded:
+            raise ImproperlyConfigured(f"-X {','.join(excluded)} leaves this worker no queue on streams to read")
         if not chosen:
             raise ImproperlyConfigured(
                 f"None of the queues {', '.join(selected) or '(none)'} is on streams: name one with -Q, "

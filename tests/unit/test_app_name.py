@@ -113,7 +113,7 @@ def test_what_a_fault_was_raised_from_is_shown(package: MakePackage) -> None:
     assert "RuntimeError: no port" in caught.value.message
 
 
-@pytest.mark.parametrize("words", [["status", "--help"], ["limits", "set", "--help"], ["limits", "reset", "-h"]])
+@pytest.mark.parametrize("words", [["status", "--help"], ["limits", "set", "--help"], ["limits", "reset", "--help"]])
 @pytest.mark.parametrize("app", [None, "no_such_project"])
 def test_help_is_there_without_an_app_and_with_a_wrong_one(
     words: list[str], app: str | None, monkeypatch: pytest.MonkeyPatch
