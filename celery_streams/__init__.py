@@ -84,6 +84,7 @@ module                 process      owns
 ``obstacles``          tools, web   why no worker would run a message
 ``hints``              all          commands in logs and findings, as to be typed
 ``printable``          all          text from messages, harmless to a terminal
+``said``               all          sentences that can be said again in another language
 ``probes``             tools        raw looks at Redis for the doctor
 ``removal``            tools        deletes a queue
 ``pauses``             all          which queues nobody reads for a while

@@ -25,6 +25,7 @@ from . import keys, setting_values
 from .exceptions import ConfigurationError
 from .partitions import queue_of
 from .queue_choice import QueueChoice
+from .said import Said, say
 from .spelling import misspelt, nearest
 
 __all__ = (
@@ -368,14 +369,14 @@ def settings_in_force(conf: Mapping[str, Any], environ: Mapping[str, str] = os.e
     return tuple(found)
 
 
-def misspelt_settings(conf: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+def misspelt_settings(conf: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> dict[str, Said]:
     """Return what nobody reads and is nearly the name of one of our settings: name -> a sentence with that name.
 
     For example the environment variable ``CELERY_STREAM_URL``. Unlike :func:`unknown_settings` it may be somebody
     else's, so that it is said and no error.
     """
     namespace = (getattr(conf, "prefix", None) or ENV_NAMESPACE).lower()
-    found: dict[str, str] = {}
+    found: dict[str, Said] = {}
     for name in environ:
         if name.isupper():
             _compare(name, ENV_NAMESPACE, found)
@@ -384,14 +385,16 @@ def misspelt_settings(conf: Mapping[str, Any], environ: Mapping[str, str] = os.e
     return found
 
 
-def _compare(name: str, space: str, found: dict[str, str]) -> None:
+def _compare(name: str, space: str, found: dict[str, Said]) -> None:
     plain = name.lower()
     if plain.startswith(space + "streams_"):
         return  # ours, or an unknown one of ours
     near = _near(plain, space)
     if near is not None:
         shown = near.upper() if name.isupper() else near
-        found[name] = f"{name} is not a setting and has no effect; did you mean {shown!r}?"
+        found[name] = say(
+            "%(name)s is not a setting and has no effect; did you mean %(near)s?", name=name, near=repr(shown)
+        )
 
 
 @lru_cache(maxsize=4_096)

@@ -16,6 +16,7 @@ from dateutil.parser import isoparse  # type: ignore[import-untyped]
 
 from .exceptions import MessageError
 from .message import Message, encode_json
+from .said import Said, say
 
 __all__ = ("Obstacle", "find_obstacles", "stamps_of", "task_id_of", "under_new_id", "without_expiry")
 
@@ -26,7 +27,7 @@ class Obstacle:
 
     kind: Literal["expired", "revoked"]
     #: Completes "Dead letter ... was not replayed: ".
-    text: str
+    text: Said
 
 
 def find_obstacles(message: Message, *, now: float, revoked: Container[str]) -> tuple[Obstacle, ...]:
@@ -43,12 +44,12 @@ def find_obstacles(message: Message, *, now: float, revoked: Container[str]) -> 
     expires = _seconds(_told(message).get("expires"))
     if expires is not None and expires <= now:
         at = datetime.fromtimestamp(expires, timezone.utc).isoformat(sep=" ", timespec="seconds")
-        found.append(Obstacle("expired", f"it expired at {at}"))
+        found.append(Obstacle("expired", say("it expired at %(at)s", at=at)))
     task_id = task_id_of(message)
     if task_id is not None and task_id in revoked:
-        found.append(Obstacle("revoked", f"its task id {task_id} was revoked"))
+        found.append(Obstacle("revoked", say("its task id %(id)s was revoked", id=task_id)))
     found += [
-        Obstacle("revoked", f"tasks with its stamp {stamp} were revoked")
+        Obstacle("revoked", say("tasks with its stamp %(stamp)s were revoked", stamp=stamp))
         for stamp in stamps_of(message)
         if stamp in revoked
     ]

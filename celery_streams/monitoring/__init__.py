@@ -14,6 +14,7 @@ module          owns
 ``publishers``  what a process that only publishes counts for Prometheus
 ``doctor``      looks for what will hurt
 ``checks``      what a look means (pure)
+``worlds``      what both sides of a queue mean together (pure)
 ``nodes``       the same of each node of a Redis Cluster
 ``health``      is one worker's heart beating, and does it read?
 ``lists``       the other side of each queue, Celery's own list

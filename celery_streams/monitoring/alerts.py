@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ..conf import Alerts
 from ..inspect import QueueStatus
+from ..said import Said, say
 from .lists import ListSide
 
 __all__ = (
@@ -127,18 +128,19 @@ def exceeded(name: str, value: float, message: str, queue: str, thresholds: Aler
 
 def never_used(queue: str) -> Alert:
     """Return the alert for a queue that was asked for by name, and that Redis has never heard of."""
-    return Alert(
-        "warning", queue, "never_used", "has never been used: no messages, no workers; is the name right?", 0, 0
-    )
+    message = say("has never been used: no messages, no workers; is the name right?")
+    return Alert("warning", queue, "never_used", message, 0, 0)
 
 
 def unknown_queue(queue: str, near: str) -> Alert:
     """Return the alert for a name in ``streams_queues`` that is most likely a misspelt one."""
-    message = f"streams_queues names it, but no queue, route or message does; did you mean {near!r}?"
+    message = say(
+        "streams_queues names it, but no queue, route or message does; did you mean %(near)s?", near=repr(near)
+    )
     return Alert("warning", queue, "unknown_queue", message, 0, 0)
 
 
-def misspelt_setting(message: str) -> Alert:
+def misspelt_setting(message: Said) -> Alert:
     """Return the alert for a setting that nobody reads, and that looks like one of ours."""
     return Alert("warning", "", "setting", message, 0, 0)
 

@@ -23,6 +23,7 @@ from ..kombu_lists import list_keys
 from ..migration import same_database
 from ..probes import ServerInfo
 from ..redis_url import place, safe_url
+from ..said import say
 from ..spelling import misspelt
 from .checks import (
     LEVELS,
@@ -42,13 +43,12 @@ from .checks import (
     check_settings,
     check_timeouts,
     check_version,
-    check_worlds,
-    messages,
     namesakes,
 )
 from .names import declared_queues, queues_in_use, unknown_names, unknown_partitioned
 from .nodes import check_clocks, check_nodes
 from .workers import WORKERS_AWAY, find_workers, sort_workers
+from .worlds import check_worlds
 
 __all__ = ("Diagnosis", "diagnose", "find_workers", "sort_workers")
 
@@ -134,7 +134,7 @@ def diagnose(
         try:
             workers = find_workers(streams, timeout=timeout)
         except WORKERS_AWAY as exc:
-            findings.append(cannot("workers", f"workers cannot be asked: {exc}"))
+            findings.append(cannot("workers", say("workers cannot be asked: %(error)s", error=str(exc))))
     run("timeouts", lambda: check_timeouts(presence.workers(broker)))
     run("node names", lambda: _check_node_names(streams, names))
     for name in names:
@@ -154,16 +154,17 @@ def _lists(streams: Streams) -> tuple[RedisClient | None, list[Finding]]:
         client = streams.new_list_client()
         _first_contact(client)
     except ConfigurationError as exc:
-        text = f"Celery's own queues cannot be read: {exc}"
-        return None, [Finding("lists", "info", text, "The broker is not Redis, or is a Redis Cluster.", "Nothing.")]
+        text = say("Celery's own queues cannot be read: %(error)s", error=str(exc))
+        why = say("The broker is not Redis, or is a Redis Cluster.")
+        return None, [Finding("lists", "info", text, why, say("Nothing."))]
     except BrokerError as exc:
         return None, [
             Finding(
                 "lists",
                 "critical",
-                f"Celery's own broker: {exc}",
-                "Remote control, events and every queue that is not on streams need it.",
-                "Set broker_url, or start it.",
+                say("Celery's own broker: %(error)s", error=str(exc)),
+                say("Remote control, events and every queue that is not on streams need it."),
+                say("Set broker_url, or start it."),
             )
         ]
     return client, []
@@ -205,14 +206,19 @@ def _check_queue_names(streams: Streams, asked: Iterable[str]) -> Iterable[Findi
 def _check_install(streams: Streams) -> Finding:
     """The app publishes to streams if its settings say so."""
     if is_installed(streams.app):
-        switch = "on" if streams.enabled() else "off: publishes go to Celery's lists"
-        return Finding("install", "ok", f"celery_streams.install was called; streams_enabled is {switch}")
+        if streams.enabled():
+            return Finding("install", "ok", say("celery_streams.install was called; streams_enabled is on"))
+        what = say("celery_streams.install was called; streams_enabled is off: publishes go to Celery's lists")
+        return Finding("install", "ok", what)
     return Finding(
         "install",
         "warning",
-        "celery_streams.install was never called for this app",
-        "Its publishes go to Celery's lists whatever streams_enabled says.",
-        'Call celery_streams.install(app) where it is made (with Django: INSTALLED_APPS += ["django_integration"]).',
+        say("celery_streams.install was never called for this app"),
+        say("Its publishes go to Celery's lists whatever streams_enabled says."),
+        say(
+            "Call celery_streams.install(app) where it is made (with Django: %(setting)s).",
+            setting='INSTALLED_APPS += ["django_integration"]',
+        ),
     )
 
 
@@ -224,19 +230,19 @@ def _check_databases(streams: Streams) -> Finding:
         return Finding(
             "database",
             "info",
-            "Results are kept in the cluster of the streams",
-            "Both share the memory of its nodes; FLUSHALL to clear results deletes every queued task.",
-            "Give one of them another cluster or server: streams_url or result_backend.",
+            say("Results are kept in the cluster of the streams"),
+            say("Both share the memory of its nodes; FLUSHALL to clear results deletes every queued task."),
+            say("Give one of them another cluster or server: streams_url or result_backend."),
         )
     if backend and "://" in backend and place(backend) == ours:
         return Finding(
             "database",
             "info",
-            "Results are kept in the database of the streams",
-            "FLUSHDB to clear results deletes every queued task; both share one maxmemory.",
-            "Give one of them another database, or another server: streams_url or result_backend.",
+            say("Results are kept in the database of the streams"),
+            say("FLUSHDB to clear results deletes every queued task; both share one maxmemory."),
+            say("Give one of them another database, or another server: streams_url or result_backend."),
         )
-    return Finding("database", "ok", "The streams share their database with no results")
+    return Finding("database", "ok", say("The streams share their database with no results"))
 
 
 # -- workers ----------------------------------------------------------------------------------------------------------
@@ -274,7 +280,7 @@ def _check_queue(streams: Streams, name: str, lists: RedisClient | None, workers
         found = True
         yield finding
     if not found:
-        yield Finding("queue", "ok", "Nothing odd", queue=name)
+        yield Finding("queue", "ok", say("Nothing odd"), queue=name)
 
 
 def _look_at_queue(
@@ -282,14 +288,20 @@ def _look_at_queue(
 ) -> Iterable[Finding]:
     """Yield one after the other, so that a look that is refused hides only those behind it."""
     broker = streams.broker
-    start = f"Start a worker ({command('worker', '-Q', name)})"
+    worker = command("worker", "-Q", name)
+    start = say("Start a worker (%(command)s).", command=worker)
     for stream, entries in probes.streams_without_group(broker, name).items():
         yield Finding(
             "groups",
             "warning",
-            f"{stream} holds {messages(entries)} and has no consumer group",
-            "No worker has read this stream yet, or the group was destroyed; what is in it waits.",
-            f"{start}: it creates the group and skips nothing.",
+            say(
+                "%(stream)s holds %(n)s message and has no consumer group",
+                "%(stream)s holds %(n)s messages and has no consumer group",
+                stream=stream,
+                n=entries,
+            ),
+            say("No worker has read this stream yet, or the group was destroyed; what is in it waits."),
+            say("Start a worker (%(command)s): it creates the group and skips nothing.", command=worker),
             name,
         )
     # Twice the time-out: what is younger is about to be claimed.
@@ -298,9 +310,19 @@ def _look_at_queue(
         yield Finding(
             "consumers",
             "critical",
-            f"{holder.consumer} holds {messages(holder.entries)} and was silent for {holder.silent:,.0f} s",
-            "Its process is dead, and no live worker of the queue takes over what it held.",
-            f"{start}: it puts them back within {visibility_timeout:g} s.",
+            say(
+                "%(consumer)s holds %(n)s message and was silent for %(seconds)s s",
+                "%(consumer)s holds %(n)s messages and was silent for %(seconds)s s",
+                consumer=holder.consumer,
+                n=holder.entries,
+                seconds=round(holder.silent),
+            ),
+            say("Its process is dead, and no live worker of the queue takes over what it held."),
+            say(
+                "Start a worker (%(command)s): it puts them back within %(seconds)s s.",
+                command=worker,
+                seconds=f"{visibility_timeout:g}",
+            ),
             name,
         )
     silent = probes.silent_consumers(broker, name, silent=SILENT_CONSUMER)
@@ -308,22 +330,24 @@ def _look_at_queue(
         yield Finding(
             "consumers",
             "info",
-            "1 consumer of a dead worker is left in the group"
-            if len(silent) == 1
-            else f"{len(silent):,} consumers of dead workers are left in the group",
-            "They hold nothing and cost a little memory.",
-            "Nothing: the next worker of the queue deletes them.",
+            say(
+                "%(n)s consumer of a dead worker is left in the group",
+                "%(n)s consumers of dead workers are left in the group",
+                n=len(silent),
+            ),
+            say("They hold nothing and cost a little memory."),
+            say("Nothing: the next worker of the queue deletes them."),
             name,
         )
     status = queue_status(broker, name)
     if status.paused is not None:
+        what = say("It has been paused for %(seconds)s s", seconds=round(status.paused))
         yield Finding(
             "paused",
             "warning",
-            f"It has been paused for {status.paused:,.0f} s"
-            + (f": {status.pause_reason}" if status.pause_reason else ""),
-            "Its waiting tasks do not start. A pause survives every restart, and may have been forgotten.",
-            f"If its tasks should run again: {command('resume', name)}",
+            say("%(what)s: %(reason)s", what=what, reason=status.pause_reason) if status.pause_reason else what,
+            say("Its waiting tasks do not start. A pause survives every restart, and may have been forgotten."),
+            say("If its tasks should run again: %(command)s", command=command("resume", name)),
             name,
         )
         reading = [
@@ -333,27 +357,34 @@ def _look_at_queue(
             yield Finding(
                 "paused",
                 "critical",
-                f"Workers of an older version, which knows no pauses, read it: {', '.join(sorted(set(reading)))}",
-                "They start its tasks as if it were not paused.",
-                "Update these workers, or stop them from reading it: celery control cancel_consumer",
+                say(
+                    "Workers of an older version, which knows no pauses, read it: %(workers)s",
+                    workers=", ".join(sorted(set(reading))),
+                ),
+                say("They start its tasks as if it were not paused."),
+                say("Update these workers, or stop them from reading it: celery control cancel_consumer"),
                 name,
             )
     if status.held and not status.workers:
         yield Finding(
             "held",
             "warning",
-            f"{messages(status.held)} held back by limits, and no live worker releases any",
-            "A worker of the queue releases them when their limits leave room.",
-            f"{start}.",
+            say(
+                "%(n)s message held back by limits, and no live worker releases any",
+                "%(n)s messages held back by limits, and no live worker releases any",
+                n=status.held,
+            ),
+            say("A worker of the queue releases them when their limits leave room."),
+            start,
             name,
         )
     if status.overdue > OVERDUE:
         yield Finding(
             "delayed",
             "critical",
-            f"The earliest delayed message is {status.overdue:,.0f} s late",
-            "No worker of the queue moves delayed messages to the stream when they are due.",
-            f"{start}.",
+            say("The earliest delayed message is %(seconds)s s late", seconds=round(status.overdue)),
+            say("No worker of the queue moves delayed messages to the stream when they are due."),
+            start,
             name,
         )
     yield from _check_transit(streams, name, lists)
@@ -377,8 +408,15 @@ def _check_transit(streams: Streams, name: str, lists: RedisClient | None) -> It
         yield Finding(
             "migration",
             "critical",
-            f"{messages(left)} {'is on its' if left == 1 else 'are on their'} way between two databases",
-            "A migration is running, or was killed: no worker sees these messages.",
-            f"If none is running: {command('migrate', name, '--to', 'streams')} (or --to lists) again; it goes on.",
+            say(
+                "%(n)s message is on its way between two databases",
+                "%(n)s messages are on their way between two databases",
+                n=left,
+            ),
+            say("A migration is running, or was killed: no worker sees these messages."),
+            say(
+                "If none is running: %(command)s (or --to lists) again; it goes on.",
+                command=command("migrate", name, "--to", "streams"),
+            ),
             name,
         )

@@ -18,6 +18,7 @@ from ..installation import is_installed
 from ..kombu_lists import list_keys
 from ..probes import list_lengths, set_size
 from ..redis_url import place
+from ..said import Said, say
 from .workers import WORKERS_AWAY, find_workers
 
 __all__ = ("ListSide", "look_at_lists")
@@ -40,13 +41,13 @@ class ListSide:
 
 def look_at_lists(
     streams: Streams, queues: Sequence[str], *, ask_workers: bool = True
-) -> tuple[dict[str, ListSide], str | None]:
+) -> tuple[dict[str, ListSide], Said | None]:
     """Return the list of each queue, and why they could not be looked at, if so.
 
     Without ``ask_workers`` nobody knows which stock workers consume them.
     """
     lengths: dict[str, int] = {}
-    trouble = None
+    trouble: Said | None = None
     client: RedisClient | None = None
     own = False
     try:
@@ -56,7 +57,7 @@ def look_at_lists(
     except ConfigurationError:
         pass  # another broker's queues are nothing that we could look at
     except BrokerError as exc:
-        trouble = f"Celery's lists cannot be read: {exc}"
+        trouble = say("Celery's lists cannot be read: %(error)s", error=str(exc))
     stock = _stock_workers(streams, client) if client is not None and ask_workers and any(lengths.values()) else None
     if client is not None and own:
         client.close()

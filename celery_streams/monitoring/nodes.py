@@ -9,6 +9,7 @@ from .. import probes
 from ..cluster import ClusterClient
 from ..connection import RedisClient
 from ..probes import ServerInfo
+from ..said import Said, say
 from .checks import (
     LEVELS,
     Finding,
@@ -49,12 +50,14 @@ def _worst(found: Iterable[tuple[RedisClient, Finding]]) -> Finding:
     if len(judged) == 1:
         return worst
     where = node.shown.partition("://")[2].partition("/")[0]
-    return replace(worst, what=f"{worst.what}, {f'each of {len(judged)} nodes' if worst.level == 'ok' else where}")
+    if worst.level == "ok":
+        return replace(worst, what=say("%(what)s, each of %(count)s nodes", what=worst.what, count=len(judged)))
+    return replace(worst, what=say("%(what)s, %(node)s", what=worst.what, node=where))
 
 
 def _check_role(server: ServerInfo) -> Finding:
     if server.cluster and server.role == "master":
-        return Finding("role", "ok", "A master of a Redis Cluster")
+        return Finding("role", "ok", say("A master of a Redis Cluster"))
     return check_role(replace(server, cluster=False))
 
 
@@ -65,21 +68,25 @@ def _check_cluster(client: ClusterClient) -> Iterator[Finding]:
         yield Finding(
             "cluster",
             "critical",
-            f"No node serves {unserved:,} of the slots",
-            "Queues that lie there can be neither published to nor read.",
-            "Bring the node that had them back, or give them to another one: redis-cli --cluster fix.",
+            say("No node serves %(count)s of the slots", count=unserved),
+            say("Queues that lie there can be neither published to nor read."),
+            say("Bring the node that had them back, or give them to another one: redis-cli --cluster fix."),
         )
     said = {probes.full_coverage(node) for node in client.nodes}
     if None in said:
-        yield Finding("cluster", "info", "cluster-require-full-coverage is not known", "The server keeps it to itself.")
+        why = say("The server keeps it to itself.")
+        yield Finding("cluster", "info", say("cluster-require-full-coverage is not known"), why)
     elif said == {"no"}:
-        yield Finding("cluster", "ok", "cluster-require-full-coverage no: the others serve on while one shard is away")
+        what = say("cluster-require-full-coverage no: the others serve on while one shard is away")
+        yield Finding("cluster", "ok", what)
     else:
         yield Finding(
             "cluster",
             "info",
-            "cluster-require-full-coverage yes",
-            "While a shard has no master all others refuse their queues, too: publishes fail and workers wait until it "
-            "has one again. Nothing is lost by that, and nothing claimed.",
-            "CONFIG SET cluster-require-full-coverage no on every node, if the others' queues shall go on.",
+            Said("cluster-require-full-coverage yes"),
+            say(
+                "While a shard has no master all others refuse their queues, too: publishes fail and workers wait "
+                "until it has one again. Nothing is lost by that, and nothing claimed."
+            ),
+            say("CONFIG SET cluster-require-full-coverage no on every node, if the others' queues shall go on."),
         )

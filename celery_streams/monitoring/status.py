@@ -14,6 +14,7 @@ from ..conf import misspelt_settings
 from ..inspect import QueueStatus, known_partitions, queue_status
 from ..installation import is_installed
 from ..redis_url import safe_url
+from ..said import Said
 from .alerts import Alert, judge, misspelt_setting, never_used, unknown_queue
 from .lists import ListSide, look_at_lists
 from .names import queues_in_use, unknown_names
@@ -80,7 +81,7 @@ class Status:
     #: By name.
     queues: tuple[QueueReport, ...]
     #: Why Celery's lists could not be looked at.
-    lists_trouble: str | None = None
+    lists_trouble: Said | None = None
     #: About settings that look like ours and that nobody reads.
     settings: tuple[Alert, ...] = ()
 

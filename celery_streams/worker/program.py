@@ -238,9 +238,8 @@ class StreamsWork(WorkController):  # type: ignore[misc]
                     "runs what is left on its stream.",
                     name,
                 )
-        for sentence in misspelt_settings(self.app.conf).values():
-            logger.warning("%s", sentence)
-        for sentence in without_task(streams.conf.limits, self.app.tasks):
+        misspelt = misspelt_settings(self.app.conf).values()
+        for sentence in (*misspelt, *without_task(streams.conf.limits, self.app.tasks)):
             logger.warning("%s", sentence)
         if not streams.enabled():
             logger.warning(

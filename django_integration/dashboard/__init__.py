@@ -18,6 +18,7 @@
 ``arguments``    what a task was called with, as it may be shown
 ``exports``      CSV and JSON
 ``alert_texts``  what alerts say, in the language of the page
+``sentences``    what the doctor says, and other sentences, likewise
 ``figures``      numbers as the language of the page writes them
 ``audit``        who did what: signal, log line, the admin's log
 ===============  ======================================================================================

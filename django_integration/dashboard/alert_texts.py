@@ -10,6 +10,7 @@ from django.utils.translation import ngettext
 from celery_streams.monitoring.alerts import Alert, shown_number
 
 from .figures import localized
+from .sentences import said_text
 
 __all__ = ("text_of",)
 
@@ -42,11 +43,9 @@ _TEXTS: dict[str, Callable[[int], str]] = {
 
 def text_of(alert: Alert) -> str:
     """Return what ``alert`` says, with the threshold that its value has reached."""
-    if alert.name == "never_used":
-        return str(_("has never been used: no messages, no workers; is the name right?"))
     text = _TEXTS.get(alert.name)
     if text is None:
-        return alert.message
+        return said_text(alert.message)
     return str(
         _("%(what)s (%(level)s from %(threshold)s)")
         % {

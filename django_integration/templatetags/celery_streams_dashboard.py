@@ -16,6 +16,7 @@ from celery_streams.monitoring.alerts import Alert
 from celery_streams.printable import printable, printable_lines
 
 from ..dashboard.alert_texts import text_of
+from ..dashboard.sentences import check_text, reason_text, said_text
 
 __all__ = ("register",)
 
@@ -26,6 +27,24 @@ register = template.Library()
 def alert_text(alert: Alert) -> str:
     """Return what an alert says, in the language of the page."""
     return printable(text_of(alert))
+
+
+@register.filter
+def said(text: str) -> str:
+    """Return what the doctor and others say, in the language of the page."""
+    return printable(said_text(text))
+
+
+@register.filter
+def reason(text: str) -> str:
+    """Return why a message is a dead letter, in the language of the page."""
+    return printable(reason_text(text))
+
+
+@register.filter
+def check(text: str) -> str:
+    """Return the name of one of the doctor's checks, in the language of the page."""
+    return printable(check_text(text))
 
 
 @register.filter

@@ -13,8 +13,8 @@ from celery_streams import keys, presence, streams_of
 from celery_streams.broker import StreamBroker
 from celery_streams.consumers import touch_consumers
 from celery_streams.inspect import queue_status
-from celery_streams.monitoring.checks import check_worlds
 from celery_streams.monitoring.status import collect
+from celery_streams.monitoring.worlds import check_worlds
 from celery_streams.presence import ConsumerPresence, WorkerPresence
 from celery_streams.worker.presence import Presence
 from tests.support.redis_state import message, redis_now_ms

@@ -26,10 +26,10 @@ from celery_streams.monitoring.checks import (
     check_role,
     check_timeouts,
     check_version,
-    check_worlds,
     namesakes,
 )
 from celery_streams.monitoring.doctor import sort_workers
+from celery_streams.monitoring.worlds import check_worlds
 from celery_streams.presence import WorkerPresence
 from celery_streams.probes import ClockSkew, Denial, ServerInfo, needed_commands
 from celery_streams.scripts import Script
