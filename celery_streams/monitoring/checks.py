@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..hints import command
 from ..presence import WorkerPresence
 from ..probes import CLOCK_WARNING, ClockSkew, Denial, ServerInfo
 from ..said import Said, say
@@ -445,13 +446,14 @@ def check_names(unknown: Mapping[str, str | None], chosen: Iterable[str]) -> Ite
 def check_asked_names(unknown: Mapping[str, str | None]) -> Iterable[Finding]:
     """Every queue that was asked about is one that somebody knows; else nothing odd is found, whatever was meant."""
     for name, near in unknown.items():
-        meant = f"; did you mean {near!r}?" if near is not None else ": is the name right?"
         yield Finding(
             "names",
             "warning",
-            f"no message, worker or setting knows this queue{meant}",
-            "What is said about it here is true of any name.",
-            f"celery-streams doctor {near}" if near is not None else "Ask without a name for all queues.",
+            say("no message, worker or setting knows this queue: is the name right?")
+            if near is None
+            else say("no message, worker or setting knows this queue; did you mean %(near)s?", near=repr(near)),
+            say("What is said about it here is true of any name."),
+            say("Ask without a name for all queues.") if near is None else Said(command("doctor", near)),
             name,
         )
 
