@@ -23,7 +23,8 @@ def main() -> None:
         except (ImportError, AttributeError, ValueError) as exc:
             # gevent and eventlet are packages of their own; any other pool is looked at when the app is known.
             if isinstance(exc, ModuleNotFoundError) and exc.name in ("gevent", "eventlet"):
-                sys.exit(f"Error: this pool needs the package {exc.name!r}, which is not installed")
+                sys.stderr.write(f"Error: -P {exc.name} needs the package {exc.name}, which is not installed\n")
+                sys.exit(2)  # bin.terminal.EXIT_USAGE, which must not be imported yet
     from .bin.root import main as run
 
     run(prog_name="celery-streams")

@@ -88,6 +88,8 @@ class Streams:
         self.children: dict[str, int] = {}
         #: Names of ``-Q`` that look like a pattern and are none, set by the worker command.
         self.literal_queues: frozenset[str] = frozenset()
+        #: Names of ``-Q`` that nobody else knows, and the name that each is most like, set by the worker command.
+        self.odd_queues: dict[str, str] = {}
         #: What was set at run time, by task; a worker reads it in Redis (``worker.held_messages``).
         self.limits_in_redis: dict[str, dict[str, Any]] = {}
         #: What the headers of its tasks' messages say besides.

@@ -29,6 +29,7 @@ module               owns
 ``limits``           likewise
 ``health``           likewise
 ``report``           likewise, Celery's with our part
+``call``             Celery's, without stack traces
 ``probe``            what ``health`` needs before it imports much
 ``demo``             likewise
 ===================  =======================================================

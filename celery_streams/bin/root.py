@@ -20,6 +20,7 @@ from ..exceptions import CeleryStreamsError, ConfigurationError
 from ..installation import is_installed
 from .app_name import load_app
 from .base import ASKS_FOR_HELP, RootGroup
+from .call import call
 from .commands import COMMANDS, add_user_options
 from .report import report
 from .terminal import EXIT_CONFIG, EXIT_UNAVAILABLE, one_line
@@ -43,7 +44,7 @@ _EXPORTED = {
 
 #: Celery's commands that mean the same here, or leave streams alone.
 _CELERY_COMMANDS = (
-    *("amqp", "beat", "call", "control", "events", "inspect"),
+    *("amqp", "beat", "control", "events", "inspect"),
     *("list", "logtool", "result", "shell"),
 )
 
@@ -166,7 +167,7 @@ def _fail(text: str, code: int) -> None:
 
 
 report.short_help = "Show versions and settings, for a bug report."
-for _command in (*COMMANDS, report):
+for _command in (*COMMANDS, call, report):
     celery_streams.add_command(_command)
 for _name in _CELERY_COMMANDS:
     celery_streams.add_command(celery_group.commands[_name])

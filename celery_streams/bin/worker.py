@@ -24,11 +24,13 @@ from .. import __version__
 from ..app import Streams, streams_of
 from ..concurrency import OWN_POOLS, pool_for
 from ..exceptions import BrokerError, BrokerUnavailable, ConfigurationError, ServerIsReplica
+from ..monitoring.names import misspelt_queues
 from ..worker.option_values import misunderstood
+from ..worker.patterns import is_pattern
 from . import relaunch
 from .base import require_installed
 from .daemon_options import Address, Autoscale, ListenAt, Pool, check_daemon_options
-from .queue_names import read_queue_words
+from .queue_names import QueueWords, read_queue_words
 from .supervisor import Supervisor, Watcher, project_modules
 from .terminal import EXIT_CONFIG, one_line_errors
 
@@ -69,6 +71,7 @@ def _run(**options: Any) -> Any:
         streams.metrics = _open_metrics(metrics)
     _check_backend(app)
     _first_contact(streams, patient=bool(app.conf.broker_connection_retry_on_startup))
+    streams.odd_queues = _odd_queues(streams, words)
     # Celery leaves the option on its worker object (--disable-prefetch it does put here); pools and banner read this.
     app.conf.worker_prefetch_multiplier = options["prefetch_multiplier"]
     app.__dict__["Worker"] = app.subclass_with_self("celery_streams.worker.program:Worker", name="Worker")
@@ -155,6 +158,17 @@ def _existing_queues(streams: Streams) -> set[str]:
         return {*streams.app.amqp.queues, *streams.known_queues()}
     except BrokerError:
         return {*streams.app.amqp.queues, *streams.named_queues()}  # the first contact says what is wrong
+
+
+def _odd_queues(streams: Streams, words: QueueWords) -> dict[str, str]:
+    """Return the names of ``-Q`` that are most likely misspelt; none where Redis does not tell."""
+    names = [name for name in words.names if name in words.literal or not is_pattern(name)]
+    try:
+        return misspelt_queues(streams, names)
+    except BrokerError:
+        return {}  # whatever it refuses, the worker is told of when it needs it
+    finally:
+        streams.broker.client.close()
 
 
 def _share_children(options: dict[str, Any], counts: dict[str, int], *, given: bool) -> None:

@@ -233,6 +233,10 @@ class StreamsPool(BasePool):  # type: ignore[misc]
             hard=options.hard_limit,
             enforced=self.enforced,
             reaches=self.reaches,
+            inherited={
+                "soft_time_limit": self.app.conf.task_soft_time_limit,
+                "time_limit": self.app.conf.task_time_limit,
+            },
         )
         if idle:
             pool = type(self).__module__.rpartition(".")[2]

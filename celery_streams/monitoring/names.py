@@ -10,8 +10,9 @@ from typing import Any
 
 from ..app import Streams
 from ..inspect import has_held_messages, known_queues
+from ..spelling import misspelt
 
-__all__ = ("declared_queues", "queues_in_use", "unknown_names", "unknown_partitioned")
+__all__ = ("declared_queues", "misspelt_queues", "queues_in_use", "unknown_names", "unknown_partitioned")
 
 #: A pattern up to its first wildcard.
 _LITERAL = re.compile(r"[^*?\[]*")
@@ -58,6 +59,29 @@ def unknown_partitioned(streams: Streams, *, used: Iterable[str] = ()) -> dict[s
     """Return the names of ``streams_partitions`` that are no queue's on streams, with the nearest that is one."""
     known = {*filter(streams.on_streams, (*declared_queues(streams), *used)), *streams.conf.queues.names}
     return {name: _nearest(name, known) for name in streams.conf.partitions if name not in known}
+
+
+def misspelt_queues(streams: Streams, asked: Iterable[str]) -> dict[str, str]:
+    """Return those of the names ``asked`` that nothing else knows and that are nearly another one: name -> that one.
+
+    Names that differ in their numbers are meant to: shard-2 beside shard-1.
+
+    Raises:
+        BrokerError: Redis is away, or refuses.
+    """
+    declared = declared_queues(streams)
+    broker, named = streams.broker, {*streams.conf.queues.names}
+    # Which a worker that was started with a wrong name has made known, too.
+    suspects = [name for name in asked if name not in declared - named and not has_held_messages(broker, name)]
+    if not suspects:
+        return {}
+    known = {*declared, *named, *known_queues(broker)} - {*suspects}
+    found = {name: misspelt(name, known) for name in suspects if name not in named}
+    return {name: near for name, near in found.items() if near and _without_digits(name) != _without_digits(near)}
+
+
+def _without_digits(name: str) -> str:
+    return re.sub(r"[0-9]+", "", name)
 
 
 def queues_in_use(streams: Streams) -> set[str]:

@@ -231,6 +231,10 @@ class StreamsWork(WorkController):  # type: ignore[misc]
         super().on_consumer_ready(consumer)
         streams = streams_of(self.app)
         _say_clock_skew(streams)
+        for name, near in streams.odd_queues.items():
+            logger.warning(
+                "No route, setting or message knows queue %s, which this worker reads; did you mean %s?", name, near
+            )
         for name in self.app.amqp.queues.consume_from:
             if not streams.on_streams(name):
                 logger.warning(
@@ -238,6 +242,14 @@ class StreamsWork(WorkController):  # type: ignore[misc]
                     "runs what is left on its stream.",
                     name,
                 )
+        soft, hard = seconds(self.soft_time_limit), seconds(self.time_limit)
+        if soft and hard and soft > hard:
+            logger.warning(
+                "The soft time limit (%g s) lies above the hard one (%g s): tasks are killed before they are told. "
+                "Celery refuses to publish a task with such limits of its own, or from the settings.",
+                soft,
+                hard,
+            )
         misspelt = misspelt_settings(self.app.conf).values()
         for sentence in (*misspelt, *without_task(streams.conf.limits, self.app.tasks)):
             logger.warning("%s", sentence)

@@ -7,7 +7,7 @@ Called by a thread of the parent about ten times a second, which waits for nothi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from ..entries import Entry
@@ -24,6 +24,7 @@ def without_effect(
     hard: float | None,
     enforced: Collection[str],
     reaches: Callable[[Any], bool] = lambda task: True,
+    inherited: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Name the time limits of the worker and of its tasks that a pool does not enforce, for a warning at its start.
 
@@ -32,17 +33,21 @@ def without_effect(
         hard: the same.
         enforced: options of a task that the pool heeds.
         reaches: asked whether it heeds them for a task.
+        inherited: what tasks take over that have no limit of their own, which goes without saying where the worker's
+            is not enforced, and for Celery's own tasks.
     """
     kinds = ("soft_time_limit", "time_limit")
     given = {"soft_time_limit": soft, "time_limit": hard}
     found = [f"task_{kind}" for kind in kinds if given[kind] and kind not in enforced]
     for task in sorted(tasks, key=lambda task: str(task.name)):
         reached = reaches(task)
-        found += [
-            f"{kind} of {task.name}"
-            for kind in kinds
-            if getattr(task, kind, None) and not (reached and kind in enforced)
-        ]
+        for kind in kinds:
+            limit = getattr(task, kind, None)
+            if not limit or (reached and kind in enforced):
+                continue
+            taken_over = limit == (inherited or {}).get(kind)
+            if not (taken_over and (f"task_{kind}" in found or str(task.name).startswith("celery."))):
+                found.append(f"{kind} of {task.name}")
     return found
 
 

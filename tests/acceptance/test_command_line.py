@@ -239,6 +239,14 @@ def test_children_are_given_to_queues_and_their_successors_keep_them(project, ac
     assert behind.get(timeout=10) == "behind"
 
 
+def test_worker_says_when_it_is_ready_what_is_most_likely_mistyped(worker):
+    running = worker(queues="celer", pool="solo", options=("--soft-time-limit", "20", "--time-limit", "10"))
+
+    said = running.log
+    assert "No route, setting or message knows queue celer, which this worker reads; did you mean celery?" in said
+    assert "The soft time limit (20 s) lies above the hard one (10 s)" in said
+
+
 @pytest.mark.one_server("the banner shows the password of the broker's URL")
 def test_banner_tells_queues_pool_and_streams_without_the_password_and_what_has_no_effect(project, worker):
     client = RedisClient(project.urls["broker"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +17,10 @@ import redis
 from celery import Celery
 from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
+from kombu import Queue
 
-from celery_streams import streams_of
+from celery_streams import keys, streams_of
+from celery_streams.bin.call import call
 from celery_streams.bin.daemon_options import check_daemon_options
 from celery_streams.bin.dead import dead
 from celery_streams.bin.doctor import doctor
@@ -27,7 +32,9 @@ from celery_streams.bin.terminal import EXIT_CONFIG, EXIT_UNAVAILABLE, EXIT_USAG
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.exceptions import CommandMissing, ServerIsReplica
+from celery_streams.inspect import queue_status
 from celery_streams.monitoring.doctor import diagnose
+from celery_streams.monitoring.names import misspelt_queues
 from celery_streams.redis_errors import translated
 from celery_streams.worker.program import Worker
 
@@ -124,6 +131,83 @@ def test_config_or_loader_that_is_not_there_is_one_line(
 
     assert result.exit_code == EXIT_USAGE
     assert last_line(result) == f"Error: {option} no_such_module: there is no module 'no_such_module'"
+
+
+# -- call and worker --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["--countdown", "--expires"])
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e300", "1e12"])
+def test_call_refuses_a_time_that_no_clock_can_show(app: MakeApp, option: str, number: str) -> None:
+    project: Any = app()
+
+    result = run(call, project, "t", option, number)
+
+    assert result.exit_code == EXIT_USAGE
+    assert last_line(result).startswith(f"Error: Invalid value for '{option}': ")
+    assert last_line(result).endswith("seconds from now is no time")
+    assert streams_of(project).known_queues() == ["celery"]  # which the app has; nothing was used
+
+
+@pytest.mark.parametrize(
+    "words", [["--countdown", "60"], ["--expires", "60"], ["--expires", "2999-01-01T00:00:00"], []]
+)
+def test_call_takes_the_times_that_celery_takes(app: MakeApp, words: list[str]) -> None:
+    project: Any = app()
+
+    result = run(call, project, "t", *words)
+
+    assert result.exit_code == 0, result.stderr
+    status = queue_status(streams_of(project).broker, "celery")
+    assert status.length + status.delayed == 1
+
+
+def test_queue_of_a_worker_that_is_nearly_anothers_is_asked_about(app: MakeApp) -> None:
+    project: Any = app(
+        streams_queues="*",
+        task_queues=[Queue("mail"), Queue("chat.eu")],
+        task_default_queue="mail",
+        task_routes={"send": "send_message"},
+    )
+    project.send_task("t", queue="tenant-1")
+    streams = streams_of(project)
+
+    def odd(*names: str) -> dict[str, str]:
+        return misspelt_queues(streams, names)
+
+    assert odd("send_mesage", "mail", "tenannt-1") == {"send_mesage": "send_message", "tenannt-1": "tenant-1"}
+    assert odd("chat.ue", "reports") == {"chat.ue": "chat.eu"}
+    # Numbers are what such names differ in; and a name that is right is, whatever else is there.
+    assert odd("tenant-2", "tenant-11", "send_message", "tenant-1") == {}
+    # A worker makes the name that it reads known, which makes it no better; a message does.
+    streams.broker.client.call("SADD", keys.queues(streams.broker.prefix), "send_mesage")
+    assert odd("send_mesage") == {"send_mesage": "send_message"}
+    project.send_task("t", queue="send_mesage")
+    assert odd("send_mesage") == {}
+
+
+def test_name_that_only_streams_queues_has_is_what_was_meant(app: MakeApp) -> None:
+    streams = streams_of(app(streams_queues=["send_message", "chat"]))
+
+    assert misspelt_queues(streams, ["send_mesage", "chat"]) == {"send_mesage": "send_message"}
+    assert misspelt_queues(streams, ["send_message", "chat"]) == {}
+
+
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_pool_whose_package_is_missing_is_a_wrong_option(tmp_path: Path, pool: str) -> None:
+    (tmp_path / f"{pool}.py").write_text(f"raise ModuleNotFoundError('No module', name={pool!r})\n")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "celery_streams", "-A", "no_such_project", "worker", "-P", pool],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (EXIT_USAGE, "")
+    assert done.stderr == f"Error: -P {pool} needs the package {pool}, which is not installed\n"
 
 
 def test_excluding_every_queue_says_so(app: MakeApp) -> None:

@@ -209,6 +209,37 @@ def test_limits_that_a_pool_does_not_enforce_are_named(enforced: tuple[str, ...]
     assert without_effect(tasks[:1], soft=None, hard=None, enforced=enforced) == []
 
 
+@pytest.mark.parametrize(
+    ("enforced", "expected"),
+    [
+        # What the worker's limit says already, and Celery's own tasks, which nobody wrote: fifty names otherwise.
+        ((), ["task_soft_time_limit", "task_time_limit", "time_limit of own"]),
+        (("soft_time_limit",), ["task_time_limit", "time_limit of own", "soft_time_limit of sync"]),
+        (("time_limit",), ["task_soft_time_limit", "time_limit of sync"]),
+        (("soft_time_limit", "time_limit"), ["soft_time_limit of sync", "time_limit of sync"]),
+    ],
+)
+def test_limit_that_a_task_takes_over_from_the_settings_is_named_once(
+    enforced: tuple[str, ...], expected: list[str]
+) -> None:
+    tasks = [
+        SimpleNamespace(name="celery.chunks", soft_time_limit=5, time_limit=7),
+        SimpleNamespace(name="own", soft_time_limit=5, time_limit=8),
+        SimpleNamespace(name="sync", soft_time_limit=5, time_limit=7),
+    ]
+
+    found = without_effect(
+        tasks,
+        soft=5,
+        hard=7,
+        enforced=enforced,
+        reaches=lambda task: task.name == "own",
+        inherited={"soft_time_limit": 5, "time_limit": 7},
+    )
+
+    assert found == expected
+
+
 # -- handing back
 
 
