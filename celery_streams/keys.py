@@ -28,8 +28,9 @@ key                                            type    holds
 ``celery-streams:{Q}:history:versions``        stream  when a worker of another version began to read it
 ``celery-streams:{Q}:held``                    hash    what may not run now -> the packed message; see ``lanes``
 ``celery-streams:{Q}:held:lanes`` ...          hash    ``lanes``: in which order; ``places``: what runs under a limit
-``celery-streams:{Q}:held:ready`` ...          zset    ``ready``: what waits for a time; ``ring``: for a place;
-                                                       ``rates``: next tokens; ``running``: what counts for a limit
+``celery-streams:{Q}:held:ready`` ...          zset    ``ready``: what waits for a time; ``ring``: for a place, and
+                                                       turns of what was put back; ``rates``: next tokens; ``running``:
+                                                       what counts for a limit
 ``celery-streams:{Q}:unique``                  hash    lock of a unique task -> which message holds it, in JSON
 ``celery-streams:{Q}:migrating:out``           list    on their way to another database: tag, then a Celery list element
 ``celery-streams:{Q}:migrating:in``            list    arrived from another database, before they become entries

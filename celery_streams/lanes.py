@@ -337,10 +337,15 @@ def _held_reasons(broker: StreamBroker, name: str) -> dict[str, int]:
     return found
 
 
+def _count(lane: Mapping[str, Any]) -> int:
+    # Those in a row, and those that were put back.
+    return int(lane["last"] - lane["first"] + 1 + lane.get("back", 0))
+
+
 def _length(said: bytes) -> int:
     try:
         known = json.loads(said)
-        return int(known["last"] - known["first"]) + 1
+        return _count(known)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return 0  # somebody else's field
 
@@ -352,7 +357,7 @@ def _read(queue: str, lanes: Mapping[bytes, bytes]) -> list[HeldLane]:
             shown = name.decode(errors="replace").partition(_STEP_OF)[0]
             try:
                 known = json.loads(said)
-                found.append(HeldLane(queue, shown, str(known["task"]), int(known["last"] - known["first"]) + 1))
+                found.append(HeldLane(queue, shown, str(known["task"]), _count(known)))
             except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue  # somebody else's field
     return found

@@ -8,8 +8,8 @@
 --          was published with, where it was put back ('' = its own), the key that shall not start ('' = its rate)
 -- Returns  1: it may start, and has its places; 2: it may start, and has none to give back; -1: it was no longer ours;
 --          a text: it was moved aside, to this field of what is held
--- Needs    barred, came, clock, comes_before, fade, follow, lane_in, leave_place, line_up, make_room, movable, numbered
--- Needs    open_full, outline, pack, queue_of, settle, shelf, since, split, take_place, taken, vacate
+-- Needs    barred, came, clock, comes_before, fade, first_of, follow, lane_in, leave_place, line_up, make_room, movable
+-- Needs    numbered, open_full, outline, pack, queue_of, settle, shelf, since, split, take_place, taken, vacate
 -- What others of its lane wait for it waits for, too: in the order in which they were published, whatever was put back
 -- in the meantime. It may start where it comes before all of them.
 -- An entry that was released has what it needs, unless nobody read it for so long that its token is stale. A task that
@@ -39,7 +39,7 @@ end
 local before = lane_in(redis.call('HGET', at.lanes, lane))
 local leads = not before
 if before and not new and not penalty then
-    local first = redis.call('HGET', at.held, string.format('%.0f:%.0f', before.number, before.first))
+    local _, first = first_of(at, before)
     local _, history = outline(first or '')
     leads = comes_before(came(ARGV[11] ~= '' and ARGV[11] or id), came(history or ''))
 end
@@ -66,7 +66,7 @@ local _, named, plain = split(fields)
 if not plain then return 2 end
 local known = wanted
 if before then
-    known.number, known.first, known.last = before.number, before.first, before.last
+    known.number, known.first, known.last, known.back = before.number, before.first, before.last, before.back
 else
     known.number, known.first, known.last = numbered(at), 1, 0
 end
@@ -75,8 +75,7 @@ if penalty and not string.find(history, '"started":', 1, true) then
     -- It is no first start that it waits for from now on.
     history = string.gsub(history, '}%s*$', ',"started":1}')
 end
-local position = make_room(at, known, came(history), new)
-local field = string.format('%.0f:%.0f', known.number, position)
+local field = make_room(at, known, came(history), new)
 redis.call('HSET', at.held, field, pack(tonumber(step), named, history))
 follow(named.headers, stream, id, at.held, field)
 redis.call('HSET', at.lanes, lane, cjson.encode(known))

@@ -60,7 +60,7 @@ local function look(base)
             told(at, lane)
             if tonumber(redis.call('ZSCORE', at.ready, lane)) < 9e15 then redis.call('ZADD', at.ready, now, lane) end
         end
-        for _, turn in ipairs(redis.call('ZRANGE', at.ring, 0, 9999)) do
+        for _, turn in ipairs(redis.call('ZRANGEBYLEX', at.ring, '-', '(b', 'LIMIT', 0, 10000)) do
             local kind, limit, lane = string.match(turn, '^(.)([^%z]*)%z[^%z]*%z(.*)$')
             local known = told(at, lane)
             if kind == 'R' then -- it keeps its turn

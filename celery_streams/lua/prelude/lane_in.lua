@@ -7,8 +7,8 @@ local function lane_in(said)
         local exact = type(value) == 'number' and math.abs(value) < 2 ^ 53
         if not exact then return nil end
     end
-    local limit, key_limit = known.limit or 0, known.key_limit or 0
-    if type(limit) ~= 'number' or type(key_limit) ~= 'number' then return nil end
+    local limit, key_limit, back = known.limit or 0, known.key_limit or 0, known.back or 1
+    if type(limit) ~= 'number' or type(key_limit) ~= 'number' or type(back) ~= 'number' then return nil end
     if type(known.task) ~= 'string' or type(known.rate) ~= 'string' then return nil end
     if known.key_limit and type(known.key) ~= 'string' then return nil end
     return known

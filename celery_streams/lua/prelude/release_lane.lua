@@ -1,4 +1,4 @@
--- Needs    barred, counted, follow, lane_in, line_up, movable, put_ahead, take_place, unpacked
+-- Needs    barred, counted, first_of, follow, lane_in, line_up, movable, put_ahead, take_first, take_place, unpacked
 -- Moves the first message of a lane to its stream, before what waits there, and takes its place; the rest lines up.
 -- Returns what bars the lane and until when: then it is the caller who lines it up; 'E' is an empty one. Else nothing,
 -- and the task, if more of it may wait for places.
@@ -20,8 +20,7 @@ local function release_lane(at, queue, lane, now)
     if not (known.limit or known.key_limit) and counted(at, 'L' .. lane) >= most then
         return 'R', now + math.min(math.max(known.interval, 100), 1000)
     end
-    local field = string.format('%.0f:%.0f', known.number, known.first)
-    local packed = redis.call('HGET', at.held, field)
+    local field, packed, turn = first_of(at, known)
     if packed then
         local fields, step = unpacked(packed)
         step = math.min(step or 0, queue.steps - 1) + 1
@@ -33,10 +32,8 @@ local function release_lane(at, queue, lane, now)
             follow(fields[2], at.held, field, front and queue.fronts[step] or queue.streams[step], id)
         end
         take_place(at, (front and step - 1 + queue.steps or step - 1) .. ':' .. id, lane, known, now)
-        redis.call('HDEL', at.held, field)
     end
-    known.first = known.first + 1
-    if known.first > known.last then
+    if take_first(at, known, field, turn) then
         redis.call('HDEL', at.lanes, lane)
         redis.call('ZREM', at.ready, lane)
         if redis.call('EXISTS', at.held) == 0 then redis.call('UNLINK', at.lanes, at.ready, at.ring) end
