@@ -283,7 +283,8 @@ def key_of(task: Any, key: Key, args: Any, kwargs: Any) -> str:
     """Return the key of one message: what its argument ``key`` holds, or what the callable says.
 
     Raises:
-        LimitKeyError: the callable raised, the argument is missing, or the key is longer than 1 kB, or no text.
+        LimitKeyError: the callable raised, or returned None; the argument is missing; the key is longer than 1 kB, or
+            no text. An argument that holds None is a key as any other value.
     """
     if isinstance(key, str):
         try:
@@ -296,6 +297,11 @@ def key_of(task: Any, key: Key, args: Any, kwargs: Any) -> str:
         except Exception as exc:
             # The project's own code may raise anything.
             raise LimitKeyError(f"Task {task.name}: the function for its key, {key!r}, raised {exc!r}") from exc
+        if given is None:
+            # With a forgotten `return` all messages would be those of one key, "None": one at a time, or duplicates. To
+            # take it for no key, as some do elsewhere, would lift the limit as silently.
+            said = f"Task {task.name}: the function for its key, {key!r}, returned None"
+            raise LimitKeyError(f"{said}; it must return a text for each message")
     found = _as_text(given, task)
     if len(found.encode(errors="surrogatepass")) > _LONGEST_KEY:
         raise LimitKeyError(f"Task {task.name}: its key has more than {_LONGEST_KEY} bytes: {found[:60]!r} ...")

@@ -627,7 +627,8 @@ class Settler:
         where: dict[str, Any] = {"queue": held.queue, "due_ms": held.due_ms, "member": held.member}
         lock = named_lock(held.message)
         if lock is not None and (lock.until_start or held.queue != entry.stream.queue):
-            make_way(self.broker, held.queue, held.message)  # else it is the message itself that holds it
+            # Else it is the message itself that holds it. What is revoked from now on is revoked after this retry.
+            make_way(self.broker, held.queue, held.message)
         if held.queue == entry.stream.queue or not are_apart(broker, held.queue, entry.stream.queue):
             return broker.retry(self.consumer, entry, held.message, **where)
         stored = store_retry(broker, self.consumer, entry, held.message, first=first, **where)

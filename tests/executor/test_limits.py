@@ -1157,6 +1157,8 @@ NO_KEYS = [
     huge,
     lambda: "a key",
     lambda task: "a key",
+    lambda task, args, kwargs: None,
+    lambda task, args, kwargs: kwargs.get("customer"),
     lambda task, args, kwargs: NoText(),
     lambda task, args, kwargs: object(),
     lambda task, args, kwargs: awaited(),
@@ -1176,6 +1178,28 @@ def test_publish_whose_key_cannot_be_told_fails_and_stores_nothing(bench: Bench,
 
     assert len(str(raised.value)) < 300
     assert redis_state(bench.broker.client) == before
+
+
+@pytest.mark.parametrize("purpose", ["streams_rate_limit_key", "streams_concurrency_key"])
+def test_argument_that_holds_none_is_a_key(bench: Bench, purpose: str) -> None:
+    options = {"streams_concurrency_per_key": 1} if "concurrency" in purpose else {}
+    slow = limited(bench, rate_limit="1/h", **{purpose: "customer"}, **options)
+    for number, customer in enumerate((None, "x", None, "x")):
+        slow.delay(number, customer)
+    run_all(bench)
+
+    assert {lane.name.rpartition(" ")[2] for lane in held_lanes(bench.broker, QUEUE)} == {"None", "x"}
+
+
+def test_message_whose_key_is_none_where_it_is_told_by_a_worker_becomes_a_dead_letter(bench: Bench) -> None:
+    limited(bench, rate_limit="1/h", streams_rate_limit_key=lambda task, args, kwargs: kwargs.get("customer"))
+    bench.publish_task("slow", [[1], {}, {}])  # by a publisher that does not know the task
+
+    run_all(bench)
+
+    assert (bench.ran, held(bench)) == ([], 0)
+    (death,) = bench.deaths()
+    assert "returned None" in json.dumps(death)
 
 
 class Keys:

@@ -873,6 +873,7 @@ def raising(task: Task, args: Any, kwargs: Any) -> str:
     ("options", "args", "said"),
     [
         ({"streams_unique_key": raising}, (1,), "the function for its key"),
+        ({"streams_unique_key": lambda task, args, kwargs: None}, (1,), "returned None"),
         ({"streams_unique_key": "other"}, (1, "x" * 1025), "its key has more than 1024 bytes"),
     ],
 )
