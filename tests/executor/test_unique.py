@@ -222,6 +222,27 @@ def test_retry_to_another_queue_is_the_same_holder_in_both(bench: Bench) -> None
     assert int(bench.broker.client.call("HLEN", "celery-streams:{elsewhere}:unique")) == 0
 
 
+@pytest.mark.parametrize("taken", [False, True], ids=["when it is done", "when it came"])
+def test_lock_of_what_was_retried_to_another_queue_is_not_that_of_another_message_there(
+    bench: Bench, taken: bool
+) -> None:
+    again = retrying(bench, "elsewhere")
+    bench.broker.ensure_groups(["elsewhere"])
+    first = again.delay(1)
+    others = [again.apply_async((1,), queue="elsewhere")] if taken else []
+    bench.run()
+    if not taken:
+        run_all(bench, "elsewhere")
+        others.append(again.apply_async((1,), queue="elsewhere"))
+
+    second = again.delay(1)
+
+    assert len({first.id, second.id, *(one.id for one in others)}) == 3
+    assert bench.left() == but(waiting=1)
+    assert again.delay(1).id == second.id
+    assert again.apply_async((1,), queue="elsewhere").id == others[0].id
+
+
 def test_retry_with_other_arguments_keeps_the_lock_of_the_message(bench: Bench) -> None:
     @bench.task(bind=True, streams_unique=True)
     def again(self: Task, number: int) -> None:

@@ -28,9 +28,11 @@ from hypothesis.stateful import (
 from celery_streams import bulk, streams_of
 from celery_streams import inspect as streams_inspect
 from celery_streams.broker import StreamBroker
+from celery_streams.connection import pairs
 from celery_streams.dead_letters import dead_letters, replay
 from celery_streams.entries import Delivery, delivery
 from celery_streams.exceptions import CannotRun, DuplicateTask
+from celery_streams.kombu_lists import list_keys
 from celery_streams.lanes import Lane, admit, let_go, release
 from celery_streams.locks import sweep
 from celery_streams.message import Message, encode, unpack
@@ -46,9 +48,10 @@ from tests.support.bench import QUEUE
 OTHER = "other"
 QUEUES = (QUEUE, OTHER)
 CONSUMERS = ("a/1", "b/1")
-#: From NEWEST on they are of the task that is unique until it starts, and whose newest arguments count.
-NEWEST = 10
-KEYS = st.sampled_from([0, 1, 2, NEWEST, NEWEST + 1])
+#: From NEWEST on they are of the task that is unique until it starts, and whose newest arguments count; BRIEF is of one
+#: whose lock ends after a time.
+BRIEF, NEWEST = 5, 10
+KEYS = st.sampled_from([0, 1, 2, BRIEF, NEWEST, NEWEST + 1])
 LANE = Lane("sync", json.dumps({"task": "sync", "rate": "sync", "interval": 3600000.0}), lasting=False)
 
 
@@ -58,6 +61,7 @@ class Endings(RuleBasedStateMachine):
     #: What runs, and who runs it.
     runs: list[tuple[Settler, Delivery]]
     there: set[str]
+    on_lists: bool
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,9 +79,35 @@ class Endings(RuleBasedStateMachine):
         self.later: set[str] = set()
         self.bodies: dict[str, Any] = {}
         self.versions = 0
-        #: Task id -> key, of messages that hold the lock of their key as long as they are there.
-        self.holders: dict[str, int] = {}
+        #: Queue and key -> task id whose message holds the lock as long as it is there, and the queue to which it was
+        #: retried, if it was.
+        self.locks: dict[tuple[str, int], tuple[str, str | None]] = {}
         self.look()
+
+    # -- what is known
+
+    def holder(self, queue: str, key: int) -> str | None:
+        """Return the task id of the message that holds a lock."""
+        task_id, goes = self.locks.get((queue, key), (None, None))
+        if goes is None:
+            return task_id
+        return task_id if self.locks.get((goes, key)) == (task_id, None) else None
+
+    def binding(self, queue: str, key: int) -> str | None:
+        """Return the holder of a lock for whoever stores a message; one that was revoked, and waits, makes way."""
+        found = self.holder(queue, key)
+        if found is not None and not self.binds(found, key):
+            # It is freed where its message is.
+            self.locks.pop((self.locks[queue, key][1] or queue, key))
+            return None
+        return found
+
+    def held(self) -> list[str]:
+        """Return the tasks that hold a lock."""
+        return sorted({task_id for task_id, goes in self.locks.values() if goes is None})
+
+    def task_of(self, key: int) -> Any:
+        return self.app.tasks["newest" if key >= NEWEST else "brief" if key >= BRIEF else "sync"]
 
     # -- looking
 
@@ -117,6 +147,7 @@ class Endings(RuleBasedStateMachine):
     def look(self) -> None:
         """Look once after each step at what the preconditions of all rules ask for."""
         self.runs = [(self.settlers[consumer], one) for consumer in CONSUMERS for one in self.pending(consumer)]
+        self.on_lists = any(self.broker.client.call("EXISTS", *list_keys(queue, {}).lists) for queue in QUEUES)
         self.there = {
             suffix
             for suffix in ("dead", "delayed", "held")
@@ -131,53 +162,48 @@ class Endings(RuleBasedStateMachine):
 
     @initialize()
     def publish_some(self) -> None:
-        for key in (0, 1, 2, NEWEST):
+        for key in (0, 1, BRIEF, NEWEST):
             self.publish(key, delayed=False, bulky=key == 1)
         self.read("a/1", 3)
 
     @rule(key=KEYS, delayed=st.booleans(), bulky=st.booleans(), priority=st.sampled_from([0, 5, 9]))
     def publish(self, key: int, delayed: bool, bulky: bool, priority: int = 0) -> None:
         before = self.places()
-        holder = next((one for one, its in self.holders.items() if its == key and one in before), None)
-        if holder is not None and not self.binds(holder, key):
-            del self.holders[holder]
-            holder = None
-        task_id = str(uuid.uuid4())
+        holder = self.binding(QUEUE, key)
+        task_id = str(uuid.UUID(int=self.versions))  # what is drawn among tasks is the same in each run
         options = {"task_id": task_id, "countdown": 3600 if delayed else None, "priority": priority}
-        task, self.versions = self.app.tasks["newest" if key >= NEWEST else "sync"], self.versions + 1
+        task, self.versions = self.task_of(key), self.versions + 1
         args = (key, self.versions) if key >= NEWEST else (key,)
         with bulk(self.app) if bulky else nullcontext():
             result = task.apply_async(args, **options)
         if holder is None:
             assert result.id == task_id, "a stale lock: nothing was stored, and nobody holds it"
             assert task_id in self.places()
-            self.holders[task_id] = key
+            self.locks[QUEUE, key] = (task_id, None)
         else:
             assert result.id == holder, "a second holder"
             assert self.places() == before
         if key >= NEWEST:
             assert self.bodies[result.id] == [key, self.versions]
 
-    @precondition(lambda self: bool(self.holders))
+    @precondition(lambda self: bool(self.locks))
     @rule(data=st.data())
     def revoke(self, data: Any) -> None:
-        task_id = data.draw(st.sampled_from(sorted(self.holders)))
+        task_id = data.draw(st.sampled_from(self.held() or ["nobody"]))
         revoke(self.broker, [task_id], seconds=3600)
         self.revoked.add(task_id)
 
     @rule(key=st.integers(0, 2))
     def publish_a_pair_in_a_group(self, key: int) -> None:
         before = self.places()
-        holder = next((one for one, its in self.holders.items() if its == key and one in before), None)
-        if holder is not None and not self.binds(holder, key):
-            del self.holders[holder]  # asked whether it binds, whatever becomes of the group
+        self.binding(QUEUE, key)  # asked whether it binds, whatever becomes of the group
         with pytest.raises(DuplicateTask):
             group(self.sync.s(key), self.sync.s(key)).apply_async()
         assert self.places() == before
 
     # -- on the way
 
-    @precondition(lambda self: bool(self.holders))
+    @precondition(lambda self: bool(self.locks))
     @rule(consumer=st.sampled_from(CONSUMERS), count=st.integers(1, 3))
     def read(self, consumer: str, count: int) -> None:
         self.broker.read(self.broker.streams(QUEUES), consumer, count=count)
@@ -196,7 +222,8 @@ class Endings(RuleBasedStateMachine):
         key, task_id = json.loads(one.message.body)[0][0], json.loads(one.message.headers)["id"]
         if key >= NEWEST and task_id not in self.started:
             assert settler.starts(one)
-            self.holders.pop(task_id, None)
+            if self.holder(one.entry.stream.queue, key) == task_id:
+                del self.locks[one.entry.stream.queue, key]
             self.started.add(task_id)
 
     @precondition(lambda self: bool(self.runs))
@@ -207,14 +234,16 @@ class Endings(RuleBasedStateMachine):
         assert message is not None
         headers, properties = message.decode()
         key = json.loads(message.body)[0][0]
-        if headers["id"] in self.started:
-            queue = QUEUE  # the lock that it takes again is that of the queue on which it waits
-            self.places()
-            for other in [other for other, its in self.holders.items() if its == key and not self.binds(other, its)]:
-                del self.holders[other]
-            if key not in self.holders.values():
-                self.holders[headers["id"]] = key
-                self.started.discard(headers["id"])
+        task_id, source = headers["id"], one.entry.stream.queue
+        self.places()
+        if key >= NEWEST or queue != source:
+            before_it = self.binding(queue, key)
+            holds = self.locks.get((source, key)) == (task_id, None)
+            if holds and queue != source:
+                self.locks[source, key] = (task_id, queue)
+            if before_it in (None, task_id) and (holds or key >= NEWEST):
+                self.locks[queue, key] = (task_id, None)
+                self.started.discard(task_id)
         headers["retries"] = (headers.get("retries") or 0) + 1
         held = HeldRetry(
             queue,
@@ -282,30 +311,44 @@ class Endings(RuleBasedStateMachine):
         settler.settle(one, Outcome(Action.DEAD, reason=Reason.FAILED))
 
     @precondition(lambda self: "dead" in self.there)
-    @rule(data=st.data())
-    def replay_a_dead_letter(self, data: Any) -> None:
+    @rule(data=st.data(), queue=st.sampled_from(QUEUES))
+    def replay_a_dead_letter(self, data: Any, queue: str) -> None:
         letters = [letter for queue in QUEUES for letter in dead_letters(self.broker, queue)]
         if not letters:
             return
         letter = data.draw(st.sampled_from(letters))
         assert letter.message is not None
-        key = json.loads(letter.message.body)[0][0]
+        key, task_id = json.loads(letter.message.body)[0][0], str(letter.task_id)
         before = self.places()
-        for other in [other for other, its in self.holders.items() if its == key and not self.binds(other, its)]:
-            del self.holders[other]
-        if str(letter.task_id) in self.revoked:
+        if task_id in self.revoked:
             with pytest.raises(CannotRun):
-                replay(self.broker, letter, queue=QUEUE)
-        elif any(its == key for its in self.holders.values()):
+                replay(self.broker, letter, queue=queue)
+        elif self.binding(queue, key):
             with pytest.raises(CannotRun):
-                replay(self.broker, letter, queue=QUEUE)
+                replay(self.broker, letter, queue=queue)
             assert self.places() == before
         else:
-            assert replay(self.broker, letter, queue=QUEUE) is not None
-            self.holders[str(letter.task_id)] = key
-            self.started.discard(str(letter.task_id))
+            assert replay(self.broker, letter, queue=queue) is not None
+            self.locks[queue, key] = (task_id, None)
+            self.started.discard(task_id)
 
-    @precondition(lambda self: bool(self.holders))
+    @precondition(lambda self: bool(self.locks))
+    @rule()
+    def time_of_a_lock_is_over(self) -> None:
+        for queue in QUEUES:
+            names = self.broker.queue_keys(queue)
+            for lock, said in pairs(self.broker.client.call("HGETALL", names.unique)).items():
+                if json.loads(said).get("till"):
+                    self.broker.client.call("HSET", names.unique, lock, json.dumps({**json.loads(said), "till": 1}))
+            self.locks.pop((queue, BRIEF), None)
+
+    @precondition(lambda self: self.on_lists)
+    @rule(queue=st.sampled_from(QUEUES))
+    def come_back_from_lists(self, queue: str) -> None:
+        """What was moved to a list has no lock any more, and gets none."""
+        Migration(self.broker, self.broker.client, options={}, visibility_timeout=3600).to_streams(queue)
+
+    @precondition(lambda self: bool(self.locks))
     @rule(
         data=st.data(),
         queue=st.sampled_from(QUEUES),
@@ -319,6 +362,7 @@ class Endings(RuleBasedStateMachine):
             streams_inspect.purge(self.broker, queue)
         elif how == "forget":
             forget_queue(self.broker, queue, with_messages=True)
+            self.locks = {place: lock for place, lock in self.locks.items() if place[0] != queue}
             self.broker.ensure_groups(QUEUES)
         elif how != "lose":
             timeout = 0.0 if how == "all to lists" else 3600.0
@@ -334,10 +378,10 @@ class Endings(RuleBasedStateMachine):
             what = data.draw(st.sampled_from(sorted(gone)))
             call("DEL", *gone[what])
             if what in ("locks", "everything"):
-                self.holders.clear()  # what was published before is there without a lock
+                self.locks.clear()  # what was published before is there without a lock
             self.broker.ensure_groups(QUEUES)
 
-    @precondition(lambda self: bool(self.holders))
+    @precondition(lambda self: bool(self.locks))
     @rule(data=st.data(), queue=st.sampled_from(QUEUES))
     def delete_by_hand(self, data: Any, queue: str) -> None:
         names = self.broker.queue_keys(queue)
@@ -346,11 +390,14 @@ class Endings(RuleBasedStateMachine):
         if entries:
             call("XDEL", *data.draw(st.sampled_from(entries)))
 
-    @precondition(lambda self: bool(self.holders))
+    @precondition(lambda self: bool(self.locks))
     @rule(queue=st.sampled_from(QUEUES))
     def sweep(self, queue: str) -> None:
         self.broker.client.call("SCRIPT", "FLUSH")
         sweep(self.broker, queue)
+        for place, (_, goes) in list(self.locks.items()):
+            if place[0] == queue and goes and self.holder(*place) is None:
+                del self.locks[place]
 
     # -- what always holds
 
@@ -358,11 +405,14 @@ class Endings(RuleBasedStateMachine):
     def each_key_has_one_holder_at_most_and_it_is_found(self) -> None:
         there = self.places()
         assert all(len(queues) == 1 for queues in there.values())
-        self.holders = {one: key for one, key in self.holders.items() if one in there}
-        assert len(self.holders) == len(set(self.holders.values()))
-        for task_id, key in self.holders.items():
-            if key < NEWEST and self.binds(task_id, key):  # a duplicate of those replaces it
-                assert self.sync.delay(key).id == task_id
+        for place, (task_id, goes) in list(self.locks.items()):
+            if goes is None and place[0] not in there.get(task_id, ()):
+                del self.locks[place]
+        for queue, key in self.locks:
+            found = self.holder(queue, key)
+            # A duplicate of those from NEWEST on replaces it.
+            if key < NEWEST and found is not None and self.binds(found, key):
+                assert self.task_of(key).apply_async((key,), queue=queue).id == found
         assert self.places() == there
         self.look()
 
@@ -374,6 +424,9 @@ def test_whatever_happens_no_lock_is_stale_and_none_has_two_holders(
 
     @made.task(name="sync", shared=False, streams_unique=True)
     def sync(key: int) -> None: ...
+
+    @made.task(name="brief", shared=False, streams_unique=3600)
+    def brief(key: int) -> None: ...
 
     @made.task(
         name="newest",
