@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -103,6 +104,11 @@ class Held:
                 do()
 
 
+#: One UUID behind the other, as ``str`` writes them.
+_UUIDS = re.compile("(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})+")
+_UUID_LENGTH = 36
+
+
 class TaskIds(Sequence[str]):
     """Task ids in the order in which they were added; a UUID takes 16 bytes."""
 
@@ -115,11 +121,8 @@ class TaskIds(Sequence[str]):
         if not ids:
             return
         self._count += len(ids)
-        try:
+        if set(map(len, ids)) == {_UUID_LENGTH} and _UUIDS.fullmatch("".join(ids)):
             packed = bytes.fromhex("".join(ids).replace("-", ""))
-        except (ValueError, TypeError):
-            packed = b""
-        if len(packed) == 16 * len(ids) and tuple(_uuids(packed)) == tuple(ids):
             if self._parts and isinstance(self._parts[-1], bytes):
                 self._parts[-1] += packed
             else:
@@ -217,11 +220,9 @@ def _restored(
 
 def owner() -> tuple[int, Any]:
     """Return what tells this thread (or greenlet, where they are patched) and coroutine from all others."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        task = None
-    return threading.get_ident(), task
+    # current_task() raises where no loop runs, which takes most of what a publish in a block needs to find its block.
+    loop = asyncio._get_running_loop()
+    return threading.get_ident(), None if loop is None else asyncio.current_task(loop)
 
 
 #: The blocks that are open in this context, the innermost first: pairs of what they belong to and the block.

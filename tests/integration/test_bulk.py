@@ -541,12 +541,15 @@ def test_ids_are_kept_whatever_they_look_like() -> None:
     uuids = ("0b2c1a1e-0a5c-4a3e-9a53-5a2a3d0c7f10", "ffffffff-ffff-ffff-ffff-ffffffffffff")
     odd = ("0B2C1A1E-0a5c-4a3e-9a53-5a2a3d0c7f10", "row-1", "", "0b2c1a1e0a5c4a3e9a535a2a3d0c7f10")
 
+    together = (uuids[0] + uuids[1][:1], uuids[1][1:])
+
     kept.add(uuids)
     kept.add(odd)
+    kept.add(together)
     kept.add(uuids)
 
-    assert tuple(kept) == (*uuids, *odd, *uuids)
-    assert (len(kept), kept[2]) == (8, odd[0])
+    assert tuple(kept) == (*uuids, *odd, *together, *uuids)
+    assert (len(kept), kept[2]) == (10, odd[0])
 
 
 # -- results ----------------------------------------------------------------------------------------------------------
