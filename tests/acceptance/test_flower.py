@@ -126,6 +126,8 @@ def test_flower_sees_a_streams_worker_and_its_tasks_and_its_buttons_work(project
     flower.post(f"task/revoke/{running.id}", terminate="true")
     flower.task(running.id, "REVOKED")
     grown = flower.post(f"worker/pool/grow/{one.hostname}", n=2)
+    # Flower waits a second for an answer, and the main thread, which answers, starts children.
+    eventually(lambda: len(asked(act.app, "stats", one.hostname)[one.hostname]["pool"]["processes"]) == 3)
     added = flower.post(f"worker/queue/add-consumer/{one.hostname}", queue="added")
     limited = flower.post(f"task/rate-limit/{ACT}", workername=one.hostname, ratelimit="50/s")
     published = flower.post(f"task/async-apply/{ACT}", {"args": ["ok", "from Flower"], "options": {"queue": "added"}})
@@ -134,7 +136,6 @@ def test_flower_sees_a_streams_worker_and_its_tasks_and_its_buttons_work(project
     assert added["message"] == "add consumer added"
     assert limited["message"] == "new rate limit set successfully"
     assert flower.task(published["task-id"], "SUCCESS")["result"] == "'from Flower'"
-    eventually(lambda: len(asked(act.app, "stats", one.hostname)[one.hostname]["pool"]["processes"]) == 3)
 
     flower.post(f"worker/shutdown/{one.hostname}")
 

@@ -171,6 +171,6 @@ def test_backlog_of_a_rate_holds_up_no_other_task_and_keeps_its_order(project, a
     eventually(lambda: len([run for run in project.ledger.runs() if run["task"] == slow.name]) >= 15)
     runs = [run for run in project.ledger.runs() if run["task"] == slow.name]
     (at,) = [run["at"] for run in project.ledger.runs(beside.id)]
-    assert at < runs[14]["at"], "it waits for few of them"
+    assert at - runs[0]["at"] < len(flood) * 0.1 / 2, "it does not wait until they may start"
     assert [run["id"] for run in runs] == [result.id for result in flood[: len(runs)]]
     assert runs[-1]["at"] - began >= (len(runs) - 1) * 0.1 * 0.9

@@ -173,7 +173,7 @@ def test_tasks_of_a_killed_worker_are_claimed_while_a_node_hangs_that_does_not_h
         project.worker(name="two", queues=",".join(queues), concurrency=2)
         # The second one has heard of the first.
         eventually(lambda: len(presence.workers(project.broker)) == 2)
-        time.sleep(VISIBILITY_TIMEOUT)
+        time.sleep(VISIBILITY_TIMEOUT)  # the second one claims of nobody whom it has not known for so long
         server = nodes.servers[stuck]
 
         assert server.pid is not None
