@@ -5,26 +5,40 @@
 --          age in ms beyond which dead letters are deleted (or '' = never), greatest memory in bytes (0 = no bound),
 --          the latest that it may be (ms since the epoch), then, only for a message that was acknowledged before it
 --          ran, its fields
--- Returns  id of the dead letter, or false when the entry was no longer ours
+-- Returns  id of the dead letter, also of one that an earlier call stored whose reply was lost, or false when the entry
+--          was no longer ours
 -- Needs    clock, settle, size, storable, taken, unlock
 -- An entry that another consumer holds, or that is not pending, is left alone.
 -- Stored first, acknowledged then: a store that is refused (a key of another type, a missing permission) loses nothing.
--- A message that was acknowledged before it ran is nobody's, so what tells a repetition (the reply was lost) is its
--- dead letter, with the same death, among the newest.
+-- What tells a repetition is its dead letter, with the same death, among the newest: the entry is gone, and what was
+-- acknowledged before it ran was nobody's already.
 local stream, dead = KEYS[1], KEYS[2]
 local group, consumer, id, death, most, age = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 local memory, latest = tonumber(ARGV[7]), tonumber(ARGV[8])
 local acknowledged = #ARGV > 8
 local fields
-if acknowledged then
-    fields = {unpack(ARGV, 9)}
-    for _, letter in ipairs(redis.call('XREVRANGE', dead, '+', '-', 'COUNT', 10)) do
-        local known = letter[2]
-        if known[#known - 1] == 'death' and known[#known] == death then return letter[1] end
+
+-- Returns the id of the dead letter with this death, if it is one of the newest.
+local function stored(count)
+    local to, bytes = '+', 1000000
+    for _ = 1, count do
+        local newest = redis.call('XREVRANGE', dead, to, '-', 'COUNT', 1)[1]
+        if not newest then return false end
+        local known = newest[2]
+        if known[#known - 1] == 'death' and known[#known] == death then return newest[1] end
+        to, bytes = '(' .. newest[1], bytes - size(known)
+        if bytes <= 0 then return false end
     end
+    return false
+end
+
+if acknowledged then
+    local before = stored(10)
+    if before then return before end
+    fields = {unpack(ARGV, 9)}
 else
     local entry = taken(stream, group, consumer, id)
-    if not entry then return false end
+    if not entry then return stored(100) end
     fields = storable(entry)
 end
 fields[#fields + 1] = 'death'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from celery.exceptions import Reject
 
 import celery_streams
 from celery_streams import keys
-from celery_streams.signals import entry_lost
+from celery_streams.broker import StreamBroker
+from celery_streams.exceptions import BrokerUnavailable
+from celery_streams.signals import entry_lost, message_dead_lettered
 from tests.support.bench import ME, STREAM, ActionError, Bench, but
 
 
@@ -86,3 +89,52 @@ def test_heartbeat_can_know_that_the_outcome_of_a_task_is_being_settled(both: Be
     both.run()
 
     assert (both.ran, both.notes.was_settling) == ([False], noted)
+
+
+class _LosesReplies:
+    """A client that loses the reply to a script so many times, after Redis has carried it out, or before."""
+
+    def __init__(self, client: Any, name: str, *, times: int, arrives: bool) -> None:
+        self._client, self._name, self._times, self._arrives = client, name, times, arrives
+
+    def run(self, script: Any, names: Any, args: Any) -> Any:
+        if script.name != self._name or not self._times:
+            return self._client.run(script, names, args)
+        self._times -= 1
+        if self._arrives:
+            self._client.run(script, names, args)
+        raise BrokerUnavailable("the connection broke")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("arrives", [False, True])
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_dead_letter_is_told_of_once_however_often_the_reply_is_lost(
+    both: Bench, caplog: pytest.LogCaptureFixture, times: int, arrives: bool, early: bool
+) -> None:
+    @both.task(streams_acks_late=not early)
+    def fail() -> None:
+        raise ActionError
+
+    fail.delay()
+    client: Any = _LosesReplies(both.broker.client, "reject", times=times, arrives=arrives)
+    both.settler.broker = StreamBroker(client)
+    told: list[Any] = []
+
+    def receiver(**signal: Any) -> None:
+        told.append((signal["entry_id"], signal["reason"]))
+
+    message_dead_lettered.connect(receiver, weak=False)
+    try:
+        with caplog.at_level(logging.WARNING):
+            both.run()
+    finally:
+        message_dead_lettered.disconnect(receiver)
+
+    ((letter, _),) = both.broker.client.call("XRANGE", f"{STREAM}:dead", "-", "+")
+    assert told == [(letter.decode(), "failed")]
+    assert sum("is a dead letter" in text for text in caplog.messages) == 1
+    assert both.settler.lost == 0

@@ -110,13 +110,31 @@ def test_entry_that_was_put_back_by_somebody_is_left_alone(broker: StreamBroker,
 def test_settling_twice_changes_nothing_more(broker: StreamBroker, verb: str) -> None:
     act, answer = VERBS[verb]
     (held,) = delivered(broker, "q", "me", message(1))
-    act(broker, "me", held)
+    first = act(broker, "me", held)
     before = redis_state(broker.client)
 
     result = act(broker, "me", held)
 
-    assert result == answer(held)
+    # Of a dead letter its id is known then, too: whoever lost the reply has to say that there is one.
+    assert result == (first if verb == "reject" else answer(held))
     assert redis_state(broker.client) == before
+
+
+@pytest.mark.parametrize(("others", "known"), [(0, True), (60, True), (150, False)])
+def test_dead_letter_whose_reply_was_lost_is_known_by_its_death_among_the_newest(
+    broker: StreamBroker, others: int, known: bool
+) -> None:
+    def bury(one: Delivery, death: bytes) -> bytes | None:
+        return broker.reject("me", one.entry, death=death, max_length=None, ttl=None)
+
+    mine, *rest = delivered(broker, "q", "me", *(message(number) for number in range(others + 2)))
+    letter = bury(mine, b'{"number":0}')
+    for number, one in enumerate(rest[:others]):
+        bury(one, b'{"number":%d}' % (number + 1))
+
+    assert bury(mine, b'{"number":0}') == (letter if known else None)
+    assert bury(mine, b'{"number":"of another worker"}') is None
+    assert broker.client.call("XLEN", "celery-streams:{q}:dead") == others + 1
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("extend", "put_back_all")])
