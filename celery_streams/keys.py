@@ -67,6 +67,7 @@ __all__ = (
     "DEFAULT_PREFIX",
     "DEFAULT_STEPS",
     "GROUP",
+    "NOBODY",
     "QueueKeys",
     "alerts",
     "alerts_turn",
@@ -87,6 +88,9 @@ __all__ = (
 
 #: Name of the one consumer group of every task stream.
 GROUP = "celery-streams"
+
+#: The consumer for what was delivered and is in nobody's list; it never beats. The scripts know its name.
+NOBODY = "nobody"
 
 #: Default of ``streams_key_prefix``.
 DEFAULT_PREFIX = "celery-streams"

@@ -37,6 +37,7 @@ __all__ = (
     "silent_consumers",
     "silent_holders",
     "streams_without_group",
+    "streams_without_holder",
 )
 
 #: Seconds by which clocks may differ before it is worth a word.
@@ -319,6 +320,29 @@ def streams_without_group(broker: StreamBroker, queue: str) -> dict[str, int]:
         if length and own_group(groups) is None:
             found[stream] = int(length)
     return found
+
+
+def streams_without_holder(broker: StreamBroker, queue: str) -> list[str]:
+    """Return the streams of ``queue`` whose first entry was delivered and is in nobody's list."""
+    found = []
+    for stream in _streams(broker, queue):
+        looks = [
+            ("XINFO", "GROUPS", stream),
+            ("XPENDING", stream, keys.GROUP, "-", "+", 1),
+            ("XRANGE", stream, "-", "+", "COUNT", 1),
+        ]
+        groups, held, first = broker.client.call_all(looks, missing_is_none=True)
+        group = own_group(groups)
+        if group is None or not first:
+            continue
+        begins = _order(first[0][0])
+        if begins <= _order(group[b"last-delivered-id"]) and (not held or begins < _order(held[0][0])):
+            found.append(stream)
+    return found
+
+
+def _order(entry_id: bytes) -> tuple[int, ...]:
+    return tuple(map(int, entry_id.split(b"-")))
 
 
 def silent_holders(broker: StreamBroker, queue: str, *, idle_ms: int) -> list[SilentHolder]:

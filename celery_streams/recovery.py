@@ -1,13 +1,14 @@
 """Recovery: what consumers held that gave no heartbeat goes back, or to the caller once it crashed too often.
 
 One look, one round trip; who looks, when, and for how long a worker may be silent is the business of
-``worker.claimer``. Here, too, is what has to be set right when Redis' clock was set.
+``worker.claimer``. Here, too, is what has to be set right when Redis' clock was set, and when somebody took entries
+from their consumers by hand.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,21 @@ from .entries import Delivery, delivery
 from .pages import STEP_BYTES
 from .redis_errors import explained
 
-__all__ = ("LONGEST_WAIT_MS", "MAX_BACKOFF_MS", "BusyQueues", "Recovery", "busy_queues", "clock_was_set", "recover")
+__all__ = (
+    "LONGEST_WAIT_MS",
+    "MAX_BACKOFF_MS",
+    "BusyQueues",
+    "Recovery",
+    "busy_queues",
+    "clock_was_set",
+    "gather",
+    "recover",
+)
+
+GATHER = scripts.load("gather")
+
+#: Entries that one step looks at for those that nobody holds.
+_GATHERED = 500
 
 #: Greatest pause in ms between re-deliveries of a message whose processes keep dying.
 MAX_BACKOFF_MS = 60_000
@@ -82,6 +97,32 @@ def clock_was_set(broker: StreamBroker, queue: str) -> tuple[int, int]:
         [keys.GROUP, *waits],
     )
     return int(anew), int(earlier)
+
+
+def gather(
+    broker: StreamBroker, queues: Sequence[str], *, go_on: Callable[[], bool] = lambda: True
+) -> tuple[dict[str, int], str]:
+    """Have what was delivered on ``queues`` and is in nobody's list be pending for :data:`keys.NOBODY`.
+
+    :func:`recover` puts it back from there, unless whoever runs it takes it before. In steps; ``go_on`` is asked after
+    each. Returns how many were found, by queue, and what Redis said of the first stream that it refused.
+    """
+    names = {
+        key: queue for queue in queues for key in (*broker.queue_keys(queue).streams, *broker.queue_keys(queue).fronts)
+    }
+    all_keys = list(names)
+    found: dict[str, int] = {}
+    index, behind, said = 0, b"", ""
+    while index >= 0 and all_keys:
+        args = [keys.GROUP, index, behind, _GATHERED, STEP_BYTES]
+        index, behind, counts, refusal = broker.client.run(GATHER, all_keys, args)
+        for at, count in zip(counts[::2], counts[1::2], strict=True):
+            queue = names[all_keys[at]]
+            found[queue] = found.get(queue, 0) + count
+        said = said or explained(GATHER, refusal.decode())
+        if not go_on():
+            break
+    return found, said
 
 
 def recover(

@@ -3,7 +3,7 @@
 -- KEYS     task streams, each once
 -- ARGV     group, consumer, then for each stream the ids of its entries, with a space between
 -- Returns  positions (from 0, over all streams) of the ids whose entry was no longer ours; ids alone are not unique
--- An entry that another consumer holds, or that is not pending, is left alone.
+-- An entry that another consumer holds is left alone; one that is there and that nobody holds (see `gather`) ran here.
 -- On a stream without the group nothing is ours; it hides nothing of the others.
 -- Raises   what else Redis says, with nothing acknowledged: a missing permission does not mean that it is not ours
 local group, consumer = ARGV[1], ARGV[2]
@@ -30,7 +30,8 @@ for i, key in ipairs(KEYS) do
         return left
     end
     -- One look for all of them, for they are mostly in order, with little else of ours in between.
-    if look(ids[1], ids[#ids], #ids + 50) and #ids > 1 then
+    local there = look(ids[1], ids[#ids], #ids + 50)
+    if there and #ids > 1 then
         local left = missing()
         if #left > 1 then
             -- Not in order. Numbers of 64 bits are not exact here, so what is found nowhere is asked about below.
@@ -49,6 +50,10 @@ for i, key in ipairs(KEYS) do
         end
         for _, id in ipairs(left) do look(id, id, 1) end
     end
+    for _, id in ipairs(there and missing() or {}) do
+        local other = redis.call('XPENDING', key, group, id, id, 1)
+        if #other == 0 or other[1][2] == 'nobody' then held[id] = #redis.call('XRANGE', key, id, id) == 1 end
+    end
     local mine, taken = {}, {}
     for n, id in ipairs(ids) do
         if held[id] and not taken[id] then
@@ -62,11 +67,17 @@ for i, key in ipairs(KEYS) do
     ours[i] = mine
 end
 -- One call for many entries costs less than one for each; Lua passes no more than some thousand arguments.
--- Deleted first: what is acknowledged and could not be deleted would be nobody's, and there for ever.
+-- Deleted first: what is acknowledged and could not be deleted would be nobody's. And not before Redis is known to
+-- permit both: what is deleted and still pending would look like work that somebody else deleted.
+local permitted = false
 for i, key in ipairs(KEYS) do
     local ids = ours[i]
     for from = 1, #ids, 500 do
         local to = math.min(from + 499, #ids)
+        if not permitted then
+            redis.call('XACK', key, group, '0-0')
+            permitted = true
+        end
         redis.call('XDEL', key, unpack(ids, from, to))
         redis.call('XACK', key, group, unpack(ids, from, to))
     end

@@ -19,6 +19,7 @@
 -- crash; its worker was silent since, and that is noted among the attempts of the message, as `attempts.and_this` does.
 -- An entry that is not a message does not wait: the delayed set keeps messages only. What was handed over to a
 -- worker that died was not started: it goes back as it is, with the places that it has; those of all others are free.
+-- What nobody held (see `gather`) goes back at once, with no crash counted: no process died with it.
 -- A stream without the group holds nothing that could be recovered.
 -- What a holder that no pair names holds is left alone, and the turn given up: the caller asks again, with its pair.
 -- When the clock was set, nobody knows how long anything was idle: then nothing is done.
@@ -107,6 +108,16 @@ local function recover(i, id, fields, holder, silent)
         return (to_front and steps + step or step) .. ':' .. copy
     end
     if string.sub(holder, -7) == '.handed' then return carry_place(at, entry, ahead(storable(fields))) end
+    if holder == 'nobody' then
+        local past = sane(named.history)
+        if type(past.first) ~= 'string' then past.first = id end
+        past.redelivered = 1
+        kept = storable(kept)
+        kept[#kept + 1] = 'history'
+        kept[#kept + 1] = cjson.encode(past)
+        ahead(kept)
+        return quit_place(at, queue, entry)
+    end
     local past = crashed(id, named.history, holder, silent)
     if past.crashes > #pauses then
         redis.call('XCLAIM', key, group, consumer, 0, id, 'JUSTID')

@@ -304,6 +304,21 @@ def _look_at_queue(
             say("Start a worker (%(command)s): it creates the group and skips nothing.", command=worker),
             name,
         )
+    for stream in probes.streams_without_holder(broker, name):
+        yield Finding(
+            "consumers",
+            "warning",
+            say(
+                "%(stream)s begins with messages that were delivered and are in no consumer's list",
+                stream=stream,
+            ),
+            say(
+                "Somebody deleted their consumer or acknowledged them by hand (XGROUP, XACK), or made the group anew "
+                "at its end. They wait until a worker finds them, which looks once a minute."
+            ),
+            start,
+            name,
+        )
     # Twice the time-out: what is younger is about to be claimed.
     visibility_timeout = streams.conf.visibility_timeout
     for holder in probes.silent_holders(broker, name, idle_ms=int(visibility_timeout * 2_000)):

@@ -9,8 +9,9 @@
 4. While nothing lies on any of its streams it asks for nothing: it hears when somebody adds to one (``untouched``), and
    what is read from then on can be claimed no sooner.
 5. What still waits at a front at the next look is told (``on_front``): a reader that waits does not listen there.
-6. Now and then it says that the idle consumers of this worker (``readers``) live, and deletes consumers that hold
-   nothing and whose worker is dead, or that were not heard of.
+6. Now and then it says that the idle consumers of this worker (``readers``) live, deletes consumers that hold
+   nothing and whose worker is dead, or that were not heard of, and looks for entries that somebody took from their
+   consumers by hand: from then on they are held by somebody who never beats.
 
 Called by a thread of the parent; one look takes a bounded time, whatever dead workers have left.
 """
@@ -23,14 +24,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from .. import keys
 from ..broker import StreamBroker
+from ..chance import chance
 from ..clock import ClockWatch
 from ..consumers import forget_idle_consumers, touch_consumers
 from ..entries import Delivery
 from ..exceptions import BrokerError, BrokerUnavailable
 from ..partitions import queue_of
 from ..presence import ConsumerPresence
-from ..recovery import Recovery, busy_queues, clock_was_set, recover
+from ..recovery import Recovery, busy_queues, clock_was_set, gather, recover
 from ..untouched import Untouched
 from .holders import HolderTimeouts
 from .outcome import crash_pauses_ms
@@ -357,6 +360,27 @@ class Claimer:
         nodes = {worker.node: int(worker.visibility_timeout * 1000) for worker in self._holders.workers}
         for queues in _parted(self._queues()):
             forget_idle_consumers(self._broker, queues, idle_ms=int(_SILENT * 1000), living=sorted(living), nodes=nodes)
+        # One worker is enough; nobody needs to be sure which.
+        if chance.random() * sum(worker.is_alive for worker in self._holders.workers) < 1:
+            self._gather()
+
+    def _gather(self) -> None:
+        """Find what was delivered and is in nobody's list."""
+        deadline = self._monotonic() + _LONGEST
+        for queues in _parted(self._queues()):
+            found, refusal = gather(self._broker, queues, go_on=lambda: self._monotonic() < deadline)
+            for queue, count in found.items():
+                logger.warning(
+                    "%d entries of queue %s had been delivered and were in nobody's list: somebody typed XGROUP or "
+                    "XACK. Those that no living worker has are put back within %.0f s.",
+                    count,
+                    queue,
+                    self._holders.of(keys.NOBODY),
+                )
+            if refusal:
+                logger.debug("Cannot look for what nobody holds: %s", refusal)
+            if self._monotonic() > deadline:
+                break
 
 
 def _parted(queues: Sequence[str]) -> Iterator[list[str]]:

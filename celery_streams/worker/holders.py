@@ -62,7 +62,9 @@ class HolderTimeouts:
         return consumer in self._consumers or consumer.rpartition("/")[0] in self._nodes
 
     def of(self, consumer: str) -> float:
-        """Return the timeout of the worker of ``consumer``."""
+        """Return the timeout of the worker of ``consumer``; of what nobody holds, the longest: any may still run it."""
+        if consumer == keys.NOBODY:
+            return max([self.own, *(worker.visibility_timeout for worker in self.workers if worker.is_alive)])
         known = self._consumers.get(consumer)
         if known is None:
             # A child that was started since: by its node name, which several workers may have.

@@ -141,6 +141,57 @@ def test_f11_a_stream_of_another_type_is_said_loudly_and_survived(stage: Stage) 
     assert worker.running
 
 
+# -- by hand ----------------------------------------------------------------------------------------------------------
+
+
+def _delete_consumers(stage: Stage) -> None:
+    """Delete all consumers with what they hold, as somebody may who cleans up."""
+    names = stage.broker.queue_keys(QUEUE)
+    for stream in (*names.streams, *names.fronts):
+        if stage.client.call("EXISTS", stream):
+            for flat in stage.client.call("XINFO", "CONSUMERS", stream, keys.GROUP):
+                name = dict(zip(flat[::2], flat[1::2], strict=True))[b"name"]
+                stage.client.call("XGROUP", "DELCONSUMER", stream, keys.GROUP, name)
+
+
+#: Pools and whether each is tried in each run.
+_HELD_BY = ["prefork", *(pytest.param(pool, marks=pytest.mark.faults) for pool in ("threads", "gevent", "solo"))]
+
+
+@pytest.mark.parametrize("pool", _HELD_BY)
+def test_what_a_dead_worker_held_runs_although_somebody_deleted_its_consumers(stage: Stage, pool: str) -> None:
+    dead = stage.worker("dead", concurrency=1, pool=pool)
+    long = stage.send("nap", seconds=1.0)
+    stage.wait(lambda: stage.started(long))
+    others = [stage.send("ok", priority=number % 7) for number in range(12)]
+    dead.signal(signal.SIGKILL)
+    dead.wait(10)
+
+    _delete_consumers(stage)
+    other = stage.worker("other", concurrency=1, pool=pool)
+
+    stage.drained(long, *others)
+    assert len(stage.runs(long)) == 2
+    assert Counter(run.id for run in stage.runs() if run.id != long) == Counter(others)
+    assert "somebody typed XGROUP or XACK" in other.log
+    assert stage.letters() == []
+
+
+@pytest.mark.parametrize("pool", _HELD_BY)
+def test_what_a_living_worker_runs_runs_once_although_somebody_deleted_its_consumers(stage: Stage, pool: str) -> None:
+    living = stage.worker("living", concurrency=1, pool=pool)
+    long = stage.send("nap", seconds=VISIBILITY_TIMEOUT * 3)
+    stage.wait(lambda: stage.started(long))
+    others = [stage.send("ok", priority=number % 7) for number in range(12)]
+
+    _delete_consumers(stage)
+    stage.worker("other", concurrency=1, pool=pool)
+
+    stage.drained(long, *others)
+    assert Counter(run.id for run in stage.runs()) == Counter([long, *others])
+    assert "no longer held" not in living.log
+
+
 # -- F12 --------------------------------------------------------------------------------------------------------------
 
 

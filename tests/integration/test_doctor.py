@@ -239,6 +239,27 @@ def test_living_consumer_is_nothing_to_find(app: MakeApp, broker: StreamBroker) 
     assert found["queue"]["level"] == "ok"
 
 
+@pytest.mark.parametrize(("step", "front"), [(0, False), (2, False), (0, True), (3, True)])
+@pytest.mark.parametrize("held", [False, True])
+def test_messages_that_somebody_took_from_their_consumer_by_hand_are_found(
+    app: MakeApp, broker: StreamBroker, step: int, front: bool, held: bool
+) -> None:
+    one, *_ = delivered(broker, "celery", "gone", message(1, step=step))
+    broker.publish("celery", message(2, step=step))
+    if front:
+        broker.put_back("gone", [one.entry])
+        (one,) = broker.read(broker.streams(["celery"]), "gone", count=1)
+    if held:
+        broker.read(broker.streams(["celery"]), "other", count=1)
+    assert "in no consumer's list" not in str(findings(app()).values())
+
+    broker.client.call("XGROUP", "DELCONSUMER", one.stream.key, keys.GROUP, "gone")
+
+    found = findings(app())["consumers"]
+    assert (found["level"], found["queue"]) == ("warning", "celery")
+    assert found["what"].startswith(one.stream.key + " begins with")
+
+
 def test_delayed_messages_that_nobody_promotes_are_found(app: MakeApp, broker: StreamBroker) -> None:
     broker.delay("q", message(1), due_ms=redis_now_ms(broker.client) - 60_000, member="m")
 

@@ -33,7 +33,7 @@ from celery_streams.migration import ADOPT, RECALL, SURRENDER, UNDELAY
 from celery_streams.notes import mark_of, note, stands_alone
 from celery_streams.pages import STEP_BYTES, preview, scan
 from celery_streams.pauses import pause_queue
-from celery_streams.recovery import busy_queues, clock_was_set, recover
+from celery_streams.recovery import busy_queues, clock_was_set, gather, recover
 from celery_streams.removal import REMOVE
 from celery_streams.tallies import add, mark
 from celery_streams.turns import take_turns
@@ -72,6 +72,11 @@ def abandoned(history: bytes = b"") -> Callable[[StreamBroker], None]:
             make_idle(broker, one.stream, "dead", one.entry_id, idle_ms=60_000)
 
     return seed
+
+
+def taken_by_hand(broker: StreamBroker) -> None:
+    held(7001, 7002)(broker)
+    broker.client.call("XGROUP", "DELCONSUMER", STREAM, keys.GROUP, "me")
 
 
 def again(broker: StreamBroker, _: Any) -> None:
@@ -446,6 +451,10 @@ USES: dict[str, dict[str, Use]] = {
     "disown": {
         "": Use(locked(due_ms=2**45, member="m"), lambda broker, _: disown(broker, QUEUE, UNIQUE, "7001"), (7001,)),
     },
+    "gather": {
+        "": Use(taken_by_hand, lambda broker, _: gather(broker, [QUEUE])),
+        "behind what is held": Use(held(7001, 7002), lambda broker, _: gather(broker, [QUEUE])),
+    },
     "hurry": {"": Use(delayed(7001, 7002, due_ms=2**45), lambda broker, _: run_now(broker, QUEUE, ["7001"]))},
     "hand_over": {
         "": Use(held(7001, 7002), lambda broker, found: hand_over(broker, "me", receiver("you"), entries(found)))
@@ -601,6 +610,17 @@ def stuck(broker: StreamBroker) -> list[str]:
     return found
 
 
+def half_settled(broker: StreamBroker) -> list[str]:
+    """Name what is deleted and still pending, as if somebody else had deleted it."""
+    return [
+        f"{key} {entry}"
+        for key, value in redis_state(broker.client).items()
+        if isinstance(value, StreamState)
+        for entry in value.pending.get(keys.GROUP, {})
+        if entry not in value.entries
+    ]
+
+
 def attempt(broker: StreamBroker, admin: RedisClient, use: Use, seed: Any) -> None:
     for _ in range(TIMES):
         admin.call("DEL", broker.queue_keys(QUEUE).claims)
@@ -627,6 +647,7 @@ def test_no_message_is_doubled_or_lost_when_a_command_is_denied(
     during = copies(broker.client)
     assert max(during.values(), default=0) <= 1, "doubled"
     assert set(kept) & set(before) <= set(during), "lost"
+    assert half_settled(broker) == []
     broker.client.call("ACL", "SETUSER", "chat", "+@all")
     attempt(user, broker.client, case, seed)
     assert copies(broker.client) == kept
