@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -122,6 +123,7 @@ def one_line_errors(function: F) -> F:
 
     @functools.wraps(function)
     def reported(*args: Any, **kwargs: Any) -> Any:
+        _escape_what_cannot_be_encoded()
         try:
             return function(*args, **kwargs)
         except ConfigurationError as exc:
@@ -132,6 +134,12 @@ def one_line_errors(function: F) -> F:
             raise CeleryCommandException(one_line(exc), EX_FAILURE) from exc
 
     return reported  # type: ignore[return-value]
+
+
+def _escape_what_cannot_be_encoded() -> None:
+    """Have stdout escape what its encoding (ascii, latin-1) has no letters for, as stderr does, instead of raising."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def select_queues(streams: Streams, wanted: Sequence[str]) -> list[str]:

@@ -503,3 +503,29 @@ def test_accepting_a_check_that_does_not_exist_names_the_nearest(app: MakeApp) -
 
     assert result.exit_code == 2
     assert "did you mean 'persistence'?" in result.stderr
+
+
+# -- encodings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize(
+    "words",
+    [("status",), ("dead", "list"), ("alerts",), ("dead", "replay", "--all", "--dry-run"), ("doctor", "--no-workers")],
+    ids=" ".join,
+)
+def test_terminal_without_the_letters_of_a_name_gets_them_escaped(
+    app: MakeApp, broker: StreamBroker, encoding: str, words: tuple[str, ...]
+) -> None:
+    letters = "\u00fcn\u00ef-\u2603-\u8868"
+    bury(broker, nasty_message(), queue=letters)
+    command = {"status": status, "dead": dead, "alerts": alerts, "doctor": doctor}[words[0]]
+
+    result = CliRunner(charset=encoding).invoke(
+        command, list(words[1:]), obj=CLIContext(app=app(), no_color=True, workdir=None)
+    )
+
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    # click takes ASCII for a mistake, and writes UTF-8 there.
+    written = [letters.encode(encoding, "backslashreplace"), *([letters.encode()] if encoding == "ascii" else [])]
+    assert any(one in result.stdout_bytes for one in written), result.stdout_bytes
