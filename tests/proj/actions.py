@@ -43,20 +43,23 @@ class TransientError(Exception):
 class Recorded(Task):
     """A user's own Task class: each of its methods leaves a line in the ledger."""
 
+    def _record(self, task_id, hook, **fields):
+        ledger.write("hook", task_id, hook=hook, retries=self.request.retries, **fields)
+
     def before_start(self, task_id, args, kwargs):
-        ledger.write("hook", task_id, hook="before_start")
+        self._record(task_id, "before_start")
 
     def on_success(self, retval, task_id, args, kwargs):
-        ledger.write("hook", task_id, hook="on_success")
+        self._record(task_id, "on_success")
 
     def on_failure(self, exc, task_id, args, kwargs, einfo):
-        ledger.write("hook", task_id, hook="on_failure", exception=repr(exc))
+        self._record(task_id, "on_failure", exception=repr(exc))
 
     def on_retry(self, exc, task_id, args, kwargs, einfo):
-        ledger.write("hook", task_id, hook="on_retry")
+        self._record(task_id, "on_retry")
 
     def after_return(self, status, retval, task_id, args, kwargs, einfo):
-        ledger.write("hook", task_id, hook="after_return", status=status)
+        self._record(task_id, "after_return", status=status)
 
 
 class HookFails(Recorded):

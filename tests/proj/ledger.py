@@ -54,12 +54,16 @@ class Ledger:
         return [json.loads(line) for line in self.client.lrange("ledger:runs", 0, -1)]
 
     def signals(self, task_id: str) -> list[str]:
-        """Return the names of the signals that were sent for one task id, in their order."""
-        return [line["signal"] for line in self.read("signal", task_id)]
+        """Return the names of the signals that were sent for one task id, in their order within each attempt."""
+        return [line["signal"] for line in self._by_attempt("signal", task_id)]
 
     def hooks(self, task_id: str) -> list[str]:
-        """Return the names of the Task methods that were called around one task id, in their order."""
-        return [line["hook"] for line in self.read("hook", task_id)]
+        """Return the names of the Task methods that were called around one task id, in order within each attempt."""
+        return [line["hook"] for line in self._by_attempt("hook", task_id)]
+
+    def _by_attempt(self, kind: str, task_id: str) -> list[dict[str, Any]]:
+        # A retry is stored before on_retry and its signal: another process may start it before this one comes to them.
+        return sorted(self.read(kind, task_id), key=lambda line: line.get("retries") or 0)
 
     def pace(self, seconds: float) -> None:
         """Say how long paced tasks take from now on."""

@@ -68,6 +68,7 @@ def _by_task_id(name: str, sender: Any, fields: dict[str, Any]) -> None:
         sender=sender.name,
         args=list(fields["args"]),
         kwargs=fields["kwargs"],
+        retries=sender.request.retries,
         state=fields.get("state"),
         retval=fields.get("retval"),
         exception=repr(fields["exception"]) if "exception" in fields else None,
@@ -81,6 +82,7 @@ def _by_sender(name: str, sender: Any, fields: dict[str, Any]) -> None:
         sender.request.id,
         signal=name,
         sender=sender.name,
+        retries=sender.request.retries,
         result=fields.get("result"),
         reason=str(fields["reason"]) if "reason" in fields else None,
     )
@@ -94,6 +96,8 @@ def _by_request(name: str, sender: Any, fields: dict[str, Any]) -> None:
         signal=name,
         sender=getattr(sender, "name", type(sender).__name__),
         terminated=fields.get("terminated"),
+        # Of task_received it is the Request, of task_revoked a Context.
+        retries=request.request_dict.get("retries") if hasattr(request, "request_dict") else request.retries,
         expired=fields.get("expired"),
         signum=fields.get("signum"),
     )
