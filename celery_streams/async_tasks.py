@@ -113,7 +113,8 @@ def _run_here(coroutine: Coroutine[Any, Any, T]) -> T:
     if loop is None or loop.is_closed():
         loop = _local.loop = asyncio.new_event_loop()
     endable = EndableCoroutine(coroutine)
-    task = loop.create_task(endable)
+    # Not by the loop, which is kept, and whose way of making tasks an earlier task may have replaced.
+    task = asyncio.Task(endable, loop=loop)
     try:
         try:
             return loop.run_until_complete(task)

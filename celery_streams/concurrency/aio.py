@@ -12,6 +12,7 @@ ended. A task that is no coroutine runs in the thread, where nothing can end it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import sys
@@ -71,10 +72,11 @@ class _Run:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the coroutine on ``loop``."""
         self._waiter.runs.append(self)
+        # Not by loop.create_task, which a task's code may have replaced (set_task_factory): all share this loop.
         if sys.version_info >= (3, 11):
-            self._task = loop.create_task(self._coroutine, context=self._context)
+            self._task = asyncio.Task(self._coroutine, loop=loop, context=self._context)
         else:
-            self._task = self._context.run(loop.create_task, self._coroutine)
+            self._task = self._context.run(partial(asyncio.Task, self._coroutine, loop=loop))
         self._task.add_done_callback(self._finish)
         reason = self._waiter.told.get(self.batch)
         if reason is not None:
@@ -178,20 +180,18 @@ class TaskPool(EndingPool):
         """Start the loop, then the threads."""
         self._loop = asyncio.new_event_loop()
         self._starting: deque[_Run] = deque()
-        self._woken = False
+        self._woken = self._wound_up = False
         self._loop_thread = threading.Thread(target=self._run_loop, name="celery-streams-asyncio", daemon=True)
         self._loop_thread.start()
         super().on_start()
 
     def _run_loop(self) -> None:
-        while True:
-            try:
-                self._loop.run_forever()
-            except (SystemExit, KeyboardInterrupt):
+        while not self._wound_up:
+            # Also when a coroutine has stopped the loop, on which others run.
+            with contextlib.suppress(SystemExit, KeyboardInterrupt):
                 # A coroutine raised it, and asyncio lets it out of the loop, though it is the outcome of that task
                 # alone: the loop's next round tells the thread that waits for it.
-                continue
-            return
+                self._loop.run_forever()
 
     def in_hub(self, work: Callable[..., Any], *args: Any) -> None:
         """Have the event loop call ``work``."""
@@ -254,7 +254,7 @@ class TaskPool(EndingPool):
     def _end_loop(self) -> None:
         """End what tasks left on the loop, as ``asyncio.run`` does, and stop it."""
         if self._loop_thread.is_alive():
-            self.in_hub(lambda: self._loop.create_task(self._wind_up()))
+            self.in_hub(lambda: asyncio.Task(self._wind_up(), loop=self._loop))
             self._loop_thread.join(timeout=2 * _LEAVING)
 
     async def _wind_up(self) -> None:
@@ -264,4 +264,5 @@ class TaskPool(EndingPool):
         if left:
             await asyncio.wait(left, timeout=_LEAVING)
         await self._loop.shutdown_asyncgens()
+        self._wound_up = True
         self._loop.stop()
