@@ -31,6 +31,7 @@ from ..worker.hand_back import Restrictable
 from ..worker.pace import Pace
 from ..worker.reader import Reader
 from ..worker.runner import Runner, put_back
+from ..worker.task_errors import ending_of
 from .base import StreamsPool
 
 __all__ = ("TaskPool",)
@@ -297,19 +298,18 @@ class TaskPool(StreamsPool):
         except (SystemExit, KeyboardInterrupt) as exc:
             if isinstance(exc, (WorkerShutdown, WorkerTerminate)):
                 raise
-            self._settle_raised(delivery)
-        except Exception:
+            self._settle_raised(delivery, exc)
+        except Exception as exc:
             # A boundary of the event loop: without it the worker would read no more.
             logger.exception("Entry %s could not be run; the worker goes on.", delivery.entry_id.decode())
-            self._settle_raised(delivery)
+            self._settle_raised(delivery, exc)
 
-    def _settle_raised(self, delivery: Delivery) -> None:
+    def _settle_raised(self, delivery: Delivery, exc: BaseException) -> None:
         assert self._runner is not None
         early = self._runner.record.kept_message() is not None
         ran_for = self._runner.record.took()
-        self.mailbox.guarded(
-            partial(self.parent.lost.settle_lost, delivery, self._name, early=early, exited=True, ran_for=ran_for)
-        )
+        settle = partial(self.parent.lost.settle_lost, delivery, self._name, exited=ending_of(exc))
+        self.mailbox.guarded(partial(settle, early=early, ran_for=ran_for))
 
     def chores(self) -> None:
         """Notice a connection that does not answer."""

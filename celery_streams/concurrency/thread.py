@@ -22,7 +22,7 @@ from ..worker.reader import Reader
 from ..worker.runner import Record, Runner, put_back
 from ..worker.set_aside import SetAside
 from ..worker.settle import Collected, Settler
-from ..worker.task_errors import log_raised, shown
+from ..worker.task_errors import ending_of, log_raised, shown
 from .backlog import Backlog, killed_before
 from .base import StreamsPool
 
@@ -270,8 +270,9 @@ class TaskPool(StreamsPool):
     def _failed(self, runner: Runner, delivery: Delivery, exc: BaseException) -> None:
         consumer = runner.settler.consumer
         early, ran_for = runner.record.kept_message() is not None, runner.record.took()
+        how = ending_of(exc)
         self.mailbox.post(
-            lambda: self.parent.lost.settle_lost(delivery, consumer, early=early, exited=True, ran_for=ran_for)
+            lambda: self.parent.lost.settle_lost(delivery, consumer, early=early, exited=how, ran_for=ran_for)
         )
         try:
             log_raised(logger.error, "Task of entry %s raised %s", delivery.entry_id.decode(), shown(exc))

@@ -46,7 +46,7 @@ from .reader import Reader
 from .set_aside import SetAside
 from .settle import Settler
 from .slots import COUNTED, MAX_BATCH, Slot, SlotTable
-from .task_errors import log_raised
+from .task_errors import is_of, log_raised
 from .untold import packed_failure
 
 if TYPE_CHECKING:
@@ -373,9 +373,9 @@ class ChildLoop:
         self.running = True
         try:
             self.executor.execute(delivery)
-        except (SystemExit, KeyboardInterrupt):
+        except (SystemExit, KeyboardInterrupt) as exc:
             if not celery_private.is_ending():
-                self.slot.exited()
+                self.slot.exited(by_keyboard=is_of(exc, KeyboardInterrupt))
             raise
         finally:
             self.running = False

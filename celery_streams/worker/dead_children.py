@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from billiard.common import human_status
+
 from ..consumers import forget_consumer
 from ..entries import Delivery, Entry, StreamRef
 from ..exceptions import BrokerError, BrokerUnavailable, GroupMissing
@@ -217,13 +219,15 @@ class DeadChildren:
             return left
         lost.crashes += 1
         lost.count_recovered(running.stream.queue, 1, of_child=True)
+        shot = casualty.snapshot
+        how = KeyboardInterrupt.__name__ if shot.by_keyboard else str(human_status(casualty.exitcode))
         lost.settle_lost(
             delivery,
             casualty.consumer,
             exitcode=casualty.exitcode,
             hard_limit=casualty.cause.hard_limit if casualty.cause.entry == running else None,
             early=early,
-            exited=casualty.snapshot.exited,
+            exited=how if shot.exited else None,
             ran_for=casualty.ran_for,
             untold=casualty.untold,
         )

@@ -56,11 +56,12 @@ ETA_SLACK = 0.05
 
 
 #: What ends the process, wherever it is raised; the message stays pending.
-_ENDINGS = (SystemExit, KeyboardInterrupt, Interruption, MemoryError)
+_ENDINGS = (SystemExit, KeyboardInterrupt, Interruption)
 
 #: Raised outside of Celery's tracer, these end the process, or the settling goes on later: the message stays pending.
-#: In the tracer the last two are a user's: of a hook or an errback that publishes to a full queue, or takes too long.
-PASSING_BY = (*_ENDINGS, SoftTimeLimitExceeded, BrokerError)
+#: In the tracer the last three are a user's: of a hook or an errback that publishes to a full queue, takes too long, or
+#: finds no memory.
+PASSING_BY = (*_ENDINGS, MemoryError, SoftTimeLimitExceeded, BrokerError)
 
 
 def is_plain_value(value: Any) -> bool:
@@ -216,6 +217,7 @@ class Surroundings:
         except _ENDINGS:
             raise
         except BaseException as exc:  # noqa: BLE001
+            # MemoryError, too: what it stood before may be stored, and the task must not run again for it.
             if is_of(exc, Exception) and not is_of(exc, Reject):
                 log_raised(logger.error, "Task %s[%s] failed outside of its body.", name, task_id)
             return Escaped(exc, einfo_of(exc))

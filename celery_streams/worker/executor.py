@@ -122,8 +122,9 @@ class Executor:
             )
         except PASSING_BY:
             raise
-        except Exception as exc:  # noqa: BLE001
-            # Raised outside of the body, by headers and callbacks of odd types or by user code around the task.
+        except BaseException as exc:  # noqa: BLE001
+            # Raised outside of the body, by headers and callbacks of odd types or by user code around the task. What is
+            # no Exception would end this process, and each one that gets the message next.
             log_raised(logger.error, "Entry %s could not be executed.", delivery.entry)
             report = Report(Event.INVALID, error=exc)
         self._settle(execution, report)

@@ -12,6 +12,7 @@ import logging
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
+from billiard.exceptions import Terminated
 from celery import signals, states
 from celery.app import trace
 from celery.exceptions import InvalidTaskError
@@ -31,7 +32,7 @@ from .execution import ETA_SLACK, Escaped, Execution, OwnedTask, Report, Surroun
 from .option_values import first_limit
 from .outcome import Event
 from .requests import build_request
-from .task_errors import as_received, class_of, event_of, shown
+from .task_errors import as_received, class_of, event_of, is_of, shown
 
 __all__ = ("is_plain", "run_plain")
 
@@ -141,8 +142,11 @@ def run_plain(execution: Execution, around: Surroundings, *, logs_receipt: bool)
         around.ran_before(task_id)
         return Report(Event.SUCCEEDED, settled=True) if running.retried else _SUCCEEDED
     event, raised = event_of(info.retval, task)
-    if event is Event.REJECTED and info.state == states.REJECTED:
-        # As Celery's Request.on_failure: a task that rejects its message will never run again.
+    if (event is Event.REJECTED and info.state == states.REJECTED) or (
+        event is Event.FAILED and is_of(raised, Terminated) and not isinstance(traced, Escaped)
+    ):
+        # As Celery's Request.on_failure: a task that rejects its message will never run again, and one that raises what
+        # billiard raises in a process that it ends is revoked.
         _report_failure(execution, around, retval)
     return Report(
         event,

@@ -7,9 +7,10 @@ tasks that ended a thread.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from billiard.einfo import ExceptionInfo
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import VERSION as CELERY
 from celery import signals, states
+from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.worker import state as worker_state
 
 from .. import celery_private
@@ -33,7 +35,7 @@ from .counts import OTHER, Counts
 from .outcome import Action, Circumstances, Event, Outcome, decide
 from .requests import build_request
 from .settle import Settler
-from .task_errors import unwrapped
+from .task_errors import log_raised, unwrapped
 from .task_options import limits_in_force, options_of
 
 if TYPE_CHECKING:
@@ -43,8 +45,8 @@ __all__ = ("LostTasks",)
 
 logger = logging.getLogger(__name__)
 
-#: Errbacks, signals, hooks and backends raise anything; the message must not stay pending for it.
-_UNTOLD = "Cannot report the lost task %s[%s]; its message is settled all the same."
+#: Raised while others are told of a lost task, these are no matter of theirs: Redis is away, or the worker shall end.
+_PASSING_BY = (BrokerUnavailable, WorkerShutdown, WorkerTerminate, KeyboardInterrupt)
 
 
 class LostTasks:
@@ -124,7 +126,7 @@ class LostTasks:
         exitcode: int | None = None,
         hard_limit: float | None = None,
         early: bool = False,
-        exited: bool = False,
+        exited: str | None = None,
         claimed: bool = False,
         ran_for: float | None = None,
         untold: bool = False,
@@ -135,7 +137,7 @@ class LostTasks:
         Args:
             hard_limit: the time limit in seconds for which it was killed; None when it died by itself.
             early: it was acknowledged before it ran.
-            exited: the body raised SystemExit or KeyboardInterrupt.
+            exited: how the body ended its process, with SystemExit or KeyboardInterrupt; see ``ending_of``.
             claimed: a claimer found it; whether the dead worker had started it, nobody knows.
             ran_for: for how many seconds its body ran, as far as that is known.
             untold: the events of its start may have been lost with the process.
@@ -174,7 +176,7 @@ class LostTasks:
             return
         plan = options_of(request.task, self.streams)
         self._free_places(settler, delivery.entry, request.task.name)
-        event = Event.TIMED_OUT if hard_limit is not None else Event.EXITED if exited else Event.LOST
+        event = Event.TIMED_OUT if hard_limit is not None else Event.LOST if exited is None else Event.EXITED
         given = replace(
             plan.given,
             acks_late=not early,
@@ -184,9 +186,9 @@ class LostTasks:
         outcome = decide(event, given)
         death = Death(request.task.name, request.id)
         if event is not Event.TIMED_OUT:
-            einfo = _lost(exitcode)
+            einfo = _lost(exited or _status(exitcode))
             said = repr(unwrapped(einfo.exception))
-            death = Death(request.task.name, request.id, said, einfo.traceback, _detail(exitcode))
+            death = Death(request.task.name, request.id, said, einfo.traceback, exited or _detail(exitcode))
             meta = celery_private.success_was_stored(request)
             if meta:
                 logger.warning("Task %s[%s] succeeded before its process was lost.", request.name, request.id)
@@ -211,14 +213,10 @@ class LostTasks:
         else:
             if untold:
                 self.tell_start(request)
-            try:
+            with _telling(request):
                 request.on_timeout(False, hard_limit)
                 if CELERY < (5, 7):
                     _announce_timeout(request, hard_limit)
-            except BrokerUnavailable:
-                raise
-            except Exception:
-                logger.exception(_UNTOLD, request.name, request.id)
             death = Death(request.task.name, request.id, f"{TIME_LIMIT}({hard_limit},)", detail=TIME_LIMIT)
         if settler.settle(
             delivery,
@@ -287,12 +285,8 @@ class LostTasks:
         context = celery_private.context_of(request)
         if not context.chord or not isinstance(meta, dict):
             return
-        try:
+        with _telling(request):
             request.task.backend.on_chord_part_return(context, states.SUCCESS, meta.get("result"))
-        except BrokerUnavailable:
-            raise
-        except Exception:
-            logger.exception(_UNTOLD, request.name, request.id)
 
     def _announce_lost(
         self, request: Any, einfo: ExceptionInfo, outcome: Outcome, verdict: list[str], *, early: bool
@@ -302,16 +296,31 @@ class LostTasks:
         # Celery's Request asks the task whether the message goes back; on streams that is decided already.
         task.reject_on_worker_lost, task.acks_late = outcome.action is Action.REQUEUE, not early
         try:
-            request.on_failure(einfo)
-        except BrokerUnavailable:
-            raise
-        except Exception:
-            logger.exception(_UNTOLD, request.name, request.id)
+            with _telling(request):
+                request.on_failure(einfo)
         finally:
             task.reject_on_worker_lost, task.acks_late = rejects, late
         if "ack" in verdict and outcome.action is Action.REQUEUE:
             return Outcome(Action.ACK)  # retry_on_worker_lost stored a new message
         return outcome
+
+
+@contextlib.contextmanager
+def _telling(request: Any) -> Iterator[None]:
+    """Guard what tells others of a lost task: whatever that raises, its message is settled."""
+    try:
+        yield
+    except _PASSING_BY:
+        raise
+    except BaseException:  # noqa: BLE001
+        # Errbacks, signals, hooks and backends raise anything, in this process, which must not end for it: whoever
+        # gets the message next would end, too.
+        log_raised(
+            logger.error,
+            "Cannot report the lost task %s[%s]; its message is settled all the same.",
+            request.name,
+            request.id,
+        )
 
 
 def _announce_timeout(request: Any, limit: float | None) -> None:
@@ -356,9 +365,9 @@ def _detail(exitcode: int | None) -> str:
     return "" if exitcode is None else str(human_status(exitcode))
 
 
-def _lost(exitcode: int | None) -> ExceptionInfo:
+def _lost(status: str) -> ExceptionInfo:
     try:
-        raise WorkerLostError(f"Worker exited prematurely: {_status(exitcode)}.")
+        raise WorkerLostError(f"Worker exited prematurely: {status}.")
     except WorkerLostError as exc:
         info = sys.exc_info()
         try:

@@ -38,12 +38,14 @@ def seconds(value: Any) -> float | None:
 def first_limit(*values: Any) -> float | None:
     """Return the first of these time limits (a message's, its task's, the worker's) that is one.
 
+    True is one second, as it is to Celery's timers; a worker whose own limit it is does not start.
+
     Raises:
         ValueError: the first that is given is no number.
     """
     for value in values:
         if value:
-            found = seconds(value)
+            found = 1.0 if value is True else seconds(value)
             if found is not None:
                 return found
     return None

@@ -85,6 +85,9 @@ RETRIED = 4
 #: Flag: what the running task came to is being settled.
 SETTLING = 8
 
+#: Flag, beside EXITED: it was KeyboardInterrupt.
+BY_KEYBOARD = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -107,6 +110,8 @@ class Snapshot:
     done: int
     #: Its message was settled as retried, and its body goes on: nothing is left to do for it.
     retried: bool = False
+    #: What ``exited`` says was KeyboardInterrupt.
+    by_keyboard: bool = False
     #: What strategies of tasks keep, to run it later.
     kept: tuple[Entry, ...] = ()
     #: Since when the oldest of ``waiting`` waits, where nothing runs before it; None: for what runs.
@@ -232,9 +237,9 @@ class Slot:
             return False
         return True
 
-    def exited(self) -> None:
+    def exited(self, *, by_keyboard: bool = False) -> None:
         """Say that the body of the running task raised SystemExit or KeyboardInterrupt."""
-        self._words[_FLAGS] |= EXITED
+        self._words[_FLAGS] |= EXITED | BY_KEYBOARD if by_keyboard else EXITED
 
     def count(self, number: int) -> None:
         """Count a start of the task that the child calls ``number``."""
@@ -373,6 +378,7 @@ class Slot:
             hard=_as_given(hard),
             acked_early=bool(flags & ACKED_EARLY) and running is not None,
             exited=bool(flags & EXITED) and running is not None,
+            by_keyboard=bool(flags & BY_KEYBOARD) and running is not None,
             done=longs[_DONE],
             retried=bool(flags & RETRIED) and running is not None,
             settling=bool(flags & SETTLING) and running is not None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeGuard, TypeVar
 
+from billiard.common import human_status
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.exceptions import Ignore, Reject, Retry
 from kombu.utils.encoding import safe_repr
@@ -22,6 +23,7 @@ __all__ = (
     "as_received",
     "class_of",
     "einfo_of",
+    "ending_of",
     "event_of",
     "is_of",
     "let_go",
@@ -37,6 +39,7 @@ _TRACEBACK = BaseException.__dict__["__traceback__"]
 _CAUSE = BaseException.__dict__["__cause__"]
 _CONTEXT = BaseException.__dict__["__context__"]
 _NAME = type.__dict__["__name__"]
+_CODE = SystemExit.__dict__["code"]
 
 
 class Interruption(BaseException):
@@ -79,6 +82,16 @@ def shown(exc: BaseException) -> str:
 def class_of(exc: BaseException) -> str:
     """Return the name of the class of an exception: what can be told of it without what it says."""
     return str(_NAME.__get__(type(unwrapped(exc))))
+
+
+def ending_of(exc: BaseException) -> str:
+    """Return what Celery says of a process that ended because its task raised ``exc``: an exit code, or a class."""
+    if not is_of(exc, SystemExit):
+        return class_of(exc)
+    code = _CODE.__get__(exc)
+    if code is None:
+        return str(human_status(0))
+    return str(human_status(int.__index__(code) if issubclass(type(code), int) else 1))
 
 
 def einfo_of(exc: BaseException) -> ExceptionInfo:

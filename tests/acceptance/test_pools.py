@@ -7,7 +7,7 @@ from celery import chain, chord, group
 
 from tests.proj.actions import BASE_ERRORS, ODD, PLACES
 from tests.support.eventually import eventually
-from tests.support.versions import CELERY
+from tests.support.versions import CELERY, needs_celery
 
 POOLS = ["prefork", "threads", "solo", "asyncio", "gevent", "eventlet"]
 
@@ -180,8 +180,8 @@ def test_body_that_raises_what_is_no_exception_fails_once_in_every_pool(project,
 @pytest.mark.parametrize("pool", ["threads", "solo", "asyncio", "gevent"])
 def test_exceptions_of_odd_classes_fail_once_and_are_retried_in_every_pool(project, act, worker, pool, watched):
     # The first three are no Exception, and tested above. Of one of the others ``self.retry()`` asks for the truth, and
-    # fails; that one is retried because of the other Celery cannot store.
-    kinds = sorted(ODD.keys() - {"cancelled", "generator", "own", "args", "bool"})
+    # fails; that one is retried because of the other Celery cannot store. The last is taken for a revocation.
+    kinds = sorted(ODD.keys() - {"cancelled", "generator", "own", "args", "bool", "terminated"})
     running = worker(pool=pool, concurrency=1, watched=watched)
 
     failed = [act.delay("raise", "odd", kind=kind) for kind in kinds]
@@ -193,6 +193,42 @@ def test_exceptions_of_odd_classes_fail_once_and_are_retried_in_every_pool(proje
     assert {one.reason for one in project.dead_letters()} == {"failed"}
     assert project.counted() == {**{result.id: 1 for result in failed}, **{result.id: 2 for result in retried}}
     assert running.running
+
+
+@needs_celery((5, 7), "before, it depends on billiard what is said of it")
+@pytest.mark.parametrize("watched", [False, True], ids=["fast", "slow"])
+@pytest.mark.parametrize("pool", POOLS)
+def test_body_that_ends_its_process_is_said_to_have_done_so_in_every_pool(project, waiting, worker, pool, watched):
+    act = waiting("wait_for").app.tasks["tests.proj.actions.act"]
+    running = worker(pool=pool, concurrency=a_few(pool), watched=watched, options=WAITING)
+    said = {"nothing": "exitcode 0", "number": "exitcode 3", "text": "exitcode 1", "keyboard": "KeyboardInterrupt"}
+
+    plain = {how: act.delay("leave", how=how) for how in said}
+    waited = {how: waiting("wait_and_leave").delay(how) for how in said}
+    terminated = act.delay("raise", kind="terminated")
+
+    expected = {how: f"Worker exited prematurely: {text}." for how, text in said.items()}
+    for results in (plain, waited):
+        assert {how: str(one.get(timeout=20, propagate=False)) for how, one in results.items()} == expected
+    assert eventually(lambda: act.AsyncResult(terminated.id).state == "REVOKED")  # for a moment it is FAILURE
+    assert act.delay("ok", "after").get(timeout=10) == "after"
+    assert set(project.counted().values()) == {1}
+    assert running.running
+
+
+def test_coroutine_that_stops_or_changes_its_loop_leaves_it_to_the_others(project, waiting, worker):
+    running = worker(pool="asyncio", concurrency=2, options=WAITING)
+
+    beside = waiting("wait_for").delay("beside", seconds=1.0)
+    stops = [waiting("wait_and_harm").delay(how) for how in ("stop", "factory")]
+    harmed = [one.get(timeout=10) for one in stops]
+    after = [waiting("wait_for").delay(n) for n in range(4)]
+
+    assert harmed == ["stop", "factory"]
+    assert beside.get(timeout=10) == "beside"
+    assert [one.get(timeout=10) for one in after] == [0, 1, 2, 3]
+    running.process.terminate()
+    assert running.wait() == 0
 
 
 @pytest.mark.parametrize("watched", [False, True], ids=["fast", "slow"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from celery.exceptions import WorkerLostError
 
-from tests.support.versions import CELERY
+from tests.support.eventually import eventually
+from tests.support.versions import CELERY, needs_celery
 
 #: Exceptions of odd classes; see ``tests.proj.actions``.
 ODD = [
@@ -26,6 +28,37 @@ def test_body_that_raises_what_is_no_exception_fails_once(side, task, kind):
         )
     else:
         side.ran(result.id)  # what is no Exception cannot be stored as a result before
+    side.settled()
+    assert len(side.ledger.runs(result.id)) == 1
+
+
+@needs_celery((5, 7), "before, it depends on billiard what is said of it")
+@pytest.mark.parametrize("task", ["act", "act_early"])
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("nothing", "exitcode 0"), ("number", "exitcode 3"), ("text", "exitcode 1"), ("keyboard", "KeyboardInterrupt")],
+)
+def test_body_that_ends_its_process_fails_once_and_says_how(side, task, how, said):
+    result = side.task(task).delay("leave", how=how)
+
+    error = side.error(result)
+
+    assert isinstance(error, WorkerLostError)
+    assert str(error) == f"Worker exited prematurely: {said}."
+    side.settled()
+    assert len(side.ledger.runs(result.id)) == 1
+
+
+@pytest.mark.parametrize("expires", [None, 60])
+@pytest.mark.parametrize("task", ["act", "act_early"])
+def test_body_that_raises_what_ends_a_process_that_is_terminated_is_revoked(side, task, expires):
+    result = side.task(task).apply_async(("raise", "odd"), {"kind": "terminated"}, expires=expires)
+
+    # Asked anew: it is FAILURE for a moment, which a result would keep.
+    eventually(lambda: side.app.AsyncResult(result.id).state == "REVOKED")
+    eventually(lambda: "task_revoked" in side.ledger.signals(result.id))
+    if side.on_streams:  # nobody revoked it
+        eventually(lambda: [letter.reason for letter in side.dead_letters(result.id)] == ["failed"])
     side.settled()
     assert len(side.ledger.runs(result.id)) == 1
 

@@ -110,6 +110,15 @@ def test_soft_time_limit_fails_a_task_that_does_not_catch_it(side):
         side.value(result)
 
 
+@pytest.mark.parametrize("expires", [None, 60])
+def test_time_limits_that_are_true_are_of_one_second(side, expires):
+    soft = side.act.apply_async(("soft_limit",), {"seconds": 10}, soft_time_limit=True, expires=expires)
+    hard = side.act.apply_async(("sleep",), {"seconds": 30}, time_limit=True, expires=expires)
+
+    assert side.value(soft) == "cleaned up"
+    assert isinstance(side.error(hard), TimeLimitExceeded)
+
+
 def test_soft_time_limit_of_the_task_itself_holds(side):
     result = side.task("act_soft_limited").delay("soft_limit")
 

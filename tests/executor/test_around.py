@@ -46,7 +46,9 @@ def test_rejected_task_is_settled_while_the_result_backend_is_away(both: Bench) 
 
 
 @pytest.mark.filterwarnings("ignore:Exception raised outside body:RuntimeWarning")
-@pytest.mark.parametrize("error", [QueueFull, BrokerFull, BrokerUnavailable, NotPermitted, SoftTimeLimitExceeded])
+@pytest.mark.parametrize(
+    "error", [QueueFull, BrokerFull, BrokerUnavailable, NotPermitted, SoftTimeLimitExceeded, MemoryError]
+)
 @pytest.mark.parametrize("options", [{}, {"expires": 60}], ids=["plain", "expires"])
 def test_task_whose_hook_cannot_publish_or_takes_too_long_fails_once(
     both: Bench, error: type[Exception], options: dict[str, Any]
@@ -65,6 +67,29 @@ def test_task_whose_hook_cannot_publish_or_takes_too_long_fails_once(
     both.run()
 
     assert both.ran == ["ran"]
+    assert both.left() == but(dead=["failed"])
+
+
+@pytest.mark.filterwarnings("ignore:Exception raised outside body:RuntimeWarning")
+@pytest.mark.parametrize("hook", ["on_success", "after_return", "on_retry"])
+def test_task_whose_hook_finds_no_memory_runs_once_and_keeps_its_state(both: Bench, hook: str) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError("of the hook")
+
+    @both.task(base=type("Hooked", (Task,), {hook: fail}), bind=True)
+    def work(self: Task) -> None:
+        both.ran.append(self.request.retries)
+        if hook == "on_retry" and not self.request.retries:
+            raise self.retry(countdown=0)
+
+    result = work.delay()
+
+    both.run()
+    if hook == "on_retry":
+        both.run()
+
+    assert both.ran == ([0, 1] if hook == "on_retry" else [0])
+    assert result.state == "SUCCESS"
     assert both.left() == but(dead=["failed"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -41,6 +42,10 @@ def test_compressed_body_runs(bench: Bench) -> None:
     bench.run()
 
     assert (bench.ran, bench.left()) == (["x" * 10_000], NOTHING)
+
+
+class OddError(BaseException):
+    """What is no Exception."""
 
 
 class CountingRequest(Request):
@@ -83,6 +88,34 @@ def test_receivers_of_task_received_are_told(bench: Bench) -> None:
         signals.task_received.disconnect(receiver)
 
     assert bench.ran == [("received", result.id), "ran"]
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit, OddError])
+@pytest.mark.parametrize("where", ["receiver", "request", "strategy"])
+def test_message_is_settled_though_code_around_its_task_raises_what_is_no_exception(
+    bench: Bench, where: str, error: type[BaseException]
+) -> None:
+    def fail(*args: Any, **options: Any) -> Any:
+        raise error("around")
+
+    request = type("OddRequest", (Request,), {"__init__": fail})
+    bases: dict[str, dict[str, Any]] = {
+        "receiver": {}, "request": {"Request": request}, "strategy": {"Strategy": fail}
+    }  # fmt: skip
+
+    @bench.task(base=type("Odd", (Task,), bases[where]))
+    def note() -> None:
+        bench.ran.append("ran")
+
+    note.delay()
+    if where == "receiver":
+        signals.task_received.connect(fail, weak=False)
+    try:
+        bench.run()
+    finally:
+        signals.task_received.disconnect(fail)
+
+    assert (bench.ran, bench.left()) == ([], but(dead=["invalid"]))
 
 
 def test_request_says_where_the_message_came_from(both: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -354,6 +355,33 @@ def test_lost_task_is_settled_while_the_result_backend_is_away(scene: Scene, har
 
     scene.died(running=running, cause=Cause(hard_limit=hard_limit, entry=running.entry))
     scene.finish()
+
+    assert len(scene.deaths()) == 1
+    assert {**scene.left(), "dead": []} == NOTHING
+
+
+@pytest.mark.parametrize("error", [SystemExit, asyncio.CancelledError, GeneratorExit, MemoryError])
+@pytest.mark.parametrize("where", ["receiver", "hook", "backend"])
+@pytest.mark.parametrize("hard_limit", [None, 3.0])
+def test_lost_task_is_settled_whatever_those_raise_who_are_told(
+    scene: Scene, hard_limit: float | None, where: str, error: type[BaseException]
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise error("whoever is told")
+
+    _, running = crashed_before(scene, 4)
+    work = scene.app.tasks["work"]
+    if where == "hook":
+        work.on_failure = fail
+    elif where == "backend":
+        work.backend.mark_as_failure = fail
+    else:
+        signals.task_failure.connect(fail, weak=False)
+    try:
+        scene.died(running=running, cause=Cause(hard_limit=hard_limit, entry=running.entry))
+        scene.finish()
+    finally:
+        signals.task_failure.disconnect(fail)
 
     assert len(scene.deaths()) == 1
     assert {**scene.left(), "dead": []} == NOTHING

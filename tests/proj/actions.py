@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ import threading
 import time
 import warnings
 
+from billiard.exceptions import Terminated
 from celery import Task, shared_task
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
@@ -214,6 +216,15 @@ ODD = {
     "loop": LoopError,
     "init": InitError,
     "several": several,
+    "terminated": Terminated,
+}
+
+#: How a body ends its process, as far as it can.
+EXITS = {
+    "nothing": SystemExit,
+    "number": functools.partial(SystemExit, 3),
+    "text": functools.partial(SystemExit, "bye"),
+    "keyboard": functools.partial(KeyboardInterrupt, "why"),
 }
 
 
@@ -414,6 +425,10 @@ def _ignore(task, value):
 
 def _exit(task, value):
     sys.exit(1)
+
+
+def _leave(task, value, how):
+    raise EXITS[how]()
 
 
 def _os_exit(task, value, times=1):

@@ -16,7 +16,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery_streams import shared_task
 
 from . import ledger
-from .actions import ODD
+from .actions import EXITS, ODD
 
 _running = [0]
 _met: dict[int, asyncio.Event] = {}
@@ -118,6 +118,27 @@ async def wait_and_raise(self, kind):
     ledger.write("run", self.request.id, task=self.name)
     await asyncio.sleep(0.01)
     raise ODD[kind]("odd")
+
+
+@shared_task(bind=True)
+async def wait_and_leave(self, how):
+    """Wait, then end the process as far as a body can."""
+    ledger.write("run", self.request.id, task=self.name)
+    await asyncio.sleep(0.01)
+    raise EXITS[how]()
+
+
+@shared_task(bind=True)
+async def wait_and_harm(self, how):
+    """Stop the event loop, or change how it makes tasks for good."""
+    ledger.write("run", self.request.id, task=self.name)
+    loop = asyncio.get_running_loop()
+    if how == "stop":
+        loop.stop()
+    else:
+        loop.set_task_factory(lambda *args, **options: None)  # type: ignore[arg-type,return-value]
+    await asyncio.sleep(0.01)
+    return how
 
 
 def decorated(function):

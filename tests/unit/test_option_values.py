@@ -47,6 +47,7 @@ def test_count_that_means_nothing_is_refused(value):
 def test_first_limit_that_is_one_counts():
     assert first_limit(None, "", "0", "30", 60) == 30.0
     assert first_limit(None, None) is None
+    assert first_limit(None, True, 60) == 1.0
 
 
 def test_everything_that_cannot_be_understood_is_named_at_once():
