@@ -21,7 +21,7 @@ from .attempts import FIELD, Attempt, of_history, parse
 from .broker import StreamBroker
 from .connection import pairs
 from .entries import is_entry_id, milliseconds
-from .exceptions import CannotRun, DuplicateTask, MessageError
+from .exceptions import CannotRun, DuplicateTask, HolderThere, MessageError
 from .inspect import redis_time
 from .message import Message, decode_object, unpack_fields
 from .obstacles import Obstacle, find_obstacles, stamps_of, task_id_of, under_new_id, without_expiry
@@ -255,7 +255,7 @@ def replay(
         )
     )
     if isinstance(moved, list):
-        raise CannotRun(
+        raise HolderThere(
             f"Dead letter {letter.entry_id} of queue {letter.queue!r} was not replayed: its task is unique, and "
             f"message {moved[0].decode(errors='replace')} holds its lock."
         )
@@ -267,7 +267,7 @@ def _replayed_apart(broker: StreamBroker, letter: DeadLetter, message: Message, 
     try:
         return "" if replay_apart(broker, source, entry_id, message, queue=queue) else None
     except DuplicateTask as exc:
-        raise CannotRun(
+        raise HolderThere(
             f"Dead letter {letter.entry_id} of queue {letter.queue!r} was not replayed: its task is unique, and "
             f"message {exc.task_id} on queue {queue!r} holds its lock."
         ) from exc

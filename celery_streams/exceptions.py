@@ -6,6 +6,7 @@
     ├── ConfigurationError            a setting, URL or option is wrong (also a ValueError)
     ├── MessageError                  an entry cannot be decoded into a task message
     │   └── CannotRun                 no worker would run the message: it expired, or was revoked
+    │       └── HolderThere           its task is unique, and another message holds its lock
     ├── LimitKeyError                 the key of a task's limit, or of its lock, cannot be told (also a ValueError)
     ├── DuplicateTask                 a message of the unique task is there already; nothing was stored
     └── BrokerError                   Redis did not do what was asked (also kombu's OperationalError)
@@ -48,6 +49,7 @@ __all__ = (
     "DuplicateTask",
     "GroupExists",
     "GroupMissing",
+    "HolderThere",
     "KeyMissing",
     "KeyNotPermitted",
     "KeyOfOtherType",
@@ -115,6 +117,10 @@ class DuplicateTask(CeleryStreamsError):
 
 class CannotRun(MessageError):
     """No worker would run the message: it expired, or was revoked."""
+
+
+class HolderThere(CannotRun):
+    """The task is unique, and another message holds its lock."""
 
 
 class BrokerError(CeleryStreamsError, OperationalError):

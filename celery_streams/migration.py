@@ -70,6 +70,8 @@ class Plan:
     in_transit: int
     #: Of limited tasks, moved aside until they may start.
     held: int = 0
+    #: Locks of unique tasks, which end on lists.
+    locks: int = 0
 
     @property
     def total(self) -> int:
@@ -161,6 +163,7 @@ class Migration:
             running=status.pending - abandoned,
             unacked=sum(1 for _ in self._unacked(names)),
             held=status.held,
+            locks=count_locks(self.broker, queue) if to == "lists" else 0,
             in_transit=sum(int(count) for pair in transit for count in pair),
         )
 

@@ -24,9 +24,10 @@ from ..dead_letters import (
     purge_dead,
     replay,
 )
-from ..exceptions import CannotRun, MessageError
+from ..exceptions import CannotRun, HolderThere, MessageError
 from ..inspect import redis_time
 from ..obstacles import Obstacle
+from ..pauses import paused_queues
 from ..printable import printable
 from ..spelling import nearest
 from .dead_filters import Selection, choose, option, selecting
@@ -260,7 +261,7 @@ def replay_dead(
     #: What could not be put back, and what no worker would run.
     refused: list[str] = []
     stay: list[str] = []
-    gone = 0
+    gone, may_be_ignored = 0, False
     with progress_bar("Replaying", len(chosen), quiet=as_json) as advance:
         for queue, entry_id, _ in chosen:
             letter = dead_letter(broker, queue, entry_id)
@@ -272,6 +273,7 @@ def replay_dead(
                     )
             except CannotRun as exc:
                 stay.append(str(exc))
+                may_be_ignored = may_be_ignored or not isinstance(exc, HolderThere)
             except MessageError as exc:
                 refused.append(str(exc))
             else:
@@ -294,9 +296,11 @@ def replay_dead(
     else:
         more = f"; {gone:,} no longer existed" if gone else ""
         echo(f"Replayed {len(moved):,} of {_letters(len(chosen))}{f' to {to}' if to else ''}{more}.")
+        for name in paused_queues(broker, sorted({str(one["to"]) for one in moved})):
+            echo(f"Queue {name} is paused: they wait until it is resumed (celery-streams resume {name}).")
         for text in (*refused, *stay):
             echo(text, err=True)
-        if stay:
+        if may_be_ignored:
             click.echo("Use --ignore-expires or --ignore-revoked to replay them all the same.", err=True)
     ctx.exit(EX_FAILURE if refused or stay else 0)
 

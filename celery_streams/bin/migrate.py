@@ -16,6 +16,10 @@ from .terminal import Rows, bad_input, console, echo, echo_json, one_line_errors
 
 __all__ = ("migrate",)
 
+#: What it means that limits, and locks of unique tasks, end on lists.
+_WITHOUT_LIMITS = "Celery's rate_limit counts for each worker, and nothing else is limited"
+_WITHOUT_LOCKS = "the same task is stored again and again"
+
 
 @click.command(
     cls=CeleryCommand,
@@ -146,6 +150,11 @@ def _tell_plans(plans: list[Plan], *, include_unacked: bool, as_json: bool, no_c
         total = plan.total + (plan.unacked if to_streams and include_unacked else 0)
         table.add(plan.queue, *(f"{count:,}" for count in (*counts, plan.in_transit, total)))
     console(no_color=no_color).print(table)
+    for plan in plans:
+        if not to_streams and plan.held:
+            echo(f"{plan.queue}: {plan.held:,} of them are held back by limits, which end on lists: {_WITHOUT_LIMITS}.")
+        if plan.locks:
+            echo(f"{plan.queue}: {plural(plan.locks, 'lock')} of unique tasks would end: on lists {_WITHOUT_LOCKS}.")
 
 
 def _tell_moves(done: list[Moves], *, as_json: bool) -> None:
@@ -169,14 +178,11 @@ def _tell_moves(done: list[Moves], *, as_json: bool) -> None:
 
         if moves.held:
             echo(
-                f"{moves.queue}: {moves.held:,} of them were held back by limits, which end here: on lists, Celery's "
-                "rate_limit counts for each worker, and nothing else is limited."
+                f"{moves.queue}: {moves.held:,} of them were held back by limits, which end here: on lists, "
+                f"{_WITHOUT_LIMITS}."
             )
         if moves.locks:
-            echo(
-                f"{moves.queue}: {plural(moves.locks, 'lock')} of unique tasks ended: on lists the same task is stored "
-                "again and again."
-            )
+            echo(f"{moves.queue}: {plural(moves.locks, 'lock')} of unique tasks ended: on lists {_WITHOUT_LOCKS}.")
 
 
 def _tell_rest(plan: Plan) -> None:

@@ -1042,8 +1042,15 @@ def test_migration_to_lists_takes_held_messages_along_in_order_and_says_what_end
     run_all(bench)
     context = CLIContext(app=bench.app, no_color=True, workdir=None)
 
+    before = redis_state(bench.broker.client)
+
+    planned = CliRunner().invoke(migrate, [QUEUE, "--to", "lists", "--dry-run"], obj=context).output
+    unchanged = redis_state(bench.broker.client) == before
     said = CliRunner().invoke(migrate, [QUEUE, "--to", "lists"], obj=context).output
 
+    assert unchanged
+    assert f"{QUEUE}: 3 of them are held back by limits, which end on lists: Celery's rate_limit counts" in planned
+    assert f"{QUEUE}: 3 locks of unique tasks would end" in planned
     on_list = [json.loads(one) for one in reversed(bench.broker.client.call("LRANGE", QUEUE, 0, -1))]
     assert [one["headers"]["id"] for one in on_list] == sent[1:]
     assert (bench.left(), held(bench)) == (NOTHING, 0)

@@ -24,6 +24,8 @@ from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.dead_letters import dead_letters, replay
 from celery_streams.message import Message, encode
+from celery_streams.pauses import pause_queue, resume_queue
+from celery_streams.revocations import revoke
 from tests.support.eventually import eventually
 from tests.support.processes import project_environment
 from tests.support.redis_state import delivered, redis_now_ms, redis_state
@@ -502,6 +504,48 @@ def test_replay_that_is_cut_off_at_any_script_replays_each_once(
 
     assert sorted(waiting_ids(broker)) == ["task-0", "task-1"]
     assert dead_ids(broker) == []
+
+
+@pytest.mark.parametrize("target", ["q", "other"])
+def test_replay_into_a_paused_queue_says_that_they_wait(app: MakeApp, broker: StreamBroker, target: str) -> None:
+    for number in range(2):
+        bury(broker, number)
+    broker.ensure_groups(["other"])
+    pause_queue(broker, target, reason="deploy")
+
+    result = run(app(), "replay", "--all", *(("--to", "other") if target == "other" else ()))
+
+    assert (result.exit_code, sorted(waiting_ids(broker, target))) == (0, ["task-0", "task-1"])
+    assert f"Queue {target} is paused: they wait until it is resumed (celery-streams resume {target})." in result.stdout
+    assert broker.read(broker.streams([target]), "w", count=1) == []
+    resume_queue(broker, target)
+    bury(broker, 3)
+    assert "paused" not in run(app(), "replay", "--all").stdout
+
+
+@pytest.mark.parametrize("revoked", [False, True])
+def test_replay_of_a_unique_task_whose_lock_is_taken_recommends_no_option_that_does_not_help(
+    app: MakeApp, broker: StreamBroker, revoked: bool
+) -> None:
+    made = app()
+    broker.ensure_groups(["q"])
+
+    @made.task(name="chat.sync", shared=False, streams_unique=True)
+    def sync() -> None: ...
+
+    sync.apply_async(queue="q")
+    (found,) = broker.read(broker.streams(["q"]), "w", count=1)
+    broker.reject("w", found.entry, death=b'{"reason":"failed"}', max_length=None, ttl=None)
+    if revoked:
+        bury(broker, 1)
+        revoke(broker, ["task-1"], seconds=60)
+    newer = sync.apply_async(queue="q")
+
+    result = run(made, "replay", "--all")
+
+    assert result.exit_code == 1
+    assert f"message {newer.id} holds its lock" in result.stderr
+    assert ("--ignore-revoked" in result.stderr) == revoked
 
 
 # -- purge ------------------------------------------------------------------------------------------------------------
