@@ -86,13 +86,15 @@ class Presence:
         self._rounds += 1
         if is_idle and said == self._said and self._rounds % 2:
             return
-        self._said = said if is_idle else None
+        # What Redis did not take was not said: the next round says it, whichever that is.
+        self._said = None
         presence.beat(self._broker, about, forget=self._beats % _SWEEP == 0)
+        self._said = said if is_idle else None
         self._beats += 1
         known = (about.tasks, about.queues)
         if known != self._news:
-            self._news = known
             spread(self._broker, "tasks of a worker")
+            self._news = known
 
     def depart(self) -> None:
         """Say that the worker has stopped.

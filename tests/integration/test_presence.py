@@ -12,6 +12,7 @@ from celery import Celery
 from celery_streams import keys, presence, streams_of
 from celery_streams.broker import StreamBroker
 from celery_streams.consumers import touch_consumers
+from celery_streams.exceptions import BrokerUnavailable
 from celery_streams.inspect import queue_status
 from celery_streams.monitoring.status import collect
 from celery_streams.monitoring.worlds import check_worlds
@@ -207,3 +208,38 @@ def test_worker_that_is_idle_beats_at_every_other_round_and_says_at_once_what_ch
     readers[0] = ConsumerPresence("a", None, None)
 
     assert (first, idle, changed, rounds(10)) == (1, 5, 1, 10)
+
+
+@pytest.mark.parametrize("rounds_before", [1, 2, 3, 4])
+def test_idle_worker_says_in_each_round_that_redis_takes_no_beat_until_it_does(
+    broker: StreamBroker, rounds_before: int
+) -> None:
+    idle = [ConsumerPresence("one@host/1.aa", None, 0.0)]
+    mine = Presence(
+        broker,
+        "one@host/0.aa",
+        "one@host",
+        readers=lambda: idle,
+        queues=lambda: ("jobs",),
+        visibility_timeout=15.0,
+    )
+    for _ in range(rounds_before):
+        mine.run_once()
+    broker.client.call("REPLICAOF", "127.0.0.1", "1")
+    try:
+        with pytest.raises(BrokerUnavailable):
+            for _ in range(2):  # every other round says nothing while nothing changes
+                mine.run_once()
+        for _ in range(4):
+            with pytest.raises(BrokerUnavailable):
+                mine.run_once()
+    finally:
+        broker.client.call("REPLICAOF", "NO", "ONE")
+    age(broker, "one@host/0.aa", 12.0)
+
+    mine.run_once()
+
+    [found] = presence.workers(broker)
+    assert found.is_alive
+    age(broker, "one@host/0.aa", 10.0)
+    assert presence.workers(broker)[0].is_alive  # it beat, and was not only not dead yet
