@@ -27,12 +27,17 @@ class Proxy:
 
     ``latency``      seconds that each piece of data takes, each way
     ``drop_replies`` swallow what the server says from now on, to connections that exist and new ones
+    ``cut_replies``  of each so many pieces of what the server says one is cut in its middle, and its connection reset
     """
 
     def __init__(self, port: int) -> None:
         self.target = port
         self.latency = 0.0
         self.drop_replies = False
+        self.cut_replies = 0
+        #: Replies that were cut.
+        self.cut = 0
+        self._pieces = 0
         #: New connections become black holes too.
         self.swallow_new = False
         #: New connections are closed at once, as by a host whose server is gone.
@@ -131,6 +136,14 @@ class Proxy:
         if pair.hole or (self.drop_replies and source is pair.server):
             return
         target = pair.server if source is pair.client else pair.client
+        if self.cut_replies and source is pair.server:
+            self._pieces += 1
+            if self._pieces % self.cut_replies == 0:
+                self.cut += 1
+                with contextlib.suppress(OSError):
+                    pair.client.sendall(data[: len(data) // 2])
+                self._close(pair)
+                return
         pair.delayed.append((time.monotonic() + self.latency, target, data))
 
     def _deliver(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -55,6 +56,29 @@ def test_f13_resets_in_the_middle_of_the_load_lose_nothing_and_run_nothing_twice
 
     stage.drained(*sent, timeout=20)
     assert len(stage.runs()) == len(sent)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_f13_replies_that_are_cut_in_their_middle_lose_nothing_and_run_nothing_twice(
+    stage: Stage, proxy: Proxy, pool: str
+) -> None:
+    worker = stage.worker(url=proxy.url, concurrency=2, pool=pool)
+    stage.drained(stage.send("ok"))
+    proxy.cut_replies = 7
+    naps = [stage.send("nap", seconds=0.01, priority=number % 7) for number in range(120)]
+    later = [stage.send("ok", countdown=0.5) for _ in range(10)]
+    retried = [stage.send("flaky", until=2, countdown=0.1) for _ in range(10)]
+    stage.wait(lambda: proxy.cut >= 20, timeout=30)
+    proxy.cut_replies = 0
+
+    stage.drained(*naps, *later, *retried, timeout=30)
+
+    counted = Counter(run.id for run in stage.runs())
+    assert [counted[one] for one in (*naps, *later)] == [1] * 130
+    assert [counted[one] for one in retried] == [3] * 10
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(20) == 0
 
 
 def test_f13_a_soft_time_limit_is_told_while_redis_is_silent(stage: Stage, proxy: Proxy) -> None:
