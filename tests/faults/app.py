@@ -210,6 +210,12 @@ def once(self: Any, key: str, action: str, **options: Any) -> None:
     run(self, action, **options)
 
 
+@shared_task(bind=True, ignore_result=True, max_retries=None)
+def keyed(self: Any, action: str, key: str = "", **options: Any) -> None:
+    """Do ``action``, as the limits of its key allow."""
+    run(self, action, **options)
+
+
 @shared_task(bind=True)
 def double(self: Any, x: int, seconds: float = 0.0) -> int:
     record(self, "start")

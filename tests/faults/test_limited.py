@@ -259,6 +259,33 @@ def test_whatever_ends_a_message_gives_its_places_back_though_nobody_compares_th
     done(stage, *sent, timeout=60.0)
 
 
+#: Keys whose texts scripts might take apart, or take for one.
+ODD = ["", " ", "a|b", "a | b", "a\0b", "a\1b", "\u043a\u043b\u044e\u0447 \U0001f511", "'\"\\{}", "None"]
+
+
+@pytest.mark.parametrize(
+    "pool", ["prefork", *(pytest.param(pool, marks=faults) for pool in ("threads", "asyncio", "gevent"))]
+)
+def test_keys_of_any_text_keep_both_limits_while_a_worker_is_killed(
+    make_stage: Callable[..., Stage], pool: str
+) -> None:
+    keyed = {"concurrency": MOST + 1, "concurrency_key": "key", "concurrency_per_key": 1}
+    stage = make_stage(settings={"streams_limits": {"tests.faults.app.keyed": keyed}})
+    first, _ = (stage.worker(name, concurrency=MOST + 1, pool=pool) for name in ("w1", "w2"))
+    keys = {stage.send("nap", task="keyed", key=key, seconds=0.3): key for _ in range(3) for key in ODD}
+    stage.wait(lambda: len(stage.runs()) > MOST)
+
+    pids = frozenset(first.group())
+    first.kill()
+    died = time.time()
+
+    done(stage, *keys, timeout=60.0)
+    runs = stage.runs()
+    assert most_at_once(runs, deaths=[(died, pids)]) <= MOST + 1
+    for key in ODD:
+        assert most_at_once([run for run in runs if keys[run.id] == key], deaths=[(died, pids)]) == 1, repr(key)
+
+
 # -- builds that must fail ---------------------------------------------------------------------------------------------
 
 
