@@ -117,7 +117,7 @@ def _run_here(coroutine: Coroutine[Any, Any, T]) -> T:
     task = asyncio.Task(endable, loop=loop)
     try:
         try:
-            return loop.run_until_complete(task)
+            return _run_until_done(loop, task)
         except SoftTimeLimitExceeded:
             if task.done():
                 raise
@@ -126,7 +126,7 @@ def _run_here(coroutine: Coroutine[Any, Any, T]) -> T:
             loop.run_until_complete(asyncio.wait([task], timeout=_PATIENCE))
             if endable.soft_is_due:
                 raise
-            return loop.run_until_complete(task)
+            return _run_until_done(loop, task)
     except BaseException:
         if not task.done():
             endable.end()
@@ -136,3 +136,13 @@ def _run_here(coroutine: Coroutine[Any, Any, T]) -> T:
                 # The loop is kept, and would let it run on beside the next task of this thread.
                 endable.give_up()
         raise
+
+
+def _run_until_done(loop: asyncio.AbstractEventLoop, task: asyncio.Task[T]) -> T:
+    """Run the loop until ``task`` is done, though somebody stops the loop, be it the task that ran on it before."""
+    while True:
+        try:
+            return loop.run_until_complete(task)
+        except RuntimeError:
+            if task.done() or loop.is_closed() or loop.is_running():
+                raise

@@ -84,7 +84,7 @@ class _Run:
 
     def _finish(self, task: asyncio.Task[Any]) -> None:
         # Asked in any case: asyncio would log an exception that nobody looked at.
-        raised = asyncio.CancelledError() if task.cancelled() else task.exception()
+        raised = _cancelled(task) if task.cancelled() else task.exception()
         if self._over:
             return
         if self._reason is not None:
@@ -134,6 +134,15 @@ class _Run:
         self._context.run(self._coroutine.give_up)
         self._task.cancel()
         self._let_go(self._reason)
+
+
+def _cancelled(task: asyncio.Task[Any]) -> asyncio.CancelledError:
+    """Return what a cancelled task raised, with what was said of it."""
+    try:
+        task.result()
+    except asyncio.CancelledError as exc:
+        return exc
+    return asyncio.CancelledError()
 
 
 class _Waiter:

@@ -171,6 +171,7 @@ def test_body_that_raises_what_is_no_exception_fails_once_in_every_pool(project,
     assert {key: type(error).__name__ for key, error in errors.items() if key[0] != "cause"} == {
         key: kinds[key[0]] for key in stored if key[0] != "cause"
     }
+    assert {str(error) for key, error in errors.items() if key[0] != "cause"} <= {"odd"}
     assert after == "after"
     assert set(project.counted().values()) == {1}
     assert eventually(lambda: project.status().length == 0)

@@ -214,3 +214,20 @@ def test_function_that_refers_to_no_coroutine_function_is_left_as_it_is() -> Non
     assert as_function(plain) is plain
     assert as_function(logged(plain)) is not plain
     assert as_function(len) is len
+
+
+@pytest.mark.parametrize("then", ["end", "go on"])
+def test_coroutine_that_stops_the_loop_of_its_thread_harms_neither_itself_nor_the_next_one(then: str) -> None:
+    async def stop() -> str:
+        asyncio.get_running_loop().stop()
+        if then == "go on":
+            await asyncio.sleep(0.01)
+        return then
+
+    async def wait() -> str:
+        await asyncio.sleep(0.01)
+        return "waited"
+
+    found = [as_function(stop)(), as_function(wait)(), as_function(stop)(), as_function(wait)()]
+
+    assert found == [then, "waited", then, "waited"]
