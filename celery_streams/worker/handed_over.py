@@ -81,8 +81,8 @@ class HandedOver:
         now = self._monotonic()
         pause = _ASK_SELDOM if self._is_told() and not self._shared else _ASK
         if now >= self._asked_at + (_ASK_AGAIN if self._again else pause) and self._queues():
-            self._asked_at, self._again = now, False
             self._ask()
+            self._asked_at, self._again = now, False
         if not self._shared:
             return 0
         held = self._broker.held_by(self.consumer, self._broker.streams(self._shared), limit=100)

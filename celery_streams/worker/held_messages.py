@@ -108,18 +108,24 @@ class HeldMessages:
             self._on_limits(found)
         queues = list(self._queues())
         now = time.monotonic()
-        quiet, surveys = self._quiet(), False
-        if now >= self._next_survey and (quiet is None or quiet != self._surveyed):
-            self._next_survey, surveys = now + _SELDOM, True
-            holds = holds_any(self._broker, queues)
-            self._surveyed = None if holds else quiet
-            if holds:
-                self._found |= {lane.task for queue in one_of(queues) for lane in held_lanes(self._broker, queue)}
-                self._sweep()
-        self.refresh()
+        quiet = self._quiet()
+        surveys = now >= self._next_survey and (quiet is None or quiet != self._surveyed)
+        try:
+            if surveys:
+                self._survey(queues, quiet)
+                self._next_survey = now + _SELDOM
+        finally:
+            self.refresh()
         if (self._told or surveys) and has_places(self._broker, queues):
             for queue in queues:
                 reconcile(self._broker, queue, self._told, ended=self._ended)
+
+    def _survey(self, queues: Sequence[str], quiet: int | None) -> None:
+        holds = holds_any(self._broker, queues)
+        self._surveyed = None if holds else quiet
+        if holds:
+            self._found |= {lane.task for queue in one_of(queues) for lane in held_lanes(self._broker, queue)}
+            self._sweep()
 
     def _ended(self, early: Mapping[str, str]) -> list[str]:
         """Return the places whose task runs no longer, of those whose entries were acknowledged before."""

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from .. import __version__
 from ..broker import StreamBroker
 from ..exceptions import NotPermitted
+from ..pages import each_part
 from ..tallies import add, mark
 from .counted import Counted
 
@@ -73,11 +74,14 @@ class Tallying:
             return
         now = {queue: counts for queue, counts in self._counted.by_queue().items() if queue in self._known}
         more = {queue: counts - self._written.get(queue, Counter()) for queue, counts in now.items()}
-        for part in self._broker.by_slot([queue for queue, counts in more.items() if counts]):
+
+        def write(part: Sequence[str]) -> None:
             with _permitted():
                 add(self._broker, {queue: more[queue] for queue in part})
             # Part by part: what was added must not be added again because of another one.
             self._written.update((queue, now[queue]) for queue in part)
+
+        each_part(self._broker.by_slot([queue for queue, counts in more.items() if counts]), write)
 
 
 @contextmanager

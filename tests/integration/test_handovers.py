@@ -8,6 +8,8 @@ import pytest
 
 from celery_streams import keys, presence, recovery
 from celery_streams.broker import StreamBroker
+from celery_streams.connection import RedisClient
+from celery_streams.exceptions import BrokerUnavailable
 from celery_streams.handovers import hand_over, receiver, take_over
 from celery_streams.presence import WorkerPresence, task_mark
 from celery_streams.worker.handed_over import HandedOver
@@ -105,3 +107,11 @@ def test_what_waits_to_be_taken_over_is_told_and_keeps_its_heartbeat(broker: Str
     assert found == [["q"]]
     ((_, holder, idle_ms, _),) = broker.client.call("XPENDING", STREAM, keys.GROUP, "-", "+", 5)
     assert (holder.decode(), idle_ms < 30_000) == (TO, True)
+
+
+def test_worker_that_cannot_ask_for_the_others_asks_again_at_each_look() -> None:
+    handed = watch(StreamBroker(RedisClient("redis://127.0.0.1:1/0")), [])
+
+    for _ in range(3):
+        with pytest.raises(BrokerUnavailable):
+            handed.run_once()
