@@ -1,8 +1,8 @@
 """ForeignStream: takes over what is left in a stream that somebody's own code wrote and read, for ``adopt``.
 
-Each entry becomes a message of a Celery task: in one step where the stream is in the database of ours; else it is
-stored behind a tag, deleted there, and the tag forgotten an hour later, so that a command which was killed and is run
-again stores nothing twice. What was acknowledged and not deleted has run, and stays.
+Each entry becomes a message of a Celery task: in one step where the stream is in the database of ours, and on a Redis
+Cluster in the same slot; else it is stored behind a tag, deleted there, and the tag forgotten an hour later, so that a
+command which was killed and is run again stores nothing twice. What was acknowledged and not deleted has run: it stays.
 """
 
 from __future__ import annotations
@@ -97,10 +97,13 @@ class ForeignStream:
         names = broker.queue_keys(queue)
         tags = keys.migration_keys(broker.prefix, queue).tags
         tag = f"{self.key} {entry.entry_id}"
-        target = [tags, names.streams[message.step], *([self.key] if here else [])]
+        client = broker.client
+        # In a cluster its key lies in a slot of its own, but where somebody chose the hash tag.
+        together = here and client.slot_of(self.key) == client.slot_of(tags)
+        target = [tags, names.streams[message.step], *([self.key] if together else [])]
         broker.client.call("SADD", keys.queues(broker.prefix), queue)
         stored = broker.client.run(TAKE_OVER, target, [tag, self.group or "", entry.entry_id, *message.as_fields()])
-        if not here:
+        if not together:
             removal: list[tuple[str, ...]] = [("XDEL", self.key, entry.entry_id)]
             if self.group is not None:
                 removal.insert(0, ("XACK", self.key, self.group, entry.entry_id))

@@ -118,7 +118,7 @@ def adopt(
     if task not in tasks:
         raise bad_input(f"The project has no task {task!r}{nearest(task, tasks)}")
     target = queue or _queue_of(app, task)
-    here = database is None or database == place(streams.url)[1]
+    here = database is None or str(database) == place(streams.url)[2]
     client = streams.broker.client if here else streams.new_client(int(database or 0))
     try:
         foreign = ForeignStream(client, key, group=group)
