@@ -44,6 +44,7 @@ module                 process      owns
 ``block_store``        web, worker  stores held messages in pipelines, and never twice
 ``turns``              worker       which workers watch the delayed messages of a queue
 ``notes``              all          what is noted of tracked tasks
+``late_notes``         all          the same for a node of a Redis Cluster that is away: until it is back
 ``states``             web, tools   in which state a tracked task is
 ``entries``            all          what the broker takes and gives: an entry, a delivery
 ``pages``              all          reads in steps that do not hold up Redis

@@ -12,7 +12,7 @@ from typing import Any
 
 from . import keys, notes, scripts
 from .broker import StreamBroker
-from .exceptions import BrokerError, BrokerFull, CeleryStreamsError, DuplicateTask
+from .exceptions import BrokerError, BrokerFull, BrokerUnavailable, CeleryStreamsError, DuplicateTask
 from .message import Message, pack
 from .partitions import queue_of
 from .redis_errors import is_full
@@ -80,6 +80,8 @@ def publish_blocks(
         added = replies.pop(0)
         if not isinstance(added, BrokerError):
             broker.introduced(queue, added=bool(added))
+        elif isinstance(added, BrokerUnavailable):
+            broker.not_introduced()
     return [_block_outcome(broker, block, reply) for block, reply in zip(blocks, replies, strict=True)]
 
 

@@ -32,6 +32,9 @@ __all__ = ("Promotion", "StreamBroker")
 #: forgotten it.
 _INTRODUCE_EVERY = 60.0
 
+#: Seconds after which it is tried again, where the node that keeps the names is away.
+_INTRODUCE_AGAIN = 30.0
+
 #: Queues that a publisher remembers to have introduced, in a project that makes queue names of its data.
 _MOST_INTRODUCED = 10_000
 
@@ -69,6 +72,8 @@ class StreamBroker:
         self.steps = steps
         #: Queue -> when its name is written to the set of all queues again.
         self._introduced: dict[str, float] = {}
+        #: Until when no name is written: the node of a cluster that keeps them is away.
+        self._unnamed_until = 0.0
 
     # -- names
 
@@ -127,7 +132,7 @@ class StreamBroker:
             QueueFull: the queue already holds ``max_length`` messages (waiting, pending, delayed and held together).
         """
         if self.is_new(queue):
-            self._introduce(queue)
+            self.introduce(queue)
         names = self.queue_keys(queue)
         key = names.streams[message.step]
         noted = [notes.waiting(self.prefix, queue, message)] if notes.is_tracked(message) else []
@@ -163,7 +168,7 @@ class StreamBroker:
             QueueFull: as in :meth:`publish`.
         """
         if self.is_new(queue):
-            self._introduce(queue)
+            self.introduce(queue)
         names = self.queue_keys(queue)
         stored = self.client.run(
             *notes.behind(
@@ -194,9 +199,14 @@ class StreamBroker:
 
     def is_new(self, queue: str) -> bool:
         """Return whether the name of ``queue`` is to be written to the set of all queues before it is published to."""
-        return time.monotonic() >= self._introduced.get(queue, 0.0)
+        return time.monotonic() >= max(self._introduced.get(queue, 0.0), self._unnamed_until)
 
-    def _introduce(self, queue: str) -> None:
+    def introduce(self, queue: str) -> None:
+        """Write the name of ``queue`` to the set of all queues.
+
+        Raises:
+            BrokerError: its node is away, or refuses; on a Redis Cluster not where another one is away.
+        """
         names = keys.queues(self.prefix)
         try:
             added = self.client.call("SADD", names, queue)
@@ -204,8 +214,13 @@ class StreamBroker:
             if self.client.slot_of(names) == self.client.slot_of(self.queue_keys(queue).streams[0]):
                 raise
             # Another node of a cluster is away. The one of the queue may take the message, and its workers know it.
+            self.not_introduced()
         else:
             self.introduced(queue, added=bool(added))
+
+    def not_introduced(self) -> None:
+        """Note that the node that keeps the names is away: not each message may wait for it."""
+        self._unnamed_until = time.monotonic() + _INTRODUCE_AGAIN
 
     def introduced(self, queue: str, *, added: bool = False) -> None:
         """Note that the name of ``queue`` was written to the set of all queues, and whether it was not there before.
@@ -413,7 +428,7 @@ class StreamBroker:
         if queue != entry.stream.queue and self.is_new(queue):
             # A full Redis refuses to remember the name, and yet the retry must be stored.
             with contextlib.suppress(BrokerFull):
-                self._introduce(queue)
+                self.introduce(queue)
         names = self.queue_keys(queue)
         return bool(
             self.client.run(

@@ -12,6 +12,7 @@ steps: that key lies elsewhere.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -23,8 +24,9 @@ from .cluster_nodes import ClusterNodes, NodeClient
 from .cluster_reads import ClusterReads
 from .connection import BlockingConnection, RedisClient, in_full, pairs
 from .exceptions import BrokerError, BrokerUnavailable, ConfigurationError, LoginRefused, SlotElsewhere
+from .late_notes import LateNotes
 from .redis_url import ConnectionOptions, make_pool, safe_url
-from .scripts import Behind, Script
+from .scripts import Behind, Command, Script
 
 __all__ = ("CLUSTER_SCHEMES", "ClusterClient", "connect", "is_cluster_url")
 
@@ -67,6 +69,7 @@ class ClusterClient(RedisClient):
         super().__init__(url, options)
         starts, _ = _start_nodes(url, self._options)
         self._cluster = ClusterNodes(starts, self._new_pool, self._options, shown=self.shown)
+        self._late = LateNotes(self._cluster, self._tried)
 
     def _new_pool(self) -> Any:
         return _start_nodes(self.url, self._options)[1]
@@ -171,10 +174,33 @@ class ClusterClient(RedisClient):
             if not isinstance(replies[index], BrokerError)
             for command in told(replies[index])
         ]
-        for said in self._send(behind, exchange) if behind else ():
-            if isinstance(said, BrokerError):
-                logger.debug("Cannot note the state of a tracked task: %s", said)
+        try:
+            self.note(behind)
+        except BrokerError as exc:
+            logger.debug("Cannot note the state of a tracked task: %s", exc)
         return replies
+
+    def note(self, commands: Sequence[Command]) -> None:
+        """Note states, each for itself; what a node that is away does not take is noted when it is back.
+
+        Raises:
+            BrokerError: one was refused; all were sent.
+        """
+        began = time.monotonic()
+        behind = [command for command in commands if self._late.takes(command[1][0])]
+        now = [command for command in commands if command not in behind] if behind else commands
+        replies = self._tried(now) if now else []
+        away = [command for command, said in zip(now, replies, strict=True) if isinstance(said, BrokerUnavailable)]
+        if behind:
+            self._late.keep(behind, since=began)
+        if away:
+            self._late.keep(away, since=began, away=True)
+        for said in replies:
+            if isinstance(said, BrokerError) and not isinstance(said, BrokerUnavailable):
+                raise said
+
+    def _tried(self, commands: Sequence[Command]) -> list[Any]:
+        return self._send(commands, lambda node, some: node.attempt(some))
 
     def _send(self, commands: Sequence[tuple[Any, ...]], exchange: _Exchange) -> list[Any]:
         replies: list[Any] = [None] * len(commands)

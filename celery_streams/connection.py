@@ -34,7 +34,7 @@ from .master_watch import MasterWatch
 from .redis_errors import count, no_cluster, no_scripts, translated
 from .redis_url import SOCKET_TIMEOUT, ConnectionOptions, make_pool, safe_url
 from .renewal import UNUSED_AT_MOST, connect, greatest_age, has_tokens, is_old, read_at_most
-from .scripts import Script
+from .scripts import Command, Script
 
 __all__ = (
     "BlockingConnection",
@@ -199,6 +199,14 @@ class RedisClient:
                     raise reply
                 replies[index] = None
         return replies
+
+    def note(self, commands: Sequence[Command]) -> None:
+        """Carry out commands that note states of tasks, each with one key.
+
+        Raises:
+            BrokerError: Redis is away, or refused; on a Redis Cluster what a node does not take is noted later.
+        """
+        self.call_all(commands)
 
     # -- where keys lie
 

@@ -114,7 +114,7 @@ def _cancel(broker: StreamBroker, queue: str, members: Sequence[str]) -> list[Me
     # Only over a state that waits for its time: the task may have been published again under its id.
     noted = [notes.note(broker.prefix, mark, "revoked", queue, must='"u":', r="cancelled") for mark in marks]
     for part in steps(noted, words=notes.WORDS):
-        broker.client.run(*notes.stands_alone(part))
+        broker.client.note(notes.stand_alone(part))
     return cancelled
 
 

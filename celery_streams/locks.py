@@ -116,8 +116,7 @@ def publish_unique(
         QueueFull: as in :meth:`StreamBroker.publish`.
     """
     if broker.is_new(queue):
-        added = broker.client.call("SADD", keys.queues(broker.prefix), queue)
-        broker.introduced(queue, added=bool(added))
+        broker.introduce(queue)
     names = broker.queue_keys(queue)
     # Not over a later state: a repetition stores nothing, and the task may have run.
     noted = broker.note_of(queue, message, due_ms=due_ms, member=member if due_ms else "", must="none")

@@ -21,7 +21,8 @@ JSON object, and behind a line feed the headers of the message. The JSON:
 ========  ============================================================================================================
 
 On a Redis Cluster the state of a task lies apart from its queue, and is noted in a step behind the verb. What the verb
-stored may have been run by then: such a note does not take the place of one of a later entry (:func:`_apart`).
+stored may have been run by then: such a note does not take the place of one of a later entry (:func:`_apart`). While
+the node of the state is away its notes are kept (``late_notes``), and know their place as well.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ __all__ = (
     "mark_of",
     "note",
     "running",
-    "stands_alone",
+    "stand_alone",
     "unless_in",
     "waiting",
 )
@@ -262,7 +263,6 @@ def _applies(on: str, reply: Any) -> bool:
     return int(on) not in positions
 
 
-def stands_alone(noted: Sequence[Note]) -> tuple[Script, list[str], list[Any]]:
-    """Return the command that notes states where no verb changes them."""
-    words = [word for one in noted for word in (one.on, one.kept_ms, one.must, one.text)]
-    return NOTE, [one.key for one in noted], [*words, "1"]
+def stand_alone(noted: Sequence[Note]) -> list[Command]:
+    """Return the commands that note states where no verb changes them, each for itself: their keys may lie apart."""
+    return [(NOTE, [one.key], [one.on, one.kept_ms, one.must, one.text, "1"]) for one in noted]

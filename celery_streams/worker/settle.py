@@ -560,8 +560,8 @@ class Settler:
                 entry = delivery.entry
                 self.insist(lambda: give_back(self.broker, entry, told), "give back the places of", entry)
             if noted is not None and acked_early:
-                command = notes.stands_alone([noted])
-                self.insist(lambda: self.broker.client.run(*command), "note the outcome of", delivery)
+                commands = notes.stand_alone([noted])
+                self.insist(lambda: self.broker.client.note(commands), "note the outcome of", delivery)
             return True
         if action is Action.HAND_OVER:
             to = receiver(outcome.taker)

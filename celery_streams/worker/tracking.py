@@ -47,7 +47,7 @@ class Tracking:
         if mark is None or time.monotonic() < self._unnoted_until:
             return
         try:
-            self._broker.client.run(*notes.stands_alone([self._running(mark, started, early=early)]))
+            self._broker.client.note(notes.stand_alone([self._running(mark, started, early=early)]))
         except BrokerError as exc:
             self._unnoted_until = time.monotonic() + _UNNOTED
             logger.debug("Cannot note that the task of entry %s starts: %s", started.entry, exc)

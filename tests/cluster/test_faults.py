@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from celery_streams import inspect, presence
+from celery_streams import inspect, keys, presence, state
 from celery_streams.cluster_map import slot_of
 from celery_streams.exceptions import BrokerError
 from tests.acceptance.conftest import Project
@@ -185,6 +186,78 @@ def test_tasks_of_a_killed_worker_are_claimed_while_a_node_hangs_that_does_not_h
             os.kill(server.pid, signal.SIGCONT)
         assert held.get(timeout=60) == "done"
         assert project.counted()[held.id] == 2
+
+
+@pytest.mark.parametrize("hangs", ["a queue", "who lives"])
+def test_outage_of_a_node_is_said_once_by_each_service(make_project: Callable[..., Project], hangs: str) -> None:
+    """It was said every 1.5 s that presence failed, and that it works again."""
+    with cluster(full_coverage=False) as nodes:
+        project = make_project(nodes, streams_visibility_timeout=VISIBILITY_TIMEOUT)
+        workers = nodes.owner("celery-streams:workers")
+        queues = nodes.queues_apart(9)
+        stuck = workers if hangs == "who lives" else (workers + 1) % 3
+        worker = project.worker(queues=",".join(queues), concurrency=2, options=["-l", "INFO"])
+        project.app()
+        eventually(lambda: len(presence.workers(project.broker)) == 1)
+        server = nodes.servers[stuck]
+
+        def said(what: str) -> Counter[str]:
+            return Counter(re.findall(rf"The service for ([\w -]+) {what}", worker.log))
+
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            eventually(lambda: said("failed"), timeout=30)
+            time.sleep(2 * VISIBILITY_TIMEOUT)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        eventually(lambda: said("works again") == said("failed"), timeout=30)
+
+        assert set(said("failed").values()) == {1}
+
+
+@pytest.mark.parametrize("replicas", [False, True], ids=["hangs", "fails over"])
+def test_states_are_right_again_when_the_shard_that_keeps_them_is_back(
+    make_project: Callable[..., Project], replicas: bool
+) -> None:
+    """A state whose node was away when its task moved stayed as it was before."""
+    with cluster(full_coverage=False, replicas=replicas) as nodes:
+        tracked = {"streams_track": "*", "streams_visibility_timeout": VISIBILITY_TIMEOUT}
+        project = make_project(nodes, **tracked)
+        app = project.app()
+        act = app.tasks["tests.proj.actions.act"]
+        queue, _, other = nodes.queues_apart(3)
+        project.worker(queues=f"{queue},{other}")
+        before = [act.apply_async(("sleep", n), {"seconds": 3}, queue=other) for n in range(2)]
+        for one in before:
+            project.starts(one.id)
+        away = (nodes.owner(stream(queue)) + 1) % 3
+        assert away not in {nodes.owner(stream(queue)), nodes.owner(stream(other))}
+        server = nodes.servers[away]
+
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL if replicas else signal.SIGSTOP)
+        try:
+            during = [act.apply_async(("retry", n), {"countdown": 0}, queue=queue) for n in range(20)]
+            fails = act.apply_async(("error", "on purpose"), queue=queue)
+            assert [one.get(timeout=60) for one in (*before, *during)] == [0, 1, *range(20)]
+            project.starts(fails.id)
+        finally:
+            if not replicas:
+                os.kill(server.pid, signal.SIGCONT)
+
+        wanted = {one.id: "succeeded" for one in (*before, *during)} | {fails.id: "dead"}
+        assert away in {nodes.owner(keys.state("celery-streams", one)) for one in wanted} or replicas
+
+        def wrong() -> dict[str, str]:
+            found = {one: state(app, one).state for one in wanted}
+            return {one: said for one, said in found.items() if said != wanted[one]}
+
+        def none_is_wrong() -> bool:
+            assert wrong() == {}
+            return True
+
+        eventually(none_is_wrong, timeout=30)
 
 
 def test_slot_held_open_for_longer_than_the_visibility_timeout_is_claimed_by_nobody(

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import pytest
 from celery import Celery
 
 import celery_streams
+from celery_streams import keys
 from celery_streams.broker import StreamBroker
+from celery_streams.cluster import ClusterClient
+from celery_streams.cluster_nodes import ClusterNodes
 from celery_streams.dead_letters import dead_letters, replay
 from celery_streams.entries import Delivery
+from celery_streams.exceptions import BrokerUnavailable
 from celery_streams.lanes import Lane, admit, release
+from celery_streams.late_notes import LateNotes
 from celery_streams.message import Message, encode
+from celery_streams.notes import NOTE
+from celery_streams.redis_url import ConnectionOptions
 from celery_streams.scripts import Command, Script
 from celery_streams.transfers import store_retry
 from celery_streams.worker.outcome import Action, Event, Outcome, Reason
@@ -25,7 +35,7 @@ from tests.support.eventually import eventually
 TASK = "a-task"
 
 
-class LateNotes:
+class Behindhand:
     """A client whose scripts leave what they note behind for :meth:`arrive`: another process is faster meanwhile."""
 
     def __init__(self, client: Any) -> None:
@@ -43,6 +53,13 @@ class LateNotes:
     def attempt(self, commands: Sequence[Any]) -> list[Any]:
         """Publish a block: only what notes comes late."""
         return [self.run(*one) if isinstance(one[0], Script) else self._client.call(*one) for one in commands]
+
+    def note(self, commands: Sequence[Command]) -> None:
+        self._late += commands
+
+    @property
+    def late(self) -> Sequence[Command]:
+        return self._late
 
     def arrive(self) -> None:
         assert self._late
@@ -111,10 +128,32 @@ def scene(nodes: Cluster, on_shards: StreamBroker) -> Iterator[Scene]:
     # The state lies elsewhere, so that it is noted in a step of its own.
     queue, other = nodes.queues_apart(2)
     on_shards.ensure_groups([queue, other])
-    late: Any = LateNotes(on_shards.client)
+    late: Any = Behindhand(on_shards.client)
     yield Scene(app, on_shards, StreamBroker(late), queue, other)
     celery_streams.streams_of(app).reload()
     app.close()
+
+
+def in_turn(scene: Scene) -> list[tuple[Command, str]]:
+    """Have a task start twice; returns its notes, none of which was written, and what each says."""
+    client: Any = scene.late.client
+    published(scene)
+    first = scene.read("first")
+    Tracking(scene.late, "first").start(first)
+    lost = scene.noting(scene.late, first, Outcome(Action.REQUEUE, crash=True), Event.LOST)
+    assert lost.requeue("first", first.entry, history={})
+    second = scene.read("second")
+    Tracking(scene.late, "second").start(second)
+    done = scene.noting(scene.late, second, Outcome(Action.ACK), Event.SUCCEEDED)
+    assert done.ack("second", [second.entry]) == []
+    return list(zip(client.late, ["queued", "running first", "queued", "running second", "succeeded"], strict=True))
+
+
+def written(scene: Scene) -> str:
+    said = json.loads(
+        scene.broker.client.call("GET", keys.state("celery-streams", TASK)).split(b" ", 2)[2].split(b"\n")[0]
+    )
+    return " ".join(filter(None, (said["s"], said.get("w"))))
 
 
 def published(scene: Scene) -> None:
@@ -245,3 +284,85 @@ def test_note_that_comes_late_is_taken_while_nobody_has_started_the_task(
     scene.arrive()
 
     assert scene.state() in ("queued", "retrying")
+
+
+@pytest.mark.parametrize("arrived", [False, True], ids=["all are kept", "the node had got the first"])
+def test_notes_that_are_written_late_in_any_order_end_with_the_last(scene: Scene, arrived: bool) -> None:
+    notes = in_turn(scene)
+    began = time.monotonic()
+
+    for count in range(1, len(notes) + 1):
+        for order in permutations(range(count)):
+            scene.broker.client.call("DEL", keys.state("celery-streams", TASK))
+            for place, at in enumerate(order):
+                script, names, (on, kept_ms, must, *rest) = notes[at][0]
+                # One as long ago as the steps are apart, at least.
+                ago = int((time.monotonic() - began) * 1000) + 10 * (len(notes) - at)
+                late = must if arrived and place == 0 else f"~{ago} {must}"
+                scene.broker.client.run(script, names, [on, kept_ms, late, *rest])
+
+            assert written(scene) == notes[count - 1][1], order
+
+
+@pytest.fixture
+def impatient(nodes: Cluster) -> Iterator[Callable[[], StreamBroker]]:
+    """Make brokers that wait for a node for a moment only."""
+    made: list[ClusterClient] = []
+    options = ConnectionOptions(transport={"socket_timeout": 0.2, "socket_connect_timeout": 0.2})
+
+    def make() -> StreamBroker:
+        made.append(ClusterClient(nodes.url, options))
+        return StreamBroker(made[-1])
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_states_that_their_node_did_not_take_are_noted_when_it_is_back(
+    scene: Scene, nodes: Cluster, impatient: Callable[[], StreamBroker]
+) -> None:
+    stuck = nodes.owner(keys.state("celery-streams", TASK))
+    queue = next(name for name in nodes.queues_apart(3) if nodes.owner(f"celery-streams:{{{name}}}") != stuck)
+    publisher, worker = impatient(), impatient()
+    for one in (publisher, worker):
+        one.ensure_groups([queue])
+        one.client.call("GET", keys.state("celery-streams", TASK))  # so that there are connections to all nodes
+
+    nodes.clients[stuck].call("CLIENT", "PAUSE", 1_500, "ALL")
+    publisher.publish(queue, scene.message())
+    (delivery,) = worker.read(worker.streams([queue]), "w", count=1)
+    Tracking(worker, "w").start(delivery)
+    began = time.monotonic()
+    assert scene.noting(worker, delivery, Outcome(Action.ACK), Event.SUCCEEDED).ack("w", [delivery.entry]) == []
+    waited = time.monotonic() - began
+
+    eventually(lambda: scene.state() == "succeeded")
+    assert waited < 0.2, "only the first one waited for the node"
+
+
+def test_notes_are_kept_in_bounded_number_and_for_a_bounded_time(
+    nodes: Cluster, shards: ClusterClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[int] = []
+
+    def refuse(commands: Sequence[Command]) -> list[Any]:
+        tried.append(len(commands))
+        return [BrokerUnavailable("away")] * len(commands)
+
+    late = LateNotes(
+        ClusterNodes([("127.0.0.1", nodes.servers[0].port)], shards._new_pool, ConnectionOptions(), shown=""),
+        refuse,
+        most=5,
+        seconds=1.0,
+    )
+    for number in range(8):
+        late.keep([(NOTE, [f"key-{number}"], ["0", 1_000, "", b"", "1"])], since=time.monotonic(), away=True)
+
+    assert len(late) == 5
+    assert [late.takes(f"key-{number}") for number in (3, 7)] == [True, True]
+
+    eventually(lambda: len(late) == 0)
+    assert tried
+    assert sum(one.args[0] for one in caplog.records if "were not noted" in one.message) == 8  # type: ignore[index,misc]
+    assert not late.takes("key-7")

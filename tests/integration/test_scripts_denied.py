@@ -30,7 +30,7 @@ from celery_streams.lanes import Lane, admit, keeping_place, let_go, release, va
 from celery_streams.locks import Lock, disown, holders, publish_unique, replace_unique, start, sweep, unlocking
 from celery_streams.message import Message, pack
 from celery_streams.migration import ADOPT, RECALL, SURRENDER, UNDELAY
-from celery_streams.notes import mark_of, note, stands_alone
+from celery_streams.notes import mark_of, note, stand_alone
 from celery_streams.pages import STEP_BYTES, preview, scan
 from celery_streams.pauses import pause_queue
 from celery_streams.recovery import busy_queues, clock_was_set, gather, recover
@@ -392,7 +392,7 @@ def publish_tracked(broker: StreamBroker, state: dict[str, bool]) -> None:
 def look_at_note(broker: StreamBroker, _: Any) -> None:
     mark = mark_of(message(7001)._replace(headers=TRACKED))
     assert mark is not None
-    broker.client.run(*stands_alone([note(broker.prefix, mark, "queued", QUEUE)]))
+    broker.client.note(stand_alone([note(broker.prefix, mark, "queued", QUEUE)]))
 
 
 USES: dict[str, dict[str, Use]] = {
