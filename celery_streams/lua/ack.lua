@@ -67,19 +67,18 @@ for i, key in ipairs(KEYS) do
     ours[i] = mine
 end
 -- One call for many entries costs less than one for each; Lua passes no more than some thousand arguments.
--- Deleted first: what is acknowledged and could not be deleted would be nobody's. And not before Redis is known to
--- permit both: what is deleted and still pending would look like work that somebody else deleted.
-local permitted = false
+-- Acknowledged first: what is deleted and still pending would look like work that somebody else deleted. What could not
+-- be deleted is pending again, for it would be nobody's.
 for i, key in ipairs(KEYS) do
     local ids = ours[i]
     for from = 1, #ids, 500 do
         local to = math.min(from + 499, #ids)
-        if not permitted then
-            redis.call('XACK', key, group, '0-0')
-            permitted = true
-        end
-        redis.call('XDEL', key, unpack(ids, from, to))
         redis.call('XACK', key, group, unpack(ids, from, to))
+        local reply = redis.pcall('XDEL', key, unpack(ids, from, to))
+        if type(reply) == 'table' and reply['err'] then
+            for n = from, to do redis.call('XCLAIM', key, group, consumer, 0, ids[n], 'FORCE', 'JUSTID') end
+            redis.call('XDEL', key, unpack(ids, from, to)) -- once more, to raise: it says where
+        end
     end
 end
 return lost

@@ -5,7 +5,7 @@ The command line, JSON and files say them in English.
 
 from __future__ import annotations
 
-from django.utils.translation import gettext, gettext_noop, ngettext, ngettext_lazy
+from django.utils.translation import gettext, ngettext, ngettext_lazy
 
 from celery_streams.said import Said
 
@@ -31,6 +31,11 @@ def check_text(check: str) -> str:
 
 def _translate(patterns: tuple[str, ...], count: int) -> str:
     return str(gettext(patterns[0]) if len(patterns) == 1 else ngettext(patterns[0], patterns[1], count))
+
+
+def gettext_noop(text: str) -> str:
+    """Mark a text for ``makemessages``; Django's own asks for settings, which an import must not need."""
+    return text
 
 
 #: Those of ``worker.outcome.Reason``, and of a dead letter that does not say.
@@ -185,6 +190,11 @@ SENTENCES = (
     gettext_noop("no message, worker or setting knows this queue; did you mean %(near)s?"),
     gettext_noop("What is said about it here is true of any name."),
     gettext_noop("Ask without a name for all queues."),
+    gettext_noop("%(stream)s begins with messages that were delivered and are in no consumer's list"),
+    gettext_noop(
+        "Somebody deleted their consumer or acknowledged them by hand (XGROUP, XACK), or made the group anew at its "
+        "end. They wait until a worker finds them, which looks once a minute."
+    ),
     gettext_noop("%(what)s; did you mean %(near)s?"),
     gettext_noop("Correct streams_partitions: %(near)s."),
     gettext_noop("Messages for %(near)s go to the stream all the same."),

@@ -208,7 +208,7 @@ def test_outage_of_a_node_is_said_once_by_each_service(make_project: Callable[..
         os.kill(server.pid, signal.SIGSTOP)
         try:
             eventually(lambda: said("failed"), timeout=30)
-            time.sleep(2 * VISIBILITY_TIMEOUT)
+            time.sleep(2 * VISIBILITY_TIMEOUT)  # it would be said again in this time
         finally:
             os.kill(server.pid, signal.SIGCONT)
         eventually(lambda: said("works again") == said("failed"), timeout=30)
