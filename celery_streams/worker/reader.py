@@ -357,10 +357,16 @@ class Reader:
             found = readable(watched, timeout=left if pause is None else min(left, pause))
             if self._wake in found:
                 self._on_wake()
-                changed = self.streams is not streams or self._handed is not None or self._looked_at == _NEVER
-                if changed or self._stopped():
+                if self._must_look_again(streams) or self._stopped():
                     self.disarm()
+        if not self._unblocked and readable([self._wake], timeout=0):
+            # It may have been said before what is here now was published: that its queue is paused, say.
+            self._on_wake()
+            self._unblocked = self._must_look_again(streams)
         return self.collect()
+
+    def _must_look_again(self, streams: Sequence[StreamRef]) -> bool:
+        return self.streams is not streams or self._handed is not None or self._looked_at == _NEVER
 
     def arm(self) -> Sequence[int]:
         """Send a blocking read; returns the descriptors one of which becomes readable when its reply is there.

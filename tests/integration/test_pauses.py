@@ -113,6 +113,55 @@ def test_what_a_read_that_was_ended_brought_of_a_paused_queue_goes_back_to_its_p
     assert [mine.next(1)[0] for _ in range(3)] == [1, 2, 3]
 
 
+def test_message_that_comes_after_the_pause_was_told_of_does_not_start_though_its_reader_has_not_heard_yet(
+    broker: StreamBroker, reading: MakeReading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a reader that is told of a pause, and a message that comes before it looks, as in a busy process
+    broker.ensure_groups(["q"])
+    mine = reading()
+    mine.on_command = lambda: setattr(mine.reader, "streams", list(mine.reader.streams))
+    arm = mine.reader.arm
+
+    def arm_late() -> Any:
+        descriptors = arm()
+        monkeypatch.undo()
+        pauses.pause_queue(broker, "q")
+        mine.command()
+        publish(broker, 1, 2)
+        eventually(mine.reader.due)
+        return descriptors
+
+    monkeypatch.setattr(mine.reader, "arm", arm_late)
+
+    # When it reads
+    found = mine.next(block=True)
+
+    # Then nothing starts, and the order is as it was
+    assert found == []
+    pauses.resume_queue(broker, "q")
+    assert [mine.next(1)[0] for _ in range(2)] == [1, 2]
+
+
+def test_command_that_changes_nothing_keeps_what_was_read_while_it_came(
+    broker: StreamBroker, reading: MakeReading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.ensure_groups(["q"])
+    mine = reading()
+    arm = mine.reader.arm
+
+    def arm_late() -> Any:
+        descriptors = arm()
+        mine.command()
+        publish(broker, 1, 2)
+        eventually(mine.reader.due)
+        return descriptors
+
+    monkeypatch.setattr(mine.reader, "arm", arm_late)
+
+    assert mine.next(block=True) == [1]
+    assert mine.heard == 1
+
+
 def test_reader_of_a_long_queue_looks_at_each_read(broker: StreamBroker, reading: MakeReading) -> None:
     # Given a reader in the midst of thousands of messages, which it reads without the script
     broker.ensure_groups(["q"])
