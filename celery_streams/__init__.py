@@ -27,7 +27,8 @@ module                 process      owns
 ``holding``            web, worker  ``bulk``, and groups in bulk
 ``bindings``           web, worker  to which queues a message goes
 ``tasks``              web, worker  ``shared_task``
-``async_tasks``        worker       ``async def`` tasks in every pool
+``async_tasks``        web, worker  runs an ``async def`` from code that is not asynchronous
+``awaited_tasks``      web, worker  which tasks are ``async def``, and has Celery call them as functions
 ``endable``            worker       a coroutine that limits can end
 ``running_task``       worker       what the code of a task may reach of its delivery
 ``conf``               all          the ``streams_*`` settings

@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import os
 import threading
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -109,9 +111,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def _run_here(coroutine: Coroutine[Any, Any, T]) -> T:
-    loop: asyncio.AbstractEventLoop | None = getattr(_local, "loop", None)
-    if loop is None or loop.is_closed():
-        loop = _local.loop = asyncio.new_event_loop()
+    loop = _loop_of_this_thread()
     endable = EndableCoroutine(coroutine)
     # Not by the loop, which is kept, and whose way of making tasks an earlier task may have replaced.
     task = asyncio.Task(endable, loop=loop)
@@ -136,6 +136,27 @@ def _run_here(coroutine: Coroutine[Any, Any, T]) -> T:
                 # The loop is kept, and would let it run on beside the next task of this thread.
                 endable.give_up()
         raise
+
+
+class _Kept:
+    """The loop of a thread, which is closed when the thread ends: one that nobody closes warns of it."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        weakref.finalize(self, _close, self.loop, os.getpid())
+
+
+def _close(loop: asyncio.AbstractEventLoop, pid: int) -> None:
+    # In a process that a task forked it would take the descriptors out of the selector that both share.
+    if os.getpid() == pid and not loop.is_running():
+        loop.close()
+
+
+def _loop_of_this_thread() -> asyncio.AbstractEventLoop:
+    kept: _Kept | None = getattr(_local, "kept", None)
+    if kept is None or kept.loop.is_closed():
+        kept = _local.kept = _Kept()
+    return kept.loop
 
 
 def _run_until_done(loop: asyncio.AbstractEventLoop, task: asyncio.Task[T]) -> T:

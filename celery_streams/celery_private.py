@@ -16,6 +16,7 @@ from billiard import common
 from celery import _state, signals
 from celery.app.amqp import AMQP
 from celery.app.task import Context, Task
+from celery.local import PromiseProxy
 from kombu import Connection, serialization
 from kombu.messaging import Producer
 from kombu.transport import TRANSPORT_ALIASES
@@ -43,6 +44,7 @@ __all__ = (
     "forget_producer_pool",
     "is_ending",
     "makes_tasks_later",
+    "on_new_tasks",
     "preferred_apps",
     "publish_batch",
     "publish_code",
@@ -265,6 +267,28 @@ def registered_tasks(app: Any) -> dict[str, Any]:
 def registered_task(app: Any, name: Any) -> Any:
     """Return a task of ``app`` as far as it is known by now, without finalizing the app; None when there is none."""
     return app._tasks.get(name)
+
+
+def on_new_tasks(app: Any, change: Callable[[Any], None]) -> None:
+    """Call ``change`` with each task that ``app`` makes or is given from now on, before anybody else has it.
+
+    Tasks that were declared before and are made at their first use are among them.
+    """
+
+    def changing(make: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(make)
+        def made(*args: Any, **kwargs: Any) -> Any:
+            task = make(*args, **kwargs)
+            change(task)
+            return task
+
+        return made
+
+    for name in ("_task_from_fun", "register_task"):
+        setattr(app, name, changing(getattr(app, name)))
+    for declared in list(app._pending):
+        if isinstance(declared, PromiseProxy):
+            declared.__then__(lambda task=declared: change(task))
 
 
 def error_of_retry() -> BaseException | None:

@@ -18,6 +18,7 @@ from . import celery_private
 from .aliases import answer_for_duplicates
 from .amqp import OUR_AMQP, STOCK_AMQP, adopt
 from .app import streams_of
+from .awaited_tasks import make_all_callable
 from .cluster import CLUSTER_SCHEMES, is_cluster_url
 from .exceptions import ConfigurationError
 from .holding import publish_groups_in_bulk
@@ -79,6 +80,7 @@ def install(app: Celery | None = None, *, queues: Any = None, enabled: Any = Non
         publish_by_plans(app, streams_of(app))
         celery_private.choose_backends(app, _backend_for)
         answer_for_duplicates(app, streams_of(app))
+        make_all_callable(app)
     # An app that was pickled for a spawned process has all that its classes and settings say, and not this.
     celery_private.choose_backends(app, _backend_for)
     if changes:

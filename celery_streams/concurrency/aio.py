@@ -23,10 +23,10 @@ from functools import partial
 from typing import Any, ClassVar
 
 from ..async_tasks import runner
+from ..awaited_tasks import is_async
 from ..endable import EndableCoroutine
 from ..running_task import current
 from ..worker.runner import Runner
-from ..worker.task_options import is_async
 from .ending import Endable, EndingPool, TaskEnded
 
 __all__ = ("TaskPool",)

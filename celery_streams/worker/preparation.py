@@ -17,8 +17,9 @@ from kombu.serialization import prepare_accept_content
 
 from .. import celery_private
 from ..app import Streams
+from ..awaited_tasks import make_callable
 from .contexts import keep_contexts
-from .task_options import TaskOptions, make_callable, options_of
+from .task_options import TaskOptions, options_of
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .. import celery_private
 from ..app import Streams
-from ..async_tasks import as_function, is_function_of_async
 from ..limits import Limits, limits_of
 from .outcome import Circumstances, Event, Outcome, decide
 
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
     from celery import Celery
     from celery.app.task import Task
 
-__all__ = ("TaskOptions", "is_async", "least_delivery_limit", "limits_in_force", "make_callable", "options_of")
+__all__ = ("TaskOptions", "least_delivery_limit", "limits_in_force", "options_of")
 
 _STOCK_REQUEST = "celery.worker.request:Request"
 _STOCK_STRATEGY = "celery.worker.strategy:default"
@@ -85,35 +83,6 @@ def least_delivery_limit(app: Celery, streams: Streams) -> int:
     """Return the smallest delivery limit of any task: before it no message of a dead worker needs a second look."""
     limits = (options_of(task, streams).given.delivery_limit for task in list(app.tasks.values()))
     return min([streams.conf.delivery_limit, *limits])
-
-
-def make_callable(task: Any) -> None:
-    """Let an ``async def`` task that was declared with Celery's own decorator run in every pool."""
-    wrapped = celery_private.autoretried_function(task)
-    fun = task.run if wrapped is None else wrapped
-    if is_function_of_async(fun):
-        return
-    cell = celery_private.pydantic_cell(fun)
-    if cell is not None:  # Celery's wrapper dumps what the function returns, which must not be a coroutine
-        cell.cell_contents = as_function(cell.cell_contents)
-        return
-    made = as_function(fun)
-    if made is fun:
-        return
-    if wrapped is None:
-        task.run = made
-    else:
-        celery_private.set_autoretried_function(task, made)
-
-
-def is_async(task: Any) -> bool:
-    """Return whether the task is an ``async def`` one, before :func:`make_callable` and after it."""
-    wrapped = celery_private.autoretried_function(task)
-    fun = task.run if wrapped is None else wrapped
-    cell = celery_private.pydantic_cell(fun)
-    if cell is not None:
-        fun = cell.cell_contents
-    return is_function_of_async(fun) or as_function(fun) is not fun
 
 
 def _flag(task: Any, name: str) -> bool:

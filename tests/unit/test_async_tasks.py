@@ -14,7 +14,7 @@ from celery.app.trace import build_tracer
 
 import celery_streams
 from celery_streams.async_tasks import as_function
-from celery_streams.worker.task_options import make_callable
+from celery_streams.awaited_tasks import make_callable
 
 
 class Flaky(Exception):

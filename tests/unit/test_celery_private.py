@@ -16,6 +16,7 @@ from celery.app.task import Context
 from celery.app.trace import TraceInfo
 from celery.canvas import Signature
 from celery.exceptions import Retry
+from celery.local import PromiseProxy
 from celery.worker import request as worker_request
 from hypothesis import given
 from hypothesis import strategies as st
@@ -118,6 +119,14 @@ NAMES: dict[str, tuple[Any, str]] = {
             }
         ),
         "async def tasks with pydantic=True are awaited before they are dumped (celery_private.pydantic_cell)",
+    ),
+    "Celery._task_from_fun, Celery._pending and PromiseProxy.__then__": (
+        lambda: (
+            callable(Celery._task_from_fun)
+            and hasattr(Celery("private", set_as_current=False), "_pending")
+            and callable(PromiseProxy.__then__)
+        ),
+        "async def tasks are called as functions by .apply() and stock workers, too (celery_private.on_new_tasks)",
     ),
     "Request._context": (
         lambda: hasattr(worker_request.Request, "_context"),
