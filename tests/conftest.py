@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import compileall
 import logging
 import os
 import signal
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +25,7 @@ from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
 from tests.support.cluster import Cluster, cluster
 from tests.support.eventually import eventually
+from tests.support.processes import ROOT
 from tests.support.threads import own_threads
 
 for _name in [name for name in os.environ if name.startswith("CELERY_")]:
@@ -35,6 +38,20 @@ settings.load_profile("suite")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Shells start background commands that way, and what they start inherits it: Ctrl-C would reach nobody.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+#: What the processes that tests start import from here.
+_STARTED = ("celery_streams", "django_integration", "tests/proj", "tests/support", "tests/django_project", "examples")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep byte code where Python keeps none (PYTHONDONTWRITEBYTECODE, as containers have it), once for all processes.
+
+    A worker would else compile the whole package when it starts, which is almost half of its start, a thousand times.
+    """
+    if sys.dont_write_bytecode and not hasattr(config, "workerinput"):
+        for folder in _STARTED:
+            compileall.compile_dir(ROOT / folder, quiet=2)
 
 
 @pytest.fixture(autouse=True)
