@@ -60,6 +60,7 @@ __all__ = (
     "take_broker_urls",
     "was_cancelled",
     "was_revoked",
+    "worker_task",
 )
 
 
@@ -177,6 +178,15 @@ def consumes_from_chosen(queues: Any) -> bool:
 def current_task() -> Any:
     """Return the task that runs in this thread, None outside of one."""
     return _state.get_current_task()
+
+
+def worker_task(app: Any) -> Any:
+    """Return ``app.current_worker_task``, the task in which something is published; in less time where none runs.
+
+    A process that only publishes has nothing in any stack of tasks, and looking for this thread's takes long.
+    """
+    storage = getattr(getattr(_state._task_stack, "_local", None), "__storage__", True)
+    return app.current_worker_task if storage else None
 
 
 def autoretried_function(task: Any) -> Any:

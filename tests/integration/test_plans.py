@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
+from uuid import RFC_4122, UUID
 
 import pytest
 from celery import Celery, Task, signals
@@ -334,6 +335,44 @@ def test_json_of_the_users_own_is_used(app: MakeApp, broker: StreamBroker) -> No
         registry._encoders["json"], registry._decoders["application/json"] = kept, decoder
 
     assert [fields[5] for *_, fields in take(broker)][-1] == b'"mine"'
+
+
+def test_ids_of_plans_are_random_uuids_as_those_of_celery(app: MakeApp, broker: StreamBroker) -> None:
+    t = with_task(app())
+
+    ids = [UUID(t.delay().id) for _ in range(200)]
+
+    assert [str(one) for one in ids] == [fields[1].split(b'"id":"')[1][:36].decode() for *_, fields in take(broker)]
+    assert len(set(ids)) == 200
+    assert {(one.version, one.variant) for one in ids} == {(4, RFC_4122)}
+    assert {str(one)[19] for one in ids} == set("89ab")
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_arguments_that_json_cannot_hold_are_refused_as_by_celery(
+    app: MakeApp, broker: StreamBroker, deep: bool
+) -> None:
+    t = with_task(app())
+    for _ in range(2):
+        t.delay([])
+    odd: list[Any] = []
+    odd.append(odd)
+    if deep:
+        odd = []
+        for _ in range(200_000):
+            odd = [odd]
+
+    def refusal() -> tuple[Any, str]:
+        with pytest.raises(Exception) as caught:
+            t.delay(odd)
+        return type(caught.value), str(caught.value)[:40]
+
+    by_plan = refusal()
+    with celerys_way():
+        assert refusal() == by_plan
+    t.delay("after")
+
+    assert len(take(broker)) == 3
 
 
 def test_publish_in_a_task_has_its_parent_and_root(app: MakeApp, broker: StreamBroker) -> None:

@@ -57,6 +57,10 @@ NAMES: dict[str, tuple[Any, str]] = {
         lambda: hasattr(_state._task_stack, "push"),
         "workers keep current_task for each context (celery_private.exchange_task_stack)",
     ),
+    "celery._state._task_stack._local.__storage__": (
+        lambda: _state._task_stack._local.__storage__ is not None,
+        "a process in which no task runs need not look for one at each publish (celery_private.worker_task)",
+    ),
     "celery.app.task.Task._app, Task.__bound__ and Task._backend": (
         lambda: (_task()._app is not None, _task().__bound__, _task()._backend) == (True, True, None),
         "the result of a publish is made without asking for the app and its backend (celery_private.new_result)",
