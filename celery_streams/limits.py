@@ -37,6 +37,7 @@ __all__ = (
     "parse_limits",
     "parse_numbers",
     "without_task",
+    "written_rate",
 )
 
 #: Header of a message that says the keys of its limits: the rate's, and the concurrency's.
@@ -227,6 +228,15 @@ def _rate(value: Any, where: str) -> float:
     if found < 0 or not math.isfinite(found) or (found and not math.isfinite(1000.0 / found)):
         raise ConfigurationError(f"{where}: a rate must be finite and not negative, got {_short(value)}")
     return found
+
+
+def written_rate(per_second: float) -> str:
+    """Return a rate as people write it: ``1/h``, and not ``0.000277778/s``."""
+    for unit, seconds in (("s", 1), ("m", 60), ("h", 3_600)):
+        number = per_second * seconds
+        if round(number) >= 1 and math.isclose(number, round(number), rel_tol=1e-9):
+            return f"{round(number)}/{unit}"
+    return f"{per_second:g}/s"
 
 
 def _count(value: Any, where: str) -> int:

@@ -11,7 +11,7 @@ from celery.bin.base import CeleryCommand, CeleryOption
 from ..app import Streams, streams_of
 from ..exceptions import ConfigurationError
 from ..lanes import held_lanes, limits_in_redis, reset_limits, set_limits
-from ..limits import Limits, limits_of, parse_numbers, without_task
+from ..limits import Limits, limits_of, parse_numbers, without_task, written_rate
 from ..locks import count_locks
 from ..printable import printable
 from ..spelling import nearest
@@ -105,7 +105,7 @@ def _show(app: Celery, *, as_json: bool, no_color: bool) -> None:
     for row in rows:
         table.add(
             row["task"],
-            "-" if not row["rate"] else f"{row['rate']:g}/s",
+            row["rate_written"] or "-",
             row["concurrency"] or "-",
             row["concurrency_per_key"] or "-",
             ", ".join(sorted({key for key in (row["rate_key"], row["concurrency_key"]) if key})) or "-",
@@ -147,6 +147,7 @@ def _rows(app: Celery, streams: Streams) -> list[dict[str, Any]]:
             {
                 "task": name,
                 "rate": found.rate or None,
+                "rate_written": written_rate(found.rate) if found.rate else None,
                 "rate_key": _shown(found.rate_key),
                 "concurrency": found.concurrency,
                 "concurrency_key": _shown(found.concurrency_key),
