@@ -21,8 +21,6 @@ local wanted, new, penalty = cjson.decode(ARGV[7]), ARGV[8] ~= '1', tonumber(ARG
 local now = clock()
 local queue = queue_of(10, tonumber(ARGV[10]), group, {[wanted.task] = wanted})
 local lasting = wanted.limit or wanted.key_limit
-open_full(at.held)
-movable(at)
 
 local place = not penalty and redis.call('HGET', at.places, entry)
 if place then
@@ -36,6 +34,8 @@ if place then
     vacate(at, queue, entry, now)
     new = false
 end
+open_full(at.held)
+movable(at)
 local before = lane_in(redis.call('HGET', at.lanes, lane))
 local leads = not before
 if before and not new and not penalty then

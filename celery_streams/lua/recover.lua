@@ -108,15 +108,18 @@ local function recover(i, id, fields, holder, silent)
         return (to_front and steps + step or step) .. ':' .. copy
     end
     if string.sub(holder, -7) == '.handed' then return carry_place(at, entry, ahead(storable(fields))) end
-    if holder == 'nobody' then
-        local past = sane(named.history)
-        if type(past.first) ~= 'string' then past.first = id end
-        past.redelivered = 1
+    local function again(past)
         kept = storable(kept)
         kept[#kept + 1] = 'history'
         kept[#kept + 1] = cjson.encode(past)
         ahead(kept)
-        return quit_place(at, queue, entry)
+        quit_place(at, queue, entry)
+    end
+    if holder == 'nobody' then
+        local past = sane(named.history)
+        if type(past.first) ~= 'string' then past.first = id end
+        past.redelivered = 1
+        return again(past)
     end
     local past = crashed(id, named.history, holder, silent)
     if past.crashes > #pauses then
@@ -125,13 +128,7 @@ local function recover(i, id, fields, holder, silent)
         return quit_place(at, queue, entry)
     end
     local pause = pauses[past.crashes] - silent
-    if not plain or pause <= 0 then
-        kept = storable(kept)
-        kept[#kept + 1] = 'history'
-        kept[#kept + 1] = cjson.encode(past)
-        ahead(kept)
-        return quit_place(at, queue, entry)
-    end
+    if not plain or pause <= 0 then return again(past) end
     local due = now + pause
     -- Entry ids are unique within one stream only.
     local member = past.first .. ':crash:' .. past.crashes .. ':' .. (i - 5) .. ':' .. id

@@ -23,8 +23,20 @@ local function told(at, lane)
     return known
 end
 
+-- Counts what `release_lane` released of a lane; or has that wait for what bars it.
+local function went(at, queue, lane, barrier, till)
+    if barrier == 'E' then
+        redis.call('ZREM', at.ready, lane)
+    elseif barrier then
+        line_up(at, lane, barrier, till)
+    else
+        count, left = count + 1, left - 1
+        if till then queue.more[till] = true end
+    end
+end
+
 -- Releases what waits for the tokens of a rate that several lanes share, lane after lane in turn.
-local function release_rate(at, queue, name, places)
+local function release_rate(at, queue, name)
     local limit = 'R' .. string.sub(name, 2)
     while left > 0 do
         local turn = redis.call('ZRANGEBYLEX', at.ring, '[' .. limit .. '\0', '(' .. limit .. '\1', 'LIMIT', 0, 1)[1]
@@ -39,23 +51,18 @@ local function release_rate(at, queue, name, places)
             return
         end
         redis.call('ZREM', at.ring, turn)
-        if barrier == 'E' then
-            redis.call('ZREM', at.ready, lane)
-        elseif barrier then
-            line_up(at, lane, barrier, till)
-        else
-            count, left = count + 1, left - 1
-            if till then places[till] = true end
-        end
+        went(at, queue, lane, barrier, till)
     end
 end
 
 local function look(base)
     local at, queue = shelf(base), queue_of(base + 8, steps, group, limits)
     if redis.call('EXISTS', at.held) == 0 then return end
-    open_full(at.held)
-    movable(at)
+    at.wake = nil -- whoever releases is told when to look again
+    queue.more = {} -- tasks of which more may wait for places, which goes on as all that does
     if all then
+        open_full(at.held)
+        movable(at)
         for _, lane in ipairs(redis.call('ZRANGE', at.ready, 0, 9999)) do
             told(at, lane)
             if tonumber(redis.call('ZSCORE', at.ready, lane)) < 9e15 then redis.call('ZADD', at.ready, now, lane) end
@@ -72,28 +79,20 @@ local function look(base)
         end
         for task in pairs(limits) do count = count + release_next(at, queue, task, now) end
     end
-    local places = {}
     while left > 0 do
         local lanes = redis.call('ZRANGEBYSCORE', at.ready, '-inf', now, 'LIMIT', 0, math.min(left, 100))
+        if #lanes == 0 then break end
+        open_full(at.held)
+        movable(at)
         for _, lane in ipairs(lanes) do
             if string.byte(lane) == 255 then
-                release_rate(at, queue, lane, places)
+                release_rate(at, queue, lane)
             else
-                local barrier, till = release_lane(at, queue, lane, now)
-                if barrier == 'E' then
-                    redis.call('ZREM', at.ready, lane)
-                elseif barrier then
-                    line_up(at, lane, barrier, till)
-                else
-                    count, left = count + 1, left - 1
-                    if till then places[till] = true end
-                end
+                went(at, queue, lane, release_lane(at, queue, lane, now))
             end
         end
-        if #lanes == 0 then break end
     end
-    -- What had a time to wait for goes on as what waits for places does.
-    for task in pairs(places) do count = count + release_next(at, queue, task, now) end
+    for task in pairs(queue.more) do count = count + release_next(at, queue, task, now) end
     local head = redis.call('ZRANGE', at.ready, 0, 0, 'WITHSCORES')[2]
     if head then
         local wait = math.max(math.ceil(tonumber(head) - now), 0)

@@ -36,7 +36,10 @@ def _value(client: RedisClient, key: bytes) -> Any:
         return _stream(client, key)
     if kind == "zset":
         flat = client.call("ZRANGE", key, 0, -1, "WITHSCORES")
-        return {member.decode(): float(score) for member, score in zip(flat[::2], flat[1::2], strict=True)}
+        return {
+            member.decode(errors="surrogateescape"): float(score)
+            for member, score in zip(flat[::2], flat[1::2], strict=True)
+        }
     if kind == "hash":
         flat = client.call("HGETALL", key)
         return dict(zip([name.decode() for name in flat[::2]], flat[1::2], strict=True))

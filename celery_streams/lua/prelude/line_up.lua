@@ -17,7 +17,7 @@ local function line_up(at, lane, barrier, till)
     end
     local name = rate and '\255' .. rate or lane
     redis.call('ZADD', at.ready, string.format('%.3f', till), name)
-    if redis.call('ZRANGE', at.ready, 0, 0)[1] == name then
+    if at.wake and redis.call('ZRANGE', at.ready, 0, 0)[1] == name then
         -- No delayed message is due for it. They look now and then all the same, so nothing may fail for it.
         redis.pcall('XADD', at.wake, 'MAXLEN', 1, '*', 'ready', '9000000000000')
     end
