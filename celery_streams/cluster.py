@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from .chance import chance
 from .cluster_listener import CHECK_EVERY, ListWait, Subscription
 from .cluster_map import Address, key_of, slot_of
-from .cluster_nodes import ClusterNodes, NodeClient
+from .cluster_nodes import ClusterNodes, NodeClient, not_ready
 from .cluster_reads import ClusterReads
 from .connection import BlockingConnection, RedisClient, in_full, pairs
 from .exceptions import BrokerError, BrokerUnavailable, ConfigurationError, LoginRefused, SlotElsewhere
@@ -120,7 +120,7 @@ class ClusterClient(RedisClient):
                 error = exc
                 continue
             return node.pool()
-        raise error or BrokerUnavailable(f"The cluster at {self.shown} is not ready: no slot is served")
+        raise error or BrokerUnavailable(not_ready(self.shown))
 
     # -- commands
 
@@ -224,7 +224,7 @@ class ClusterClient(RedisClient):
             if not left:
                 break
         for index in left:
-            replies[index] = BrokerUnavailable(f"The cluster at {self.shown} is not ready: {replies[index]}")
+            replies[index] = BrokerUnavailable(not_ready(self.shown, str(replies[index])))
         return replies
 
     def _heard(self, node: NodeClient, reply: Any, command: tuple[Any, ...], exchange: _Exchange) -> Any:

@@ -17,9 +17,10 @@ from .cluster_map import Address, slot_of, slot_owners
 from .connection import RedisClient
 from .exceptions import BrokerError, BrokerUnavailable, ClusterNode, ReplyLost, SlotElsewhere
 from .redis_url import ConnectionOptions
+from .said import Said, say
 from .scripts import Script
 
-__all__ = ("ClusterNodes", "NodeClient")
+__all__ = ("ClusterNodes", "NodeClient", "not_ready")
 
 #: Seconds between two looks at which node serves what, however often something failed meanwhile.
 _LOOK_AGAIN = 0.25
@@ -32,6 +33,11 @@ _AVOIDED = 10.0
 
 #: What MOVED and ASK say behind their first word, which redis-py cuts off.
 _ELSEWHERE = re.compile(r"^(?:MOVED |ASK )?([0-9]+) (\S*):([0-9]+)$")
+
+
+def not_ready(shown: str, why: str = "") -> Said:
+    """Return that a cluster does not serve, because it has no slot where nothing else is said."""
+    return say("The cluster at %(server)s is not ready: %(error)s", server=shown, error=why or say("no slot is served"))
 
 
 class NodeClient(RedisClient):
@@ -61,7 +67,9 @@ class NodeClient(RedisClient):
 
     def _take(self) -> Any:
         if time.monotonic() < self._rests_until:
-            raise BrokerUnavailable(f"Redis at {self.shown} did not answer just now; it is asked again in a moment")
+            raise BrokerUnavailable(
+                say("Redis at %(server)s did not answer just now; it is asked again in a moment", server=self.shown)
+            )
         return super()._take()
 
     def _translate(self, exc: Exception, sent: str | Script) -> BrokerError:
@@ -153,7 +161,7 @@ class ClusterNodes:
         owner = next(filter(None, self._owners)) if slot is None else self._owners[slot]
         if owner is None:
             self._is_stale = True
-            raise BrokerUnavailable(f"The cluster at {self._shown} is not ready: no node serves slot {slot}")
+            raise BrokerUnavailable(not_ready(self._shown, say("no node serves slot %(slot)s", slot=str(slot))))
         return self.at(owner)
 
     def at(self, address: Address) -> NodeClient:
@@ -196,7 +204,7 @@ class ClusterNodes:
             if isinstance(reply, ReplyLost):
                 raise reply
             error = error or reply
-        raise error or BrokerUnavailable(f"The cluster at {self._shown} is not ready: no slot is served")
+        raise error or BrokerUnavailable(not_ready(self._shown))
 
     def doubt(self, node: NodeClient) -> None:
         """Ask who serves what before the next command: ``node`` is away, or does not serve."""
@@ -226,7 +234,7 @@ class ClusterNodes:
                 error = error or exc
                 continue
             if not any(owners):
-                error = error or BrokerUnavailable(f"The cluster at {self._shown} is not ready: no slot is served")
+                error = error or BrokerUnavailable(not_ready(self._shown))
                 continue
             self._owners, self._is_stale = owners, False
             for address in self._nodes.keys() - set(owners) - set(self.starts):

@@ -34,6 +34,7 @@ from .master_watch import MasterWatch
 from .redis_errors import count, no_cluster, no_scripts, translated
 from .redis_url import SOCKET_TIMEOUT, ConnectionOptions, make_pool, safe_url
 from .renewal import UNUSED_AT_MOST, connect, greatest_age, has_tokens, is_old, read_at_most
+from .said import say
 from .scripts import Command, Script
 
 __all__ = (
@@ -261,8 +262,11 @@ class RedisClient:
         if said.get(b"role") in (b"replica", b"slave"):
             # A failover may make a primary of it: whoever is patient asks again.
             raise ServerIsReplica(
-                f"The server at {self.shown} is a replica and takes no writes: use the address of the primary, "
-                "or sentinel://"
+                say(
+                    "The server at %(server)s is a replica and takes no writes: use the address of the primary, "
+                    "or sentinel://",
+                    server=self.shown,
+                )
             )
         self._run_a_script()
 
@@ -365,7 +369,7 @@ class RedisClient:
             self._watch = MasterWatch(self._pool.sentinel_manager, self._pool.service_name)
             self._generation = 0
         if not self._watch.wait(timeout=self._master_patience):
-            raise BrokerUnavailable(f"Redis at {self.shown} is not ready: a failover is under way")
+            raise BrokerUnavailable(say("Redis at %(server)s is not ready: a failover is under way", server=self.shown))
         if self._generation != self._watch.generation:
             self._generation = self._watch.generation
             self.close()

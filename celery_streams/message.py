@@ -30,6 +30,7 @@ from kombu.utils.json import JSONEncoder, object_hook
 
 from .compact import expand_headers, expand_properties, is_compact, shorten
 from .exceptions import MessageError
+from .said import say
 
 __all__ = (
     "FIELDS",
@@ -76,7 +77,7 @@ def decode_json(raw: bytes) -> Any:
             end = -1
         return value if end == len(text) else _plain_decode(text)
     except Exception as exc:  # kombu's decoders, and those that users register, raise anything
-        raise MessageError(f"not JSON: {exc}") from exc
+        raise MessageError(say("not JSON: %(error)s", error=str(exc))) from exc
 
 
 def decode_object(raw: bytes) -> dict[str, Any]:
@@ -171,7 +172,7 @@ class Message(NamedTuple):
         try:
             headers, properties = (_plain_decode(raw.decode()) for raw in (self.headers, self.properties))
         except ValueError as exc:
-            raise MessageError(f"not JSON: {exc}") from exc
+            raise MessageError(say("not JSON: %(error)s", error=str(exc))) from exc
         headers = expand_headers(_as_object(headers, "headers"))
         properties = expand_properties(_as_object(properties, "properties"), headers["id"])
         return self._replace(headers=encode_json(headers).encode(), properties=encode_json(properties).encode())
@@ -317,5 +318,5 @@ def _sane(history: dict[str, Any]) -> dict[str, Any]:
 
 def _as_object(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise MessageError(f"{what} must be a JSON object, not {type(value).__name__}")
+        raise MessageError(say("%(what)s must be a JSON object, not %(kind)s", what=what, kind=type(value).__name__))
     return value

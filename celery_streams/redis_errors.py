@@ -26,6 +26,7 @@ from .exceptions import (
     NotPermitted,
     ScriptsRefused,
 )
+from .said import Said, say
 from .scripts import Script
 
 __all__ = ("ERROR_KINDS", "count", "count_errors", "explained", "is_full", "no_cluster", "no_scripts", "translated")
@@ -86,21 +87,25 @@ _PASSWORD_WANTED = re.compile(r"Authentication required|HELLO must be called wit
 
 #: Commands that every Redis has, and a Sentinel has not.
 _EVERYWHERE = frozenset(("GET", "HGETALL", "SMEMBERS", "TIME", "XADD"))
-_SENTINEL = " (if it is a Sentinel, use sentinel:// and name the master with ?master_name=...)"
+_SENTINEL = say(" (if it is a Sentinel, use sentinel:// and name the master with ?master_name=...)")
+_NO_SENTINEL = say(" (that server is no Sentinel: use redis://)")
 
 #: What a TLS handshake ends with where nobody speaks TLS: a Redis waits for the end of the line.
 _NO_TLS = re.compile("Timeout connecting|WRONG_VERSION_NUMBER|UNEXPECTED_EOF|EOF occurred|Connection reset")
 _TLS_SCHEMES = ("rediss", "valkeys")
-_NO_TLS_HINT = " (does it speak TLS? If not, use redis://)"
+_NO_TLS_HINT = say(" (does it speak TLS? If not, use redis://)")
+_NO_FILE = say(" (a file that its TLS options name is not there)")
 
 #: What to do about a certificate that nobody known has signed.
-_UNVERIFIED = (
+_UNVERIFIED = say(
     " (name the CA that signed it with ?ssl_ca_certs=FILE, or turn off verification with ?ssl_cert_reqs=CERT_NONE)"
 )
 
 #: What to do about a Redis that takes no writes, because its disk or its memory is full.
-_DISK_FULL = "look at its log, and make room on its disk; then BGSAVE has it try again"
-_MEMORY_FULL = "raise maxmemory, or start more workers: they go on, and make room; streams_max_length bounds queues"
+_DISK_FULL = say(" (look at its log, and make room on its disk; then BGSAVE has it try again)")
+_MEMORY_FULL = say(
+    " (raise maxmemory, or start more workers: they go on, and make room; streams_max_length bounds queues)"
+)
 
 #: How they say, to scripts too, that their memory is full.
 _FULL = "OOM command"
@@ -122,31 +127,56 @@ def translated(exc: Exception, sent: str | Script, *, shown: str, database: bool
     # of which it says everything.
     text = str(exc).partition(" : <redis.")[0].rstrip(".") or type(exc).__name__
     command = f"{sent.name}.lua" if isinstance(sent, Script) else sent
-    failed = f"Redis at {shown} failed {command}: {text}"
+    failed = say("Redis at %(server)s failed %(command)s: %(error)s", server=shown, command=command, error=text)
     if isinstance(exc, redis.exceptions.AuthenticationError) or text.startswith(("NOAUTH", "WRONGPASS")):
         if let_in:
             # Its token ended, or the next one is not known there yet: the provider is asked for another.
-            return BrokerUnavailable(f"Redis at {shown} refused the login with a token: {text}")
+            return BrokerUnavailable(
+                say("Redis at %(server)s refused the login with a token: %(error)s", server=shown, error=text)
+            )
         if _PASSWORD_WANTED.search(text):  # Redis 7 answers HELLO with a paragraph
-            text = "it asks for a password (redis://:PASSWORD@HOST, or redis://USER:PASSWORD@HOST)"
-        return LoginRefused(f"Redis at {shown} refused the login: {text}")
+            text = say("it asks for a password (redis://:PASSWORD@HOST, or redis://USER:PASSWORD@HOST)")
+        return LoginRefused(say("Redis at %(server)s refused the login: %(error)s", server=shown, error=text))
     if database and _ONE_DATABASE.match(text):
         return DatabaseRefused(
-            f"Redis at {shown} has no such database ({text}): use database 0, and streams_key_prefix to keep "
-            "projects apart"
+            say(
+                "Redis at %(server)s has no such database (%(error)s): use database 0, and streams_key_prefix to keep "
+                "projects apart",
+                server=shown,
+                error=text,
+            )
         )
     if _NO_SCRIPTS.match(text):
         return ScriptsRefused(no_scripts(shown, text))
     if _SCRIPT_DENIED in text and isinstance(sent, Script):
-        return NotPermitted(f"Redis at {shown} does not permit {_denied_call(sent, text)} ({command}): {text}")
+        return NotPermitted(
+            say(
+                "Redis at %(server)s does not permit %(command)s (%(script)s): %(error)s",
+                server=shown,
+                command=_denied_call(sent, text),
+                script=command,
+                error=text,
+            )
+        )
     if isinstance(exc, redis.exceptions.NoPermissionError) or "NOPERM" in text:
         kind = KeyNotPermitted if _KEY_DENIED in text else NotPermitted
-        return kind(f"Redis at {shown} does not permit {command}: {text}")
+        return kind(
+            say("Redis at %(server)s does not permit %(command)s: %(error)s", server=shown, command=command, error=text)
+        )
+    hint: str
     if _NO_COMMAND.match(text):
         hint = _SENTINEL if command in _EVERYWHERE else ""
         if "'SENTINEL'" in text:
-            hint = " (that server is no Sentinel: use redis://)"
-        return CommandMissing(f"Redis at {shown} does not have {command}: {text}{hint}")
+            hint = _NO_SENTINEL
+        return CommandMissing(
+            say(
+                "Redis at %(server)s does not have %(command)s: %(error)s%(hint)s",
+                server=shown,
+                command=command,
+                error=text,
+                hint=hint,
+            )
+        )
     if isinstance(exc, tuple(_CLUSTER_WORDS)) or _CLUSTER.search(text):
         said = _CLUSTER_WORDS.get(type(exc), "")
         return ClusterNode(no_cluster(shown, f"{said}{text}"))
@@ -155,18 +185,24 @@ def translated(exc: Exception, sent: str | Script, *, shown: str, database: bool
         if shown.startswith(_TLS_SCHEMES) and _NO_TLS.search(text):
             hint = _NO_TLS_HINT
         elif shown.startswith(_TLS_SCHEMES) and "No such file or directory" in text:
-            hint = " (a file that its TLS options name is not there)"
-        return BrokerUnavailable(f"Redis at {shown} cannot be reached: {text}{hint}")
+            hint = _NO_FILE
+        return BrokerUnavailable(
+            say("Redis at %(server)s cannot be reached: %(error)s%(hint)s", server=shown, error=text, hint=hint)
+        )
     if isinstance(exc, redis.exceptions.InvalidResponse):
-        return BrokerError(f"{failed} (what listens there is no Redis, or wants TLS: rediss://)")
+        return BrokerError(say("%(what)s (what listens there is no Redis, or wants TLS: rediss://)", what=failed))
     about_key = _ABOUT_A_KEY.search(text)
     if about_key:
         return GroupMissing(failed) if about_key[1] == "NOGROUP" else KeyOfOtherType(failed)
     if isinstance(exc, _PASSING_ERRORS) or _PASSING.search(text):
-        hint = f" ({_DISK_FULL})" if "MISCONF" in text else ""
-        return BrokerUnavailable(f"Redis at {shown} is not ready: {text}{hint}")
+        hint = _DISK_FULL if "MISCONF" in text else ""
+        return BrokerUnavailable(
+            say("Redis at %(server)s is not ready: %(error)s%(hint)s", server=shown, error=text, hint=hint)
+        )
     if isinstance(exc, redis.exceptions.OutOfMemoryError) or is_full(text):
-        return BrokerFull(f"Redis at {shown} is full: {text} ({_MEMORY_FULL})")
+        return BrokerFull(
+            say("Redis at %(server)s is full: %(error)s%(hint)s", server=shown, error=text, hint=_MEMORY_FULL)
+        )
     if text.startswith("BUSYGROUP"):
         return GroupExists(failed)
     if text.startswith(("no such key", "ERR no such key")):
@@ -174,19 +210,23 @@ def translated(exc: Exception, sent: str | Script, *, shown: str, database: bool
     return BrokerError(failed)
 
 
-def no_cluster(shown: str, said: str) -> str:
+def no_cluster(shown: str, said: str) -> Said:
     """Return what to do about a server that says it is a node of a Redis Cluster."""
-    return (
-        f"Redis at {shown} is a node of a Redis Cluster ({said}): set broker_url, or streams_url, to "
-        "redis+cluster://HOST:PORT (rediss+cluster:// with TLS)"
+    return say(
+        "Redis at %(server)s is a node of a Redis Cluster (%(error)s): set broker_url, or streams_url, to "
+        "redis+cluster://HOST:PORT (rediss+cluster:// with TLS)",
+        server=shown,
+        error=said,
     )
 
 
-def no_scripts(shown: str, said: str) -> str:
+def no_scripts(shown: str, said: str) -> Said:
     """Return what to do about a server that runs no Lua scripts."""
-    return (
-        f"Redis at {shown} runs no Lua scripts ({said}), without which streams do not work; use a server or a "
-        "plan that permits EVAL"
+    return say(
+        "Redis at %(server)s runs no Lua scripts (%(error)s), without which streams do not work; use a server or a "
+        "plan that permits EVAL",
+        server=shown,
+        error=said,
     )
 
 

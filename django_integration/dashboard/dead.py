@@ -26,6 +26,7 @@ from .arguments import LONG, are_hidden, are_raw_hidden, not_kept, show
 from .exports import MOST, as_file
 from .last import see
 from .look import Look
+from .sentences import error_text
 from .waiting import attempts_of, family_of
 
 __all__ = ("dead", "describe", "find", "key_of", "message", "parse_key", "read_filter")
@@ -214,7 +215,7 @@ def message(look: Look) -> HttpResponse:
             headers, history = content.decode_headers(), content.decode_history()
             history.pop(ATTEMPTS, None)
         except MessageError as exc:
-            trouble = str(exc)
+            trouble = error_text(exc)
     arguments = "shown" if look.text("arguments") == "shown" else ""
     raw_hidden = are_raw_hidden(look)
     context = {

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from celery_streams import BrokerError
 
 from .look import Look
+from .sentences import error_text
 
 __all__ = ("Seen", "see")
 
@@ -56,7 +57,7 @@ def see(look: Look, name: str, ask: Callable[[], T], *, keep: Callable[[T], T] =
             if key not in _seen:
                 raise
             value, at = _seen[key]
-        return Seen(value, str(exc), at)
+        return Seen(value, error_text(exc), at)
     with _lock:
         _seen.pop(key, None)
         _seen[key] = keep(found), time.time()

@@ -20,6 +20,7 @@ from . import actions, dead, delayed, doctor, held, history, queues, waiting, wo
 from .exports import FORMATS
 from .look import Look
 from .place import Place
+from .sentences import error_text
 
 __all__ = ("PAGES", "Page", "urls")
 
@@ -85,26 +86,25 @@ def _view(page: Page, place_of: Callable[[HttpRequest], Place]) -> View:
             if kind and request.method in _READ and kind not in page.formats:
                 return _trouble(look, _("No such format"), _no_format(page, kind), 400)
             if request.method == "POST" and page.needs_redis and (error := _why_away(look)):
-                return _trouble(
-                    look, _("Redis does not answer"), _("Nothing was done: %(error)s") % {"error": error}, 503
-                )
+                text = _("Nothing was done: %(error)s") % {"error": error_text(error)}
+                return _trouble(look, _("Redis does not answer"), text, 503, error)
             return page.view(look)
         except BrokerError as exc:
-            return _trouble(look, _("Redis does not answer"), str(exc), 503)
+            return _trouble(look, _("Redis does not answer"), error_text(exc), 503, exc)
         except (ConfigurationError, ImproperlyConfigured) as exc:
-            return _trouble(look, _("Not configured"), str(exc), 500)
+            return _trouble(look, _("Not configured"), error_text(exc), 500, exc)
 
     update_wrapper(view, page.view)
     guarded: View = never_cache(csrf_protect(view))
     return guarded
 
 
-def _why_away(look: Look) -> str:
+def _why_away(look: Look) -> BrokerError | None:
     try:
         look.streams.broker.clock_ms()
     except BrokerError as exc:
-        return str(exc)
-    return ""
+        return exc
+    return None
 
 
 def _no_format(page: Page, kind: str) -> str:
@@ -114,8 +114,8 @@ def _no_format(page: Page, kind: str) -> str:
     return str(_("This page cannot be had as “%(kind)s”; there are: %(known)s.") % about)
 
 
-def _trouble(look: Look, title: str, text: str, status: int) -> HttpResponse:
-    logger.warning("The page %s cannot be shown: %s", look.page, text)
+def _trouble(look: Look, title: str, text: str, status: int, error: object = None) -> HttpResponse:
+    logger.warning("The page %s cannot be shown: %s", look.page, error or text)
     try:
         return look.answer("message_only.html", title, {"text": text, "back": look.place.url("queues")}, status=status)
     except ImproperlyConfigured as exc:  # no templates, or a hook that cannot be imported

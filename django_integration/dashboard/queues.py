@@ -20,6 +20,7 @@ from .exports import as_file
 from .figures import localized
 from .last import see
 from .look import Look
+from .sentences import error_text
 
 __all__ = ("change_queue", "last_status", "queues")
 
@@ -37,7 +38,7 @@ def last_status(look: Look) -> tuple[Status | None, str]:
     try:
         found = see(look, "status", lambda: collect(look.streams, ask_workers=False))
     except BrokerError as exc:
-        return None, str(exc)
+        return None, error_text(exc)
     return found.value, found.error
 
 

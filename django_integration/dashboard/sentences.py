@@ -11,12 +11,17 @@ from celery_streams.said import Said
 
 from .figures import localized
 
-__all__ = ("check_text", "reason_text", "said_text")
+__all__ = ("check_text", "error_text", "reason_text", "said_text")
 
 
 def said_text(text: str) -> str:
     """Return a sentence in the language of the page; any other text as it is."""
     return text.again(_translate, localized) if isinstance(text, Said) else text
+
+
+def error_text(exc: Exception) -> str:
+    """Return what an error says, in the language of the page where that is a sentence of ours."""
+    return said_text(exc.args[0]) if exc.args and isinstance(exc.args[0], Said) else str(exc)
 
 
 def reason_text(reason: str) -> str:
@@ -317,4 +322,48 @@ SENTENCES = (
     gettext_noop("tasks with its stamp %(stamp)s were revoked"),
     gettext_noop("it expired at %(at)s"),
     gettext_noop("its task id %(id)s was revoked"),
+    gettext_noop("The cluster at %(server)s is not ready: %(error)s"),
+    gettext_noop("no slot is served"),
+    gettext_noop("Redis at %(server)s did not answer just now; it is asked again in a moment"),
+    gettext_noop("no node serves slot %(slot)s"),
+    gettext_noop(
+        "The server at %(server)s is a replica and takes no writes: use the address of the primary, or sentinel://"
+    ),
+    gettext_noop("Redis at %(server)s is not ready: a failover is under way"),
+    gettext_noop("%(what)s must be a JSON object, not %(kind)s"),
+    gettext_noop("not JSON: %(error)s"),
+    gettext_noop(" (if it is a Sentinel, use sentinel:// and name the master with ?master_name=...)"),
+    gettext_noop(" (that server is no Sentinel: use redis://)"),
+    gettext_noop(" (does it speak TLS? If not, use redis://)"),
+    gettext_noop(" (a file that its TLS options name is not there)"),
+    gettext_noop(
+        " (name the CA that signed it with ?ssl_ca_certs=FILE, or turn off verification with ?ssl_cert_reqs=CERT_NONE)"
+    ),
+    gettext_noop(" (look at its log, and make room on its disk; then BGSAVE has it try again)"),
+    gettext_noop(
+        " (raise maxmemory, or start more workers: they go on, and make room; streams_max_length bounds queues)"
+    ),
+    gettext_noop("Redis at %(server)s failed %(command)s: %(error)s"),
+    gettext_noop(
+        "Redis at %(server)s is a node of a Redis Cluster (%(error)s): set broker_url, or streams_url, to "
+        "redis+cluster://HOST:PORT (rediss+cluster:// with TLS)"
+    ),
+    gettext_noop(
+        "Redis at %(server)s runs no Lua scripts (%(error)s), without which streams do not work; use a server or a "
+        "plan that permits EVAL"
+    ),
+    gettext_noop("it asks for a password (redis://:PASSWORD@HOST, or redis://USER:PASSWORD@HOST)"),
+    gettext_noop("Redis at %(server)s refused the login: %(error)s"),
+    gettext_noop(
+        "Redis at %(server)s has no such database (%(error)s): use database 0, and streams_key_prefix to keep "
+        "projects apart"
+    ),
+    gettext_noop("Redis at %(server)s does not permit %(command)s (%(script)s): %(error)s"),
+    gettext_noop("Redis at %(server)s does not permit %(command)s: %(error)s"),
+    gettext_noop("Redis at %(server)s does not have %(command)s: %(error)s%(hint)s"),
+    gettext_noop("Redis at %(server)s cannot be reached: %(error)s%(hint)s"),
+    gettext_noop("%(what)s (what listens there is no Redis, or wants TLS: rediss://)"),
+    gettext_noop("Redis at %(server)s is not ready: %(error)s%(hint)s"),
+    gettext_noop("Redis at %(server)s is full: %(error)s%(hint)s"),
+    gettext_noop("Redis at %(server)s refused the login with a token: %(error)s"),
 )

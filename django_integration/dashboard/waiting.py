@@ -20,6 +20,7 @@ from celery_streams.running_messages import held_message
 
 from .arguments import LONG, are_hidden, show
 from .look import Look
+from .sentences import error_text
 
 __all__ = ("attempts_of", "delayed_in_full", "family_of", "parse_member", "running_in_full")
 
@@ -127,7 +128,7 @@ def _show(
         try:
             headers, task_id = message.decode_headers(), task_id_of(message)
         except MessageError as exc:
-            trouble = str(exc)
+            trouble = error_text(exc)
     task = headers.get("task") if isinstance(headers.get("task"), str) else None
     arguments = "shown" if look.text("arguments") == "shown" else ""
     context = {

@@ -18,6 +18,7 @@ from .audit import note
 from .exports import FORMATS, as_file
 from .last import see
 from .look import Look
+from .sentences import error_text
 
 __all__ = ("change_task", "workers")
 
@@ -84,7 +85,7 @@ def _running(look: Look) -> tuple[list[dict[str, Any]], str]:
         with app.connection_for_write() as connection:
             answers = app.control.inspect(timeout=PATIENCE, connection=connection).active() or {}
     except WORKERS_AWAY as exc:
-        return [], str(exc)
+        return [], error_text(exc)
     known = set(look.streams.known_queues())
     found = [
         {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import redis
 from celery import Celery
 from django.test import Client
 from django.utils import translation
@@ -27,9 +29,10 @@ from celery_streams.monitoring.worlds import check_worlds
 from celery_streams.obstacles import find_obstacles
 from celery_streams.presence import WorkerPresence
 from celery_streams.probes import ClockSkew, Denial, ServerInfo
+from celery_streams.redis_errors import translated
 from celery_streams.said import Said, say
 from celery_streams.worker.outcome import Reason
-from tests.django_app.test_dashboard import bury, person
+from tests.django_app.test_dashboard import bury, person, redis_away
 from tests.support.redis_state import message
 
 CORE = Path(celery_streams.__file__).parent
@@ -315,3 +318,54 @@ def test_pages_of_dead_letters_say_their_reasons_in_portuguese(site: Celery, bro
     assert "<td>&lt;own&gt;</td>" in every
     assert "<td>tempo limite</td>" in letter.content.decode()
     assert {one["reason"] for one in json.loads(file.getvalue())} == {"time-limit", "<own>"}
+
+
+def test_pages_say_in_portuguese_why_redis_does_not_answer_and_the_log_in_english(
+    site: Celery, broker: StreamBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    client: Client = person(superuser=True)
+    portuguese = {"Accept-Language": "pt-br"}
+
+    with redis_away(site, broker):
+        shown = {
+            page: client.get(f"/queues/{page}", headers=portuguese).content.decode()
+            for page in ("", "dead/", "delayed/", "held/", "alerts/?examine=yes")
+        }
+        sent = client.post("/queues/act/", {"verb": "pause", "queue": "q"}, headers=portuguese)
+
+    for page, text in {**shown, "act/": sent.content.decode()}.items():
+        # The first request meets the connection that was closed.
+        assert re.search("O Redis em .* (recusou o login: ele pede uma senha|está inacessível: )", text), page
+        assert not re.search("refused|cannot", text), page
+    assert "O Redis em" not in caplog.text
+    assert re.search("The page change_queue cannot be shown: Redis at .* refused the login: it asks", caplog.text)
+
+
+def test_errors_of_redis_are_said_in_portuguese(chatsite: Celery) -> None:
+    from django_integration.dashboard.sentences import error_text
+
+    replies = [
+        redis.exceptions.ConnectionError("CERTIFICATE_VERIFY_FAILED"),
+        redis.exceptions.AuthenticationError("Authentication required."),
+        redis.exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+        redis.exceptions.ReadOnlyError("You can't write against a read only replica."),
+        redis.exceptions.NoPermissionError("this user has no permissions to run the 'xadd' command"),
+        redis.exceptions.ResponseError("MISCONF Redis is configured to save RDB snapshots"),
+        redis.exceptions.ResponseError("unknown command 'GET'"),
+        redis.exceptions.ResponseError("unknown command 'EVALSHA'"),
+        redis.exceptions.MovedError("12 127.0.0.1:7001"),
+        redis.exceptions.InvalidResponse("HTTP/1.1 400 Bad Request"),
+        redis.exceptions.ResponseError("strange"),
+    ]
+
+    for reply in replies:
+        error = translated(reply, "GET", shown="redis://h", database=False, let_in=False)
+        with translation.override("en"):
+            assert error_text(error) == str(error)
+        with translation.override("pt-br"):
+            said = error_text(error)
+        driver = str(reply).rstrip(".").lower()
+        assert not ENGLISH & (set(said.lower().split()) - set(driver.split())), said
+        assert pickle.loads(pickle.dumps(error)).args == error.args
+        assert error_text(pickle.loads(pickle.dumps(error))) == str(error)
+    assert error_text(OSError(111, "Connection refused")) == "[Errno 111] Connection refused"
