@@ -105,6 +105,10 @@ def test_reader_follows_a_planned_failover(servers: Watched) -> None:
     client = RedisClient(servers.url, ConnectionOptions(transport={"master_name": NAME}))
     broker = StreamBroker(client)
     broker.ensure_groups(["q"])
+    # What the replica has not heard of is lost by any failover.
+    copy = RedisClient(servers.replica.url)
+    eventually(lambda: copy.call("EXISTS", broker.queue_keys("q").streams[0]), timeout=20)
+    copy.close()
     connection = client.open()
     eventually(lambda: failover_begins(servers), timeout=20, interval=0.2)
     eventually(lambda: servers.master_port() == servers.replica.port, timeout=20)
