@@ -72,7 +72,7 @@ class NodeClient(RedisClient):
             )
         return super()._take()
 
-    def _translate(self, exc: Exception, sent: str | Script) -> BrokerError:
+    def _translate(self, exc: Exception, sent: str | Script, key: str = "") -> BrokerError:
         text = str(exc)
         if self._options.rests and isinstance(exc, redis.TimeoutError):
             cost = self._pool.connection_kwargs.get("socket_timeout") or 0.0
@@ -87,7 +87,7 @@ class NodeClient(RedisClient):
         is_told = isinstance(exc, redis.exceptions.AskError) or text.startswith(("MOVED ", "ASK "))
         found = _ELSEWHERE.match(text) if is_told and isinstance(exc, redis.ResponseError) else None
         if found is None:
-            return super()._translate(exc, sent)
+            return super()._translate(exc, sent, key)
         address = (found[2] or self.address[0], int(found[3]))
         return SlotElsewhere(
             f"Slot {found[1]} of the cluster is served by {address[0]}:{address[1]}",

@@ -53,6 +53,9 @@ _STALE_AFTER = 1.0
 #: Seconds after which a connection is closed that only a rush of threads had needed.
 _SPARE_AFTER = 30.0
 
+#: Commands whose key is their third word.
+_CONTAINERS = frozenset(("MEMORY", "XGROUP", "XINFO"))
+
 #: URLs with a credential provider whose servers have let in this process, or the one that it was forked from.
 _LET_IN: set[str] = set()
 
@@ -94,7 +97,7 @@ class RedisClient:
             connection.send_command(*command)
             reply = connection.read_response()
         except redis.ResponseError as exc:
-            error = self._translate(exc, command[0])
+            error = self._translate(exc, command[0], _key_of(command))
             self._take_back(connection, [error])
             raise error from exc
         except (redis.RedisError, OSError) as exc:
@@ -132,7 +135,9 @@ class RedisClient:
             self._drop(connection)
             raise
         found = [
-            self._translate(reply, commands[index][0]) if isinstance(reply, Exception) else reply
+            self._translate(reply, commands[index][0], _key_of(commands[index]))
+            if isinstance(reply, Exception)
+            else reply
             for index, reply in enumerate(replies)
         ]
         self._take_back(connection, found)
@@ -168,7 +173,7 @@ class RedisClient:
                     unknown.append(index)
                     replies.append(self._translate(exc, command[0]))
                 except redis.ResponseError as exc:
-                    replies.append(self._translate(exc, command[0]))
+                    replies.append(self._translate(exc, command[0], _key_of(command)))
         except (redis.RedisError, OSError) as exc:
             self._drop(connection)
             lost = ReplyLost(str(self._translate(exc, commands[len(replies) % len(commands)][0])))
@@ -418,14 +423,15 @@ class RedisClient:
                 replies.append(exc)
         return replies
 
-    def _translate(self, exc: Exception, sent: str | Script) -> BrokerError:
-        """Return our error for the driver's, and count it."""
+    def _translate(self, exc: Exception, sent: str | Script, key: str = "") -> BrokerError:
+        """Return our error for the driver's, and count it; ``key`` is the one that the command names."""
         error = translated(
             exc,
             sent,
             shown=self.shown,
             database=bool(self._pool.connection_kwargs.get("db")),
             let_in=self._has_tokens and self.url in _LET_IN,
+            key=key,
         )
         count(exc, error)
         return error
@@ -522,6 +528,14 @@ def hasten(connection: Any, seconds: float) -> None:
     connection.socket_connect_timeout = min(connection.socket_connect_timeout or seconds, seconds)
     if connection._sock is not None:
         connection._sock.settimeout(connection.socket_timeout)
+
+
+def _key_of(command: tuple[Any, ...]) -> str:
+    """Return the key of a command that names one; '' of a script, which has several."""
+    if isinstance(command[0], Script):
+        return ""
+    at = 2 if command[0] in _CONTAINERS else 1
+    return str(command[at]) if len(command) > at else ""
 
 
 def _words(command: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from . import keys, presence, scripts
 from .broker import StreamBroker
 from .connection import pairs
 from .entries import milliseconds
-from .exceptions import NotPermitted
+from .exceptions import BrokerError, GroupMissing, KeyMissing, KeyOfOtherType, NotPermitted
 from .message import decode_object
 from .pages import STEP_BYTES
 from .partitions import by_queue, queue_of
@@ -30,6 +30,7 @@ __all__ = (
     "has_held_messages",
     "known_partitions",
     "known_queues",
+    "odd_keys",
     "own_group",
     "purge",
     "queue_bytes",
@@ -86,6 +87,8 @@ class QueueStatus:
     locks: int = 0
     #: Streams over which its messages are spread (``streams_partitions``, or what was so once), of each priority.
     partitions: int = 1
+    #: Its keys that hold a value of another type, which somebody else wrote: what should be there counts as nothing.
+    odd_keys: tuple[str, ...] = ()
 
     @property
     def length(self) -> int:
@@ -136,6 +139,19 @@ def known_partitions(broker: StreamBroker) -> dict[str, list[str]]:
     return by_queue(name.decode(errors="replace") for name in names)
 
 
+#: What tells the type of a key without a change, and which of its values is never long.
+_TELLING = {"stream": "XLEN", "zset": "ZCARD", "hash": "HLEN", "set": "SCARD", "string": "GET"}
+
+
+def odd_keys(broker: StreamBroker, types: Mapping[str, str]) -> list[str]:
+    """Return those of the keys that hold a value of another type than ``types`` says. One round trip."""
+    replies = broker.client.pipeline([(_TELLING[kind], key) for key, kind in types.items()])
+    for reply in replies:
+        if isinstance(reply, BrokerError) and not isinstance(reply, KeyOfOtherType):
+            raise reply
+    return [key for key, reply in zip(types, replies, strict=True) if isinstance(reply, BrokerError)]
+
+
 def queue_status(
     broker: StreamBroker,
     queue: str,
@@ -145,7 +161,8 @@ def queue_status(
 ) -> QueueStatus:
     """Return the state of ``queue``, all its partitions together; a queue that was never used is all zeros.
 
-    Three round trips for each partition, and one for each argument that is left out.
+    Three round trips for each partition, and one for each argument that is left out. Whoever acts on its figures looks
+    at ``odd_keys`` first.
 
     Args:
         workers: those of :func:`presence.workers`, for whoever asks for many queues, or does not need to know of
@@ -175,6 +192,7 @@ def _together(found: Sequence[QueueStatus]) -> QueueStatus:
         held=sum(one.held for one in found),
         locks=sum(one.locks for one in found),
         partitions=len(found),
+        odd_keys=tuple(key for one in found for key in one.odd_keys),
     )
 
 
@@ -186,7 +204,7 @@ def _status(broker: StreamBroker, queue: str, beating: Sequence[WorkerPresence])
     streams = broker.present(queue)
     for stream in streams:
         commands += [("XLEN", stream), ("XINFO", "GROUPS", stream), ("XINFO", "CONSUMERS", stream, keys.GROUP)]
-    clock, delayed, dead, head, said, on_hold, locks, *rest = broker.client.call_all(commands, missing_is_none=True)
+    [clock, delayed, dead, head, said, on_hold, locks, *rest], is_odd = _replies(broker, commands)
     now_ms = int(clock[0]) * 1000 + int(clock[1]) // 1000
     length = pending = 0
     heard: dict[str, float] = {}
@@ -211,6 +229,9 @@ def _status(broker: StreamBroker, queue: str, beating: Sequence[WorkerPresence])
         elif found:
             age = max(now_ms - _published_ms(found[0]), 0) / 1000
             oldest = age if oldest is None else max(oldest, age)
+    odd = tuple(odd_keys(broker, names.types)) if is_odd else ()
+    if names.paused in odd:
+        said = b""  # it pauses its queue whatever it holds
     pause = None if said is None else parse_pause(queue, said)
     overdue = max(now_ms - float(head[1]), 0.0) / 1000 if head else 0.0
     return QueueStatus(
@@ -224,6 +245,7 @@ def _status(broker: StreamBroker, queue: str, beating: Sequence[WorkerPresence])
         overdue=overdue,
         due_in_seconds=max(float(head[1]) - now_ms, 0.0) / 1000 if head else None,
         due_soon=due_soon,
+        odd_keys=odd,
         workers=sum(one.is_alive for one in beating if of in one.queues),
         crashes=sum(one.crashes for one in beating if of in one.queues and one.is_alive),
         dead_workers=tuple(sorted({one.node for one in beating if of in one.queues and not one.is_alive})),
@@ -232,6 +254,24 @@ def _status(broker: StreamBroker, queue: str, beating: Sequence[WorkerPresence])
         locks=locks or 0,
         pause_reason="" if pause is None else pause.reason,
     )
+
+
+def _replies(broker: StreamBroker, commands: Sequence[tuple[Any, ...]]) -> tuple[list[Any], bool]:
+    """Return the replies to commands, None where there is no such key or group, or one of another type; and if any is.
+
+    Raises:
+        BrokerError: Redis is away, or refused one for another reason.
+    """
+    replies = broker.client.pipeline(commands)
+    is_odd = False
+    for index, reply in enumerate(replies):
+        if not isinstance(reply, BrokerError):
+            continue
+        if not isinstance(reply, (GroupMissing, KeyMissing, KeyOfOtherType)):
+            raise reply
+        is_odd = is_odd or isinstance(reply, KeyOfOtherType)
+        replies[index] = None
+    return replies, is_odd
 
 
 def queue_bytes(broker: StreamBroker, queue: str) -> dict[str, int]:
@@ -260,7 +300,7 @@ def entries_added(broker: StreamBroker, queue: str) -> int | None:
     streams = [key for name in broker.partitions(queue) for key in broker.queue_keys(name).streams]
     try:
         found = broker.client.call_all([("XINFO", "STREAM", one) for one in streams], missing_is_none=True)
-    except NotPermitted:
+    except (NotPermitted, KeyOfOtherType):
         return None
     counts: list[int | None] = [pairs(one).get(b"entries-added") for one in found if one]
     known = [one for one in counts if one is not None]
@@ -289,10 +329,10 @@ def _has_held(broker: StreamBroker, name: str) -> bool:
     looks: list[tuple[Any, ...]] = [("ZCARD", names.delayed), ("XLEN", names.dead)]
     for stream in names.streams:
         looks += [("XLEN", stream), ("XINFO", "GROUPS", stream)]
-    delayed, dead, *rest = broker.client.call_all(looks, missing_is_none=True)
+    [delayed, dead, *rest], is_odd = _replies(broker, looks)
     groups = [own_group(found) for found in rest[1::2]]
     delivered = any(group is not None and group[b"last-delivered-id"] != b"0-0" for group in groups)
-    return delivered or any((delayed, dead, *rest[::2]))
+    return is_odd or delivered or any((delayed, dead, *rest[::2]))
 
 
 def own_group(groups: Sequence[Any] | None) -> dict[bytes, Any] | None:

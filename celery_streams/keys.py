@@ -80,6 +80,7 @@ __all__ = (
     "queues",
     "revoked",
     "revoked_stamps",
+    "shared_types",
     "state",
     "step_index",
     "unblock",
@@ -141,6 +142,18 @@ class QueueKeys:
     def shelf_and_streams(self) -> tuple[str, ...]:
         """What a script needs that gives back places, and moves what waited for them."""
         return (*self.shelf, *self.streams, *self.fronts, *self.marks)
+
+    @property
+    def types(self) -> dict[str, str]:
+        """The keys, each with the type of its value."""
+        held, lanes, ready, ring, rates, places, running, _ = self.shelf
+        kinds = {
+            "stream": (*self.streams, *self.fronts, self.wake, self.dead, self.history, self.versions),
+            "zset": (self.delayed, ready, ring, rates, running),
+            "hash": (self.delayed_messages, *self.tallies, self.unique, held, lanes, places),
+            "string": (*self.marks, self.claims, self.paused, self.turns),
+        }
+        return {key: kind for kind, those in kinds.items() for key in those}
 
     def step_index(self, priority: Any) -> int:
         """Return the index of the priority step that a message of this priority belongs to, as kombu does.
@@ -258,3 +271,16 @@ def state(prefix: str, task_id: str) -> str:
 def workers(prefix: str) -> str:
     """Return the key of what the workers say of themselves."""
     return f"{prefix}:workers"
+
+
+def shared_types(prefix: str) -> dict[str, str]:
+    """Return the keys that are no queue's, each with the type of its value; those that expire are not among them."""
+    return {
+        limits(prefix): "hash",
+        news(prefix): "stream",
+        queues(prefix): "set",
+        workers(prefix): "hash",
+        alerts(prefix): "hash",
+        revoked(prefix): "zset",
+        revoked_stamps(prefix): "zset",
+    }

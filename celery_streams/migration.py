@@ -22,7 +22,7 @@ from . import keys, scripts
 from .broker import StreamBroker
 from .connection import RedisClient
 from .database_transfer import DatabaseTransfer
-from .exceptions import BrokerError, MessageError
+from .exceptions import BrokerError, KeyOfOtherType, MessageError
 from .inspect import own_group, queue_status
 from .kombu_lists import SEPARATOR, ListKeys, Wrapped, list_keys, priority_of, unwrap, unwrap_unacked, wrap
 from .lanes import let_go
@@ -144,6 +144,9 @@ class Migration:
         """Return what would be moved now; changes nothing."""
         names = list_keys(queue, self._options)
         status = queue_status(self.broker, queue, workers=())
+        if status.odd_keys:
+            odd = ", ".join(status.odd_keys)
+            raise KeyOfOtherType(f"Queue {queue!r} has keys of another type: {odd}; celery-streams doctor says more")
         ours = self.broker.partitions(queue)
         streams = [stream for name in ours for stream in self.broker.present(name)]
         abandoned = sum(1 for stream in streams for _ in self._abandoned(stream))

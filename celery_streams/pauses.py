@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .broker import StreamBroker
-from .exceptions import BrokerError
+from .exceptions import BrokerError, KeyOfOtherType
 from .news import spread
 from .scripts import load
 
@@ -103,7 +103,14 @@ def paused_queues(broker: StreamBroker, queues: Iterable[str]) -> dict[str, Paus
     # Asked for all of them at once, for it is asked again and again, and hardly ever is any there.
     if not broker.client.exist(keys):
         return {}
-    found = broker.client.call_all([("GET", key) for key in keys])
+    # A value of another type pauses its queue, too: whoever reads asks whether the key is there.
+    found = [
+        b"" if isinstance(said, KeyOfOtherType) else said
+        for said in broker.client.pipeline([("GET", key) for key in keys])
+    ]
+    refusal = next((said for said in found if isinstance(said, BrokerError)), None)
+    if refusal is not None:
+        raise refusal
     return {name: parse_pause(name, said) for name, said in zip(names, found, strict=True) if said is not None}
 
 

@@ -114,7 +114,9 @@ _FULL = "OOM command"
 _CONTAINERS = frozenset(("CLIENT", "CONFIG", "MEMORY", "XGROUP", "XINFO"))
 
 
-def translated(exc: Exception, sent: str | Script, *, shown: str, database: bool, let_in: bool) -> BrokerError:
+def translated(
+    exc: Exception, sent: str | Script, *, shown: str, database: bool, let_in: bool, key: str = ""
+) -> BrokerError:
     """Return our error for the driver's.
 
     Args:
@@ -122,6 +124,7 @@ def translated(exc: Exception, sent: str | Script, *, shown: str, database: bool
         shown: the URL, as it may be shown.
         database: the URL names a database other than 0.
         let_in: a login with a token has succeeded before.
+        key: the one that the command names; '' where it may be one of several.
     """
     # Without the driver's full stop: sentences of ours go on behind it. And without the Sentinels that did not answer,
     # of which it says everything.
@@ -193,7 +196,10 @@ def translated(exc: Exception, sent: str | Script, *, shown: str, database: bool
         return BrokerError(say("%(what)s (what listens there is no Redis, or wants TLS: rediss://)", what=failed))
     about_key = _ABOUT_A_KEY.search(text)
     if about_key:
-        return GroupMissing(failed) if about_key[1] == "NOGROUP" else KeyOfOtherType(failed)
+        if about_key[1] == "NOGROUP":
+            return GroupMissing(failed)
+        where = f"the key {key}" if key else "celery-streams doctor names the key"
+        return KeyOfOtherType(f"{failed} ({where})")
     if isinstance(exc, _PASSING_ERRORS) or _PASSING.search(text):
         hint = _DISK_FULL if "MISCONF" in text else ""
         return BrokerUnavailable(

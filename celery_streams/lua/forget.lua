@@ -20,7 +20,7 @@ local function gone(known)
 end
 
 for index, key in ipairs(KEYS) do
-    if index > streams and redis.call('EXISTS', key) == 1 and redis.call('XLEN', key) == 0 then
+    if index > streams and redis.call('EXISTS', key) == 1 and redis.pcall('XLEN', key) == 0 then
         redis.call('UNLINK', key)
     elseif pending(key, group) then
         open_full(key) -- Redis 6.2 refuses XGROUP when it is full

@@ -9,7 +9,7 @@
 --          not when something was found, which is pending now and would be forgotten: a later read raises
 -- Nothing is settled here; what is returned is pending for the consumer. A missing group ends the read, so that it is
 -- made again as soon as its queue comes first; a key of another type stays, and hides no other stream. A front is there
--- only while something was put back.
+-- only while something was put back; one of another type holds nothing, and whoever would put something there is told.
 local group, consumer, left, width = ARGV[1], ARGV[2], tonumber(ARGV[3]), 2 * tonumber(ARGV[4])
 local found, refusal, paused = {}, nil, nil
 local last = #KEYS - width / 2
@@ -34,8 +34,9 @@ for index = 1, last do
             redis.pcall('XGROUP', 'CREATE', key, group, '0')
             reply = redis.pcall('XREADGROUP', 'GROUP', group, consumer, 'COUNT', left, 'STREAMS', key, '>')
         end
+        local nothing = front and reply and reply['err'] and string.find(reply['err'], 'WRONGTYPE', 1, true)
         if reply and reply['err'] then
-            refusal = refusal or reply
+            refusal = refusal or not nothing and reply or nil
             if string.find(reply['err'], 'NOGROUP', 1, true) then
                 refusal = reply
                 break

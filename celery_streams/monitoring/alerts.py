@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ __all__ = (
     "judge",
     "misspelt_setting",
     "never_used",
+    "odd_key",
     "shown_number",
     "unknown_queue",
 )
@@ -32,7 +33,7 @@ class Alert:
 
     level: Level
     queue: str
-    #: As the thresholds are called (``backlog``, ``age``, ``dead`` ...), or ``never_used``.
+    #: As the thresholds are called (``backlog``, ``age``, ``dead`` ...), ``never_used``, ``odd_key`` and others.
     name: str
     message: str
     value: float
@@ -107,7 +108,7 @@ def judge(queue: QueueStatus, thresholds: Alerts, side: ListSide = NOTHING) -> l
     A threshold is met when the value is equal to it or greater, and only if the value is not zero. Of a pair, only
     the higher level that is met counts.
     """
-    found: list[Alert] = []
+    found = [odd_key(queue.queue, queue.odd_keys)] if queue.odd_keys else []
     for rule in _RULES:
         value = rule.value(queue, side)
         if value:
@@ -130,6 +131,12 @@ def never_used(queue: str) -> Alert:
     """Return the alert for a queue that was asked for by name, and that Redis has never heard of."""
     message = say("has never been used: no messages, no workers; is the name right?")
     return Alert("warning", queue, "never_used", message, 0, 0)
+
+
+def odd_key(queue: str, names: Sequence[str]) -> Alert:
+    """Return the alert for keys of a queue that hold a value of another type."""
+    message = say("somebody else wrote to %(keys)s: what needs it is refused (doctor)", keys=", ".join(names))
+    return Alert("critical", queue, "odd_key", message, len(names), 0)
 
 
 def unknown_queue(queue: str, near: str) -> Alert:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -30,6 +31,7 @@ __all__ = (
     "check_role",
     "check_settings",
     "check_timeouts",
+    "check_types",
     "check_version",
     "namesakes",
 )
@@ -52,6 +54,7 @@ CHECKS: tuple[str, ...] = (
     "groups",
     "held",
     "install",
+    "keys",
     "lists",
     "memory",
     "migration",
@@ -479,6 +482,21 @@ def check_settings(misspelt: Iterable[Said]) -> Iterable[Finding]:
     for sentence in misspelt:
         why = say("It has no effect: the default applies.")
         yield Finding("settings", "warning", sentence, why, say("Correct its name."))
+
+
+def check_types(odd: Iterable[str], queue: str | None = None) -> Iterable[Finding]:
+    """Every key holds what it is there for."""
+    for key in odd:
+        yield Finding(
+            "keys",
+            "critical",
+            say("The key %(key)s holds a value of another type, which celery-streams did not write", key=key),
+            say(
+                "Redis refuses all that needs it (WRONGTYPE). The rest goes on, and so does this when the key is gone."
+            ),
+            say("Find out who wrote it, and move it away: RENAME %(key)s KEPT", key=shlex.quote(key)),
+            queue,
+        )
 
 
 def check_timeouts(workers: Iterable[WorkerPresence]) -> Iterable[Finding]:

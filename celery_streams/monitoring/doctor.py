@@ -17,7 +17,7 @@ from ..conf import misspelt_settings
 from ..connection import RedisClient
 from ..exceptions import BrokerError, BrokerUnavailable, ConfigurationError, NotPermitted
 from ..hints import command
-from ..inspect import queue_status
+from ..inspect import odd_keys, queue_status
 from ..installation import is_installed
 from ..kombu_lists import list_keys
 from ..migration import same_database
@@ -42,6 +42,7 @@ from .checks import (
     check_role,
     check_settings,
     check_timeouts,
+    check_types,
     check_version,
     namesakes,
 )
@@ -135,6 +136,7 @@ def diagnose(
             workers = find_workers(streams, timeout=timeout)
         except WORKERS_AWAY as exc:
             findings.append(cannot("workers", say("workers cannot be asked: %(error)s", error=str(exc))))
+    run("keys", lambda: check_types(odd_keys(broker, keys.shared_types(broker.prefix))))
     run("timeouts", lambda: check_timeouts(presence.workers(broker)))
     run("node names", lambda: _check_node_names(streams, names))
     for name in names:
@@ -288,6 +290,8 @@ def _look_at_queue(
 ) -> Iterable[Finding]:
     """Yield one after the other, so that a look that is refused hides only those behind it."""
     broker = streams.broker
+    odd = [key for one in broker.partitions(name) for key in odd_keys(broker, broker.queue_keys(one).types)]
+    yield from check_types(odd, name)
     worker = command("worker", "-Q", name)
     start = say("Start a worker (%(command)s).", command=worker)
     for stream, entries in probes.streams_without_group(broker, name).items():

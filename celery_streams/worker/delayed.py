@@ -27,6 +27,7 @@ from ..broker import StreamBroker
 from ..chance import chance
 from ..connection import BlockingConnection
 from ..exceptions import BrokerError, BrokerUnavailable
+from ..hints import command
 from ..keys import news
 from ..poll import readable
 from ..turns import take_turns
@@ -221,8 +222,10 @@ class Promoter:
             logger.error("%d delayed messages had been deleted by someone else.", result.missing)
         if result.refusal and result.refusal != self._refusal:
             logger.error(
-                "Delayed messages of a queue cannot be moved to their stream, and stay delayed until they can: %s",
-                result.refusal,
+                "Delayed messages of queue %s cannot be moved to their stream, and stay delayed until then: %s (%s)",
+                next((queue for queue, wait in zip(queues, result.waits, strict=True) if wait == -1), ""),
+                result.refusal.rstrip("."),
+                command("doctor"),
             )
         self._refusal = result.refusal
         for queue, wait in zip(queues, result.waits, strict=True):
@@ -302,8 +305,8 @@ class Promoter:
                 last.append(self._last_news)
                 self._hears_until = now + _LONGEST_MS / 1000 + _PATIENCE
             block_ms = self._broker.client.block_at_most(_LONGEST_MS)
-            command = ("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *keys, *last)
-            self._connection.send(*command, lasting=block_ms / 1000)
+            asked = ("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *keys, *last)
+            self._connection.send(*asked, lasting=block_ms / 1000)
             self._read_ends = now + block_ms / 1000 + _PATIENCE
         left = self._read_ends - now
         sleep = min(sleep, left)

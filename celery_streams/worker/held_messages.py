@@ -18,15 +18,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ..app import Streams
 from ..broker import StreamBroker
 from ..celery_private import registered_task
 from ..entries import Entry
-from ..exceptions import BrokerError, ConfigurationError
-from ..lanes import has_places, held_lanes, holds_any, limits_in_redis, place_of, reconcile, release
+from ..exceptions import BrokerError, BrokerFull, BrokerUnavailable, ConfigurationError
+from ..lanes import Released, has_places, held_lanes, holds_any, limits_in_redis, place_of, reconcile, release
 from ..limits import limits_of
 from ..locks import sweep
 from ..partitions import one_of
@@ -42,6 +43,20 @@ _SELDOM = 10.0
 
 #: Seconds between two looks of a deputy at least: the leader will have been there.
 _DEPUTY = 1.0
+
+#: Milliseconds after which a queue is looked at again of which Redis refuses to release anything.
+_REFUSED_MS = 1_000
+
+
+@contextmanager
+def _noted(refusals: list[BrokerError]) -> Iterator[None]:
+    """Add what Redis says when it refuses what concerns one queue to ``refusals``: the others shall not wait for it."""
+    try:
+        yield
+    except (BrokerUnavailable, BrokerFull):
+        raise
+    except BrokerError as exc:
+        refusals.append(exc)
 
 
 class HeldMessages:
@@ -87,6 +102,8 @@ class HeldMessages:
         #: Tasks of which messages were held when nobody knew why.
         self._found: set[str] = set()
         self._changed = False
+        #: Queue -> what Redis said when it refused to release what that holds back.
+        self._refused: dict[str, str] = {}
         #: Where the next sweep of a queue's locks begins.
         self._cursors: dict[str, int] = {}
         self._next_survey = 0.0
@@ -100,32 +117,39 @@ class HeldMessages:
         """Read the limits that were set at run time, and give back the places of entries that are gone.
 
         Raises:
-            BrokerError: Redis is away, or refused.
+            BrokerError: Redis is away, or refused what concerns one queue; the others were looked after.
         """
-        found = self._limits_in_redis()
-        if found != self._streams.limits_in_redis:
-            self._streams.limits_in_redis = found
-            self._on_limits(found)
+        refusals: list[BrokerError] = []
+        with _noted(refusals):
+            found = self._limits_in_redis()
+            if found != self._streams.limits_in_redis:
+                self._streams.limits_in_redis = found
+                self._on_limits(found)
         queues = list(self._queues())
         now = time.monotonic()
         quiet = self._quiet()
         surveys = now >= self._next_survey and (quiet is None or quiet != self._surveyed)
         try:
             if surveys:
-                self._survey(queues, quiet)
+                self._survey(queues, quiet, refusals)
                 self._next_survey = now + _SELDOM
         finally:
             self.refresh()
         if (self._told or surveys) and has_places(self._broker, queues):
             for queue in queues:
-                reconcile(self._broker, queue, self._told, ended=self._ended)
+                with _noted(refusals):
+                    reconcile(self._broker, queue, self._told, ended=self._ended)
+        if refusals:
+            raise refusals[0]
 
-    def _survey(self, queues: Sequence[str], quiet: int | None) -> None:
+    def _survey(self, queues: Sequence[str], quiet: int | None, refusals: list[BrokerError]) -> None:
         holds = holds_any(self._broker, queues)
         self._surveyed = None if holds else quiet
         if holds:
-            self._found |= {lane.task for queue in one_of(queues) for lane in held_lanes(self._broker, queue)}
-            self._sweep()
+            for queue in one_of(queues):
+                with _noted(refusals):
+                    self._found |= {lane.task for lane in held_lanes(self._broker, queue)}
+            self._sweep(refusals)
 
     def _ended(self, early: Mapping[str, str]) -> list[str]:
         """Return the places whose task runs no longer, of those whose entries were acknowledged before."""
@@ -158,12 +182,13 @@ class HeldMessages:
         self._odd = odd
         return found
 
-    def _sweep(self) -> None:
+    def _sweep(self, refusals: list[BrokerError]) -> None:
         """Free locks of unique tasks that nobody believes any more, of the queues in which this worker has a turn."""
         for queue in self._turns():
-            self._cursors[queue], freed = sweep(self._broker, queue, self._cursors.get(queue, 0))
-            if freed:
-                logger.debug("Freed %d locks of messages that are gone from queue %s.", freed, queue)
+            with _noted(refusals):
+                self._cursors[queue], freed = sweep(self._broker, queue, self._cursors.get(queue, 0))
+                if freed:
+                    logger.debug("Freed %d locks of messages that are gone from queue %s.", freed, queue)
 
     @property
     def told(self) -> Mapping[str, Any]:
@@ -201,7 +226,7 @@ class HeldMessages:
         """Release what has its time; returns seconds until the next look, None when nothing waits for a time.
 
         Raises:
-            BrokerError: Redis is away, or refused.
+            BrokerError: Redis is away.
         """
         turns = self._turns()
         if not (self._told or self._found) or not turns:
@@ -209,7 +234,7 @@ class HeldMessages:
         changed, self._changed = self._changed, False
         while True:
             try:
-                found = release(self._broker, list(turns), self._told, everything=changed)
+                found = self._release(list(turns), everything=changed)
             except BrokerError:
                 self._changed = self._changed or changed
                 raise
@@ -220,6 +245,37 @@ class HeldMessages:
             if found.next_ms > 0:
                 least = _DEPUTY if min(turns.values()) else 0.0
                 return max(found.next_ms / 1000, least)
+
+    def _release(self, queues: list[str], *, everything: bool) -> Released:
+        """Release from all queues in one step; where Redis refuses one of them, from each by itself, until it does not.
+
+        Raises:
+            BrokerUnavailable, BrokerFull: it is away, or takes nothing.
+        """
+        if not self._refused:
+            try:
+                return release(self._broker, queues, self._told, everything=everything)
+            except (BrokerUnavailable, BrokerFull):
+                raise
+            except BrokerError as exc:
+                logger.debug("Redis refused to release what a queue holds back; asking for each by itself: %s", exc)
+        count, waits = 0, []
+        before, self._refused = self._refused, {}
+        for queue in queues:
+            try:
+                found = release(self._broker, [queue], self._told, everything=everything or queue in before)
+            except (BrokerUnavailable, BrokerFull):
+                self._refused = before
+                raise
+            except BrokerError as exc:
+                self._refused[queue] = str(exc)
+                waits.append(_REFUSED_MS)
+                if before.get(queue) != str(exc):
+                    logger.error("What queue %s holds back waits until Redis permits to release it: %s", queue, exc)
+            else:
+                count += found.count
+                waits += [] if found.next_ms is None else [found.next_ms]
+        return Released(count, min(waits, default=None))
 
     def poke(self) -> None:
         """End the sleep: something may have its time earlier."""
@@ -242,7 +298,7 @@ class HeldMessages:
                 failing = False
             except BrokerError as exc:
                 if not failing:
-                    logger.error("Messages that are held back wait while Redis is unreachable: %s", exc)
+                    logger.error("Messages that are held back wait until Redis answers: %s", exc)
                 failing, sleep = True, 1.0
             except Exception:
                 # The boundary of the thread: without it what is held would stay so.

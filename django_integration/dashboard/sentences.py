@@ -72,6 +72,7 @@ CHECKS = frozenset(
         gettext_noop("groups"),
         gettext_noop("held"),
         gettext_noop("install"),
+        gettext_noop("keys"),
         gettext_noop("lists"),
         gettext_noop("memory"),
         gettext_noop("migration"),
@@ -95,6 +96,12 @@ CHECKS = frozenset(
 SENTENCES = (
     gettext_noop("%(name)s is not a setting and has no effect; did you mean %(near)s?"),
     gettext_noop("has never been used: no messages, no workers; is the name right?"),
+    gettext_noop("somebody else wrote to %(keys)s: what needs it is refused (doctor)"),
+    gettext_noop("The key %(key)s holds a value of another type, which celery-streams did not write"),
+    gettext_noop(
+        "Redis refuses all that needs it (WRONGTYPE). The rest goes on, and so does this when the key is gone."
+    ),
+    gettext_noop("Find out who wrote it, and move it away: RENAME %(key)s KEPT"),
     gettext_noop("streams_queues names it, but no queue, route or message does; did you mean %(near)s?"),
     gettext_noop("Metrics do not say how much memory queues take, and streams_dead_letter_max_memory has no effect"),
     gettext_noop("Managed servers keep some of their settings to themselves; nothing is wrong because of that."),

@@ -22,7 +22,7 @@ from celery_streams.conf import misspelt_settings
 from celery_streams.inspect import QueueStatus
 from celery_streams.message import encode
 from celery_streams.monitoring import checks
-from celery_streams.monitoring.alerts import misspelt_setting, never_used, unknown_queue
+from celery_streams.monitoring.alerts import misspelt_setting, never_used, odd_key, unknown_queue
 from celery_streams.monitoring.checks import Finding, Workers
 from celery_streams.monitoring.doctor import Diagnosis
 from celery_streams.monitoring.worlds import check_worlds
@@ -193,6 +193,7 @@ def findings() -> list[Finding]:
         *checks.check_partitioned({"a": None, "b": "bb"}),
         *checks.check_settings(misspelt_settings({}, {"CELERY_STREAM_URL": "x"}).values()),
         *checks.check_timeouts(alive),
+        *checks.check_types(["celery-streams:{q}:dead"], "q"),
         checks.cannot("lists", "NOPERM"),
     ]
     for count in (1, 2, 12_345):
@@ -255,15 +256,16 @@ def test_alerts_of_names_and_settings_are_said_in_portuguese(chatsite: Celery) -
     from django_integration.dashboard.alert_texts import text_of
 
     [sentence] = misspelt_settings({}, {"CELERY_STREAM_URL": "x"}).values()
-    alerts = [unknown_queue("emial", "em%(a)il"), misspelt_setting(sentence), never_used("q")]
+    alerts = [unknown_queue("emial", "em%(a)il"), misspelt_setting(sentence), never_used("q"), odd_key("q", ["a", "b"])]
 
     with translation.override("en"):
         assert [text_of(one) for one in alerts] == [one.message for one in alerts]
     with translation.override("pt-br"):
-        queue, setting, unused = map(text_of, alerts)
+        queue, setting, unused, odd = map(text_of, alerts)
     assert queue.endswith("você quis dizer 'em%(a)il'?")
     assert setting == "CELERY_STREAM_URL não é uma configuração e não tem efeito; você quis dizer 'CELERY_STREAMS_URL'?"
     assert unused.startswith("nunca foi usada")
+    assert odd.startswith("alguém mais escreveu em a, b: ")
 
 
 def test_obstacles_are_said_in_portuguese(chatsite: Celery) -> None:

@@ -12,7 +12,7 @@ from celery_streams.broker import StreamBroker
 from celery_streams.dead_letters import dead_letter, dead_letters, purge_dead, replay
 from celery_streams.delayed_messages import delayed_messages
 from celery_streams.entries import StreamRef
-from celery_streams.exceptions import BrokerError, MessageError
+from celery_streams.exceptions import MessageError
 from celery_streams.inspect import QueueStatus
 from celery_streams.message import Message
 from celery_streams.pauses import pause_queue
@@ -109,11 +109,13 @@ def test_overdue_is_how_late_the_earliest_delayed_message_is(broker: StreamBroke
     assert inspect.queue_status(broker, "q").overdue == pytest.approx(30, abs=5)
 
 
-def test_status_of_a_key_of_another_type_is_an_error(broker: StreamBroker) -> None:
+def test_status_names_a_key_of_another_type_and_counts_the_rest(broker: StreamBroker) -> None:
+    broker.delay("q", message(1), due_ms=2**45, member="m")
     broker.client.call("SET", STREAM, "x")
 
-    with pytest.raises(BrokerError, match="WRONGTYPE"):
-        inspect.queue_status(broker, "q")
+    found = inspect.queue_status(broker, "q")
+
+    assert (found.odd_keys, found.length, found.delayed) == ((STREAM,), 0, 1)
 
 
 def test_known_queues_are_all_that_were_used(broker: StreamBroker) -> None:
