@@ -261,6 +261,21 @@ class Control(CeleryControl):  # type: ignore[misc]
             self.shutdown = self.box.shutdown
 
 
+class NoConnection:
+    """In the place of a connection that was let go of: steps that close what they had on it ask it what to pass over.
+
+    Celery 5.7 leaves None, and such a step (Gossip, or a project's ConsumerStep) fails on it when its own connection is
+    silent, too: its other channels stay open, and in a shutdown the worker ends with a stack trace and exit code 1.
+    """
+
+    def __init__(self, connection_errors: tuple[type[BaseException], ...], channel_errors: Any) -> None:
+        self.connection_errors = connection_errors
+        self.channel_errors = channel_errors
+
+    def __bool__(self) -> bool:
+        return False
+
+
 #: Celery's step -> ours.
 _IN_PLACE_OF = {
     CeleryMingle: Mingle,
@@ -274,6 +289,7 @@ _IN_PLACE_OF = {
 class Consumer(CeleryConsumer):  # type: ignore[misc]
     """Celery's Consumer for streams; the ``worker_consumer`` setting names it."""
 
+    connection: Any
     connection_errors: tuple[type[BaseException], ...]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -359,13 +375,13 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def _hasten(self, **_: Any) -> None:
         """Wait only a moment for each answer: a signal told the worker to stop, and the main thread may be waiting."""
-        if self.connection is not None:
+        if self.connection:
             bound_open_connection(self.connection, _LEAVING)
         self.pool.hasten()
 
     def stop(self) -> None:
         """Stop all steps; a broker that is silent must not hold up the worker's end at each of them."""
-        if self.connection is not None:
+        if self.connection:
             bound_open_connection(self.connection, _LEAVING)
         super().stop()
 
@@ -413,9 +429,11 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
         """Let go of a connection that broke, at once: the broker may be silent, and nothing it could say matters."""
-        if self.connection is not None:
+        if self.connection:
             bound_open_connection(self.connection, _LETTING_GO)
         super().on_connection_error_after_connected(exc)
+        if self.connection is None:
+            self.connection = NoConnection(self.connection_errors, self.channel_errors)
 
     def tell_events(self) -> None:
         """Tell the children whether task events are wanted (``-E``, ``enable_events``)."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery, bootsteps
 from celery.worker.consumer.connection import Connection
 from celery.worker.consumer.control import Control as CeleryControl
@@ -80,3 +82,38 @@ def test_steps_are_found_by_celerys_names(app: Callable[..., Celery]) -> None:
     assert steps["celery.worker.consumer.tasks.Tasks"] is consumer.StreamTasks
     assert steps["celery.worker.consumer.heart.Heart"] is consumer.Heart
     assert steps["celery.worker.consumer.control.Control"] is consumer.Control
+
+
+class SilentChannel:
+    """A channel on a connection whose peer is silent; closing it waits for an answer in vain."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+        raise redis.exceptions.TimeoutError("Timeout reading from socket")
+
+
+@pytest.mark.parametrize("ending", ["stop", "shutdown"])
+def test_step_that_hears_messages_is_closed_whole_after_the_connection_was_lost(
+    app: Callable[..., Celery], ending: str
+) -> None:
+    """Gossip is such a step: with the broker silent a worker ended with a stack trace and exit code 1."""
+    owner = consumer.Consumer.__new__(consumer.Consumer)  # no pool, no timer
+    owner.app = app()
+    owner.app.conf.update(
+        worker_enable_prefetch_count_reduction=False, worker_cancel_long_running_tasks_on_connection_loss=True
+    )
+    owner.connection = owner.app.connection_for_read()
+    owner.connection_errors = (*owner.connection.connection_errors, *owner.connection.channel_errors)
+    owner.channel_errors = owner.connection.channel_errors
+    hearing = bootsteps.ConsumerStep(owner)
+    channels = [SilentChannel(), SilentChannel()]
+    hearing.consumers = [SimpleNamespace(channel=one, cancel=one.close) for one in channels]
+
+    owner.on_connection_error_after_connected(ConnectionResetError("lost"))
+    getattr(hearing, ending)(owner)
+
+    assert [one.closed for one in channels] == [2 if ending == "stop" else 1] * 2
+    assert not owner.connection
