@@ -25,6 +25,9 @@ def main() -> None:
             if isinstance(exc, ModuleNotFoundError) and exc.name in ("gevent", "eventlet"):
                 sys.stderr.write(f"Error: -P {exc.name} needs the package {exc.name}, which is not installed\n")
                 sys.exit(2)  # bin.terminal.EXIT_USAGE, which must not be imported yet
+    from .celery_private import import_program_alone
+
+    import_program_alone()
     from .bin.root import main as run
 
     run(prog_name="celery-streams")

@@ -6,12 +6,14 @@ then, and where to look for what took its place.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
 from types import CellType
 from typing import TYPE_CHECKING, Any
 
+import click_plugins  # type: ignore[import-untyped]
 from billiard import common
 from celery import _state, signals
 from celery.app.amqp import AMQP
@@ -42,6 +44,7 @@ __all__ = (
     "exchange_task_stack",
     "follow_batch",
     "forget_producer_pool",
+    "import_program_alone",
     "is_ending",
     "makes_tasks_later",
     "on_new_tasks",
@@ -424,3 +427,20 @@ def chord_claims_are_known(backend: Any) -> bool:
 def is_ending() -> bool:
     """Return whether billiard's handler of SIGTERM has run in this process (``terminate_handler_fired`` from 4.3.1)."""
     return bool(common._should_have_exited[0])
+
+
+# -- command line (celery.bin.celery)
+
+
+def import_program_alone() -> None:
+    """Import Celery's program without the commands that other packages give it, for a process that offers none of them.
+
+    Celery imports these packages while it defines its program; Flower alone takes as long as all else that a worker
+    imports. Celery takes the decorator out of ``click_plugins`` when it is imported, and has no setting for it.
+    """
+    given = click_plugins.with_plugins
+    click_plugins.with_plugins = lambda entry_points: lambda group: group
+    try:
+        importlib.import_module("celery.bin.celery")
+    finally:
+        click_plugins.with_plugins = given

@@ -41,6 +41,35 @@ def test_plugin_can_be_loaded_while_celerys_program_is_being_made() -> None:
     assert found.split() == names.split()
 
 
+@pytest.mark.parametrize(
+    ("program", "words", "imported"),
+    [
+        ("celery_streams", ["worker", "--help"], False),
+        ("celery_streams", ["--version"], False),
+        ("celery_streams", ["inspect", "--help"], False),
+        ("celery", ["--version"], True),
+    ],
+)
+def test_commands_of_other_packages_are_imported_for_celerys_program_alone(
+    tmp_path: Path, program: str, words: list[str], imported: bool
+) -> None:
+    # Flower is such a package: half a second for each worker, and ours offers no command of it.
+    (tmp_path / "other-1.0.dist-info").mkdir()
+    (tmp_path / "other-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (tmp_path / "other-1.0.dist-info" / "entry_points.txt").write_text("[celery.commands]\nother = other:command\n")
+    (tmp_path / "other.py").write_text(
+        "import click\nfrom pathlib import Path\n\n"
+        "Path(__file__).with_name('imported').touch()\ncommand = click.Command('other')\n"
+    )
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+
+    subprocess.run(
+        [sys.executable, "-m", program, *words], env={**os.environ, "PYTHONPATH": path}, check=True, timeout=60
+    )
+
+    assert (tmp_path / "imported").exists() == imported
+
+
 def test_tasks_of_the_demo_are_not_registered_in_other_apps() -> None:
     found = python(
         "import celery_streams.bin.root; from celery import Celery;"

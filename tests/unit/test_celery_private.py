@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import click_plugins  # type: ignore[import-untyped]
 import pytest
 from billiard import common
 from celery import Celery, _state, current_app, group
@@ -14,6 +15,7 @@ from celery.app.autoretry import add_autoretry_behaviour
 from celery.app.base import pydantic_wrapper
 from celery.app.task import Context
 from celery.app.trace import TraceInfo
+from celery.bin import celery as celery_program
 from celery.canvas import Signature
 from celery.exceptions import Retry
 from celery.local import PromiseProxy
@@ -159,6 +161,10 @@ NAMES: dict[str, tuple[Any, str]] = {
     "TraceInfo.handle_error_state": (
         lambda: all(callable(getattr(TraceInfo, f"handle_{way}")) for way in ("error_state", "ignore", "reject")),
         "a process that a task forked ends where it leaves the task (worker.own_process)",
+    ),
+    "celery.bin.celery.with_plugins": (
+        lambda: celery_program.with_plugins is click_plugins.with_plugins,
+        "our program imports no other packages' commands (celery_private.import_program_alone)",
     ),
 }
 
