@@ -36,11 +36,11 @@ def test_script_names_what_it_uses_of_the_prelude_and_no_more(path: Path) -> Non
 @pytest.mark.parametrize("verb", VERBS)
 def test_each_function_stands_once_and_in_front_of_those_that_need_it(verb: str) -> None:
     text = scripts.load(verb).text
+    uses = used(re.sub(r"local function \w+", "", text))
 
     for name in PRELUDE:
-        uses = name in used(re.sub(r"local function \w+", "", text))
-        assert text.count(f"local function {name}(") == bool(uses)
-        if uses:
+        assert text.count(f"local function {name}(") == (name in uses)
+        if name in uses:
             assert text.index(f"local function {name}(") < min(
                 found.start() for found in re.finditer(rf"(?<!function )(?<![\w.]){name}\(|pcall\({name},", text)
             )
