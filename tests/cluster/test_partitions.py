@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
 from celery_streams.cluster_map import slot_of
-from celery_streams.partitions import partitions
+from celery_streams.exceptions import BrokerError
+from celery_streams.partitions import partitions, place
 from tests.acceptance.conftest import Project
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, cluster
 from tests.support.eventually import eventually
 
 QUEUE = "jobs"
@@ -24,6 +27,40 @@ VISIBILITY_TIMEOUT = 4.0
 def masters_of(nodes: Cluster, queue: str = QUEUE, count: int = 8) -> Counter[int]:
     """Return how many partitions each master has."""
     return Counter(nodes.owner(f"celery-streams:{{{name}}}") for name in partitions(queue, count))
+
+
+class Load:
+    """Publishes to a queue of eight partitions, and knows what is stored, and on which master."""
+
+    def __init__(self, project: Project, nodes: Cluster) -> None:
+        self.project = project
+        self.stored: dict[int, list[str]] = {0: [], 1: [], 2: []}
+        self._act = project.app().tasks["tests.proj.actions.act"]
+        self._owners = {name: nodes.owner(f"celery-streams:{{{name}}}") for name in partitions(QUEUE, 8)}
+
+    def publish(self, masters: Iterable[int] = (0, 1, 2)) -> None:
+        """Publish a task to a partition of each of these masters; those that are away refuse it."""
+        for master in masters:
+            ids = iter(lambda: str(uuid.uuid4()), None)
+            task_id = next(one for one in ids if self._owners[place(QUEUE, one, 8)] == master)
+            try:
+                self._act.apply_async(("sleep", 0), {"seconds": 0.002}, queue=QUEUE, retry=False, task_id=task_id)
+            except BrokerError:
+                continue
+            self.stored[master].append(task_id)
+
+    def publish_for(self, seconds: float, masters: Iterable[int] = (0, 1, 2)) -> None:
+        began = time.monotonic()
+        while time.monotonic() - began < seconds:
+            self.publish(masters)
+
+    def times(self, masters: Iterable[int] = (0, 1, 2)) -> set[int]:
+        """Return how often what is stored on these masters was started, each number once."""
+        counted = self.project.counted()
+        return {counted[task_id] for master in masters for task_id in self.stored[master]}
+
+    def all_ran(self, masters: Iterable[int] = (0, 1, 2)) -> bool:
+        return 0 not in self.times(masters)
 
 
 def drained(project: Project) -> bool:
@@ -99,3 +136,125 @@ def test_slot_of_a_partition_that_moves_under_load_loses_nothing(project: Projec
     assert project.counted() == Counter(dict.fromkeys((one.id for one in results), 1))
     nodes.begin_move(slot, target, source)
     nodes.end_move(slot, target, source)
+
+
+@pytest.mark.cluster
+def test_other_partitions_go_on_while_a_master_is_dead_and_its_own_when_its_replica_has_taken_over(
+    make_project: Callable[..., Project],
+) -> None:
+    with cluster(replicas=True, full_coverage=False) as nodes:
+        project = make_project(nodes, streams_visibility_timeout=VISIBILITY_TIMEOUT, **EIGHT)
+        load = Load(project, nodes)
+        project.worker(queues=QUEUE, concurrency=2)
+        dead = nodes.owner(f"celery-streams:{{{partitions(QUEUE, 8)[1]}}}")
+        others = [master for master in range(3) if master != dead]
+        load.publish_for(1.0)
+        # Replication is asynchronous: what is stored, and what is acknowledged, by now is to survive.
+        eventually(load.all_ran)
+        eventually(lambda: drained(project))
+        for _ in range(20):
+            load.publish([dead])
+        assert nodes.clients[dead].call("WAIT", 1, 5_000) == 1
+
+        nodes.servers[dead].kill()
+        before = sum(map(len, load.stored.values()))
+        load.publish_for(0.8, others)
+        assert nodes.owner(f"celery-streams:{{{partitions(QUEUE, 8)[1]}}}") == dead, "it is not replaced yet"
+        assert sum(map(len, load.stored.values())) >= before + 20
+        eventually(lambda: load.all_ran(others), message="the others go on")
+
+        def stored_again() -> bool:
+            known = len(load.stored[dead])
+            load.publish([dead])
+            return len(load.stored[dead]) > known
+
+        eventually(stored_again, timeout=20, message="the replica takes over")
+        load.publish_for(0.5)
+        eventually(load.all_ran, timeout=30)
+        eventually(lambda: drained(project), timeout=30)
+        assert load.times(others) == {1}
+        # What was acknowledged in the last moment may not have reached the replica.
+        counted = project.counted()
+        assert sum(counted[task_id] - 1 for task_id in load.stored[dead]) <= 5
+
+
+@pytest.mark.cluster
+def test_partitions_of_a_dead_master_without_a_replica_wait_for_it_and_nothing_is_lost_or_doubled(
+    make_project: Callable[..., Project],
+) -> None:
+    with cluster(full_coverage=False, appendonly=True) as nodes:
+        project = make_project(nodes, streams_visibility_timeout=VISIBILITY_TIMEOUT, **EIGHT)
+        load = Load(project, nodes)
+        project.worker(queues=QUEUE, concurrency=2)
+        dead = nodes.owner(f"celery-streams:{{{partitions(QUEUE, 8)[1]}}}")
+        others = [master for master in range(3) if master != dead]
+        load.publish_for(1.0)
+        # Some wait, and some run, while their master dies.
+        for _ in range(100):
+            load.publish([dead])
+
+        nodes.servers[dead].kill()
+        began = time.monotonic()
+        while time.monotonic() - began < 2 * VISIBILITY_TIMEOUT:
+            known = sum(len(load.stored[master]) for master in others)
+            load.publish_for(0.2, others)
+            assert sum(len(load.stored[master]) for master in others) > known
+            eventually(lambda: load.all_ran(others), message="the others go on")
+        load.publish([dead])
+        assert not load.all_ran([dead])
+
+        nodes.servers[dead].start()
+        eventually(load.all_ran, timeout=30)
+        eventually(lambda: drained(project), timeout=30)
+        load.publish()
+        eventually(load.all_ran, timeout=30)
+        assert load.times() == {1}
+
+
+@pytest.mark.cluster
+def test_number_of_partitions_that_grows_under_load_loses_and_doubles_nothing(project: Project) -> None:
+    for name in ("one", "two"):
+        project.worker(name=name, queues=QUEUE, concurrency=1, streams_partitions={QUEUE: 2})
+    results: list[Any] = []
+    # Publishers are updated one after the other, and both write meanwhile.
+    acts = [project.app(streams_partitions={QUEUE: count}).tasks["tests.proj.actions.act"] for count in (2, 8)]
+    for wave, which in enumerate(((0,), (0, 1), (1,))):
+        results += [
+            acts[at].apply_async(("sleep", wave), {"seconds": 0.002}, queue=QUEUE) for _ in range(60) for at in which
+        ]
+
+    assert {one.get(timeout=60) for one in results} == {0, 1, 2}
+    assert len(project.broker.partitions(QUEUE)) == 8
+    assert set(project.counted().values()) == {1}
+    assert len(project.counted()) == len(results) == 240
+    eventually(lambda: drained(project))
+
+
+@pytest.mark.cluster
+def test_all_nodes_that_are_killed_and_restarted_under_load_lose_and_double_nothing(
+    make_project: Callable[..., Project],
+) -> None:
+    with cluster(appendonly=True) as nodes:
+        project = make_project(nodes, streams_visibility_timeout=VISIBILITY_TIMEOUT, **EIGHT)
+        load = Load(project, nodes)
+        for name in ("one", "two"):
+            project.worker(name=name, queues=QUEUE, concurrency=1)
+        long = load._act.apply_async(("sleep", 0), {"seconds": 2 * VISIBILITY_TIMEOUT}, queue=QUEUE)
+        project.starts(long.id)
+
+        for _ in range(2):
+            load.publish_for(0.7)
+            nodes.restart()
+            before = len(load.stored[0])
+
+            def stored_again(known: int = before) -> bool:
+                load.publish()
+                return len(load.stored[0]) > known
+
+            eventually(stored_again, timeout=30, message="the cluster serves again")
+
+        load.publish_for(0.5)
+        eventually(load.all_ran, timeout=60)
+        eventually(lambda: drained(project), timeout=60)
+        assert load.times() == {1}
+        assert project.counted()[long.id] == 1

@@ -18,6 +18,7 @@ from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis, find_server
 from celery_streams.exceptions import BrokerError, BrokerUnavailable
 from celery_streams.redis_url import ConnectionOptions
+from tests.support.certificates import certificates
 from tests.support.eventually import eventually
 from tests.support.processes import ROOT, project_environment
 
@@ -34,45 +35,20 @@ class Secured:
     key: Path
 
 
-def signed(directory: Path, name: str, *, extension: str) -> tuple[Path, Path]:
-    """Make a key and a certificate of the authority ``ca`` in ``directory``."""
-    key, request, certificate = (directory / f"{name}.{kind}" for kind in ("key", "csr", "crt"))
-    extensions = directory / f"{name}.ext"
-    extensions.write_text(extension)
-    openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", request, "-subj", f"/CN={name}")
-    openssl(
-        *("x509", "-req", "-in", request, "-CA", directory / "ca.crt", "-CAkey", directory / "ca.key"),
-        *("-CAcreateserial", "-out", certificate, "-days", "2", "-extfile", extensions),
-    )
-    return certificate, key
-
-
-def openssl(*words: str | Path) -> None:
-    subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True)
-
-
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     directory = tmp_path_factory.mktemp("tls")
-    openssl(
-        *("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=authority"),
-        *("-keyout", directory / "ca.key", "-out", directory / "ca.crt"),
-    )
-    certificate, key = signed(directory, "server", extension="subjectAltName=IP:127.0.0.1")
+    made = certificates(directory)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    args = (
-        *("--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)),
-        *("--tls-ca-cert-file", str(directory / "ca.crt"), "--tls-auth-clients", "optional"),
-    )
+    args = ("--tls-port", str(port), *made.server_options, "--tls-auth-clients", "optional")
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(EmbeddedRedis(args=args))
         except Exception as exc:
             pytest.skip(f"this Redis has no TLS: {exc}")
-        client = signed(directory, "client", extension="extendedKeyUsage=clientAuth")
-        yield Secured(f"rediss://127.0.0.1:{port}/0", port, directory / "ca.crt", *client)
+        yield Secured(f"rediss://127.0.0.1:{port}/0", port, made.authority, *made.client)
 
 
 def answers(url: str, **options: object) -> bool:

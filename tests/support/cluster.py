@@ -26,6 +26,8 @@ class Cluster:
     servers: list[EmbeddedRedis]
     clients: list[RedisClient]
     masters: int
+    #: The ports where the nodes speak TLS.
+    tls_ports: Sequence[int] = ()
     ids: list[str] = field(default_factory=list)
 
     @property
@@ -33,6 +35,18 @@ class Cluster:
         """The URL of the cluster: two of its nodes to start with."""
         hosts = [f"127.0.0.1:{server.port}" for server in self.servers[:2]]
         return f"redis+cluster://{';'.join(hosts)}"
+
+    def secure_url(self, query: str, *, user: str = "") -> str:
+        """Return the URL of the cluster with TLS; ``query`` names the certificates, ``user`` is ``name:password``."""
+        first, second = (f"127.0.0.1:{port}" for port in self.tls_ports[:2])
+        return f"rediss+cluster://{user and f'{user}@'}{first}/0?{query};{second}"
+
+    def restart(self) -> None:
+        """Kill all nodes, and start them again: what they kept in a file they still have."""
+        for server in self.servers:
+            server.kill()
+        for server in self.servers:
+            server.start()
 
     def owner(self, key: str) -> int:
         """Return the number of the node that serves a key, as a node that lives says."""
@@ -128,15 +142,21 @@ def _free_port() -> int:
             return port
 
 
-def _node(args: Sequence[str]) -> EmbeddedRedis:
-    server = EmbeddedRedis(args=args)
+def _node(args: Sequence[str], *, appendonly: bool) -> EmbeddedRedis:
+    server = EmbeddedRedis(args=args, appendonly=appendonly)
     server.port = _free_port()
     return server
 
 
 @contextlib.contextmanager
 def cluster(
-    *, masters: int = 3, replicas: bool = False, spare: int = 0, full_coverage: bool = True
+    *,
+    masters: int = 3,
+    replicas: bool = False,
+    spare: int = 0,
+    full_coverage: bool = True,
+    appendonly: bool = False,
+    tls: Sequence[str] = (),
 ) -> Iterator[Cluster]:
     """Start a cluster; all servers end with it.
 
@@ -144,6 +164,9 @@ def cluster(
         replicas: each master has one, which takes its place when it dies.
         spare: masters without a slot, beside the others.
         full_coverage: while one master is away the others answer CLUSTERDOWN, as is the server's default.
+        appendonly: each node keeps what it answered in a file, see ``EmbeddedRedis``.
+        tls: options of redis.conf that say with which certificates the nodes speak TLS, beside plain text, and with
+            each other.
     """
     count = (2 * masters if replicas else masters) + spare
     args = (
@@ -151,13 +174,17 @@ def cluster(
         *("--repl-diskless-sync-delay", "0", "--cluster-require-full-coverage", "yes" if full_coverage else "no"),
     )
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(_node(args)) for _ in range(count)]
+        tls_ports = [_free_port() for _ in range(count)] if tls else []
+        own = [
+            ("--tls-port", str(port), "--tls-cluster", "yes", "--tls-replication", "yes", *tls) for port in tls_ports
+        ]
+        servers = [stack.enter_context(_node((*args, *more), appendonly=appendonly)) for more in own or [()] * count]
         clients = [stack.enter_context(contextlib.closing(RedisClient(server.url))) for server in servers]
-        made = Cluster(servers, clients, masters + spare)
+        made = Cluster(servers, clients, masters + spare, tls_ports)
         for number, client in enumerate(clients):
             client.call("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-        for server in servers[1:]:
-            clients[0].call("CLUSTER", "MEET", "127.0.0.1", server.port)
+        for port in (tls_ports or [server.port for server in servers])[1:]:
+            clients[0].call("CLUSTER", "MEET", "127.0.0.1", port)
         share = SLOTS // masters + 1
         for number, client in enumerate(clients[:masters]):
             slots = range(number * share, min((number + 1) * share, SLOTS))
