@@ -126,6 +126,16 @@ class ClusterClient(RedisClient):
 
     def call(self, *command: Any) -> Any:
         """Send one command to the node that has its key, and return its raw reply."""
+        key = key_of(command)
+        node = self._cluster.of(None if key is None else slot_of(key))
+        try:
+            return node.call(*command)
+        except SlotElsewhere as exc:
+            self._cluster.learn(exc)
+        except BrokerUnavailable:
+            self._cluster.doubt(node)
+            raise
+        # It was not carried out.
         reply = self.pipeline([command])[0]
         if isinstance(reply, BrokerError):
             raise reply
@@ -168,6 +178,8 @@ class ClusterClient(RedisClient):
             if isinstance(script, Script) and script.apart is not None and len(set(map(slot_of, command[1]))) > 1:
                 plain[index], apart[index] = script.apart(command[1], command[2])
         replies = self._send(plain, exchange)
+        if not apart:
+            return replies
         behind = [
             command
             for index, told in apart.items()
@@ -205,8 +217,9 @@ class ClusterClient(RedisClient):
     def _send(self, commands: Sequence[tuple[Any, ...]], exchange: _Exchange) -> list[Any]:
         replies: list[Any] = [None] * len(commands)
         left = list(range(len(commands)))
-        common = _common_slot(commands)
-        slots = [common if (key := key_of(command)) is None else slot_of(key) for command in commands]
+        keys = [key_of(command) for command in commands]
+        common = next((slot_of(key) for key in keys if key is not None), None)
+        slots = [common if key is None else slot_of(key) for key in keys]
         for _ in range(_MOST_REDIRECTS):
             groups: dict[NodeClient, list[int]] = {}
             for index in left:
@@ -218,17 +231,19 @@ class ClusterClient(RedisClient):
             for node, indices in groups.items():
                 found = exchange(node, [commands[index] for index in indices])
                 for index, reply in zip(indices, found, strict=True):
-                    replies[index] = self._heard(node, reply, commands[index], exchange)
-                    if isinstance(replies[index], SlotElsewhere):
-                        left.append(index)
+                    replies[index] = reply
+                    if isinstance(reply, BrokerError):
+                        replies[index] = self._heard(node, reply, commands[index], exchange)
+                        if isinstance(replies[index], SlotElsewhere):
+                            left.append(index)
             if not left:
                 break
         for index in left:
             replies[index] = BrokerUnavailable(not_ready(self.shown, str(replies[index])))
         return replies
 
-    def _heard(self, node: NodeClient, reply: Any, command: tuple[Any, ...], exchange: _Exchange) -> Any:
-        """Take a reply for what it says of the cluster; returns it, or that of the node which the slot moves to."""
+    def _heard(self, node: NodeClient, reply: BrokerError, command: tuple[Any, ...], exchange: _Exchange) -> Any:
+        """Take an error for what it says of the cluster; returns it, or what the node said which the slot moves to."""
         if isinstance(reply, SlotElsewhere) and reply.only_once:
             node = self._cluster.at(reply.address)
             # In full: a second try without the script's text would need leave of its own.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 
-from . import keys
 from .block_store import BLOCK_MS, MessageBlock, QueuedMessage, publish_blocks
 from .broker import StreamBroker
 from .entries import Entry
@@ -38,13 +37,14 @@ def store_retry(
 ) -> bool:
     """Store the retry of an entry on ``queue``, which is apart; the entry is to be acknowledged then.
 
-    Returns False, with nothing stored, when the entry is no longer the consumer's. A second try stores nothing.
+    Returns False, with nothing stored, when the entry is no longer the consumer's; one that somebody took from it by
+    hand is its own again, as in one script. A second try stores nothing.
 
     Args:
         due_ms: milliseconds since the epoch; 0 is now.
         first: the first id that the entry had, before it was put back.
     """
-    if not broker.client.call("XPENDING", entry.stream.key, keys.GROUP, entry.id, entry.id, 1, consumer):
+    if broker.extend([(consumer, entry)]):
         return False
     name = f"{member}:{entry.stream.queue}:{first or entry.id.decode()}"
     try:

@@ -20,7 +20,7 @@ from celery_streams.handovers import hand_over, take_over
 from celery_streams.pauses import pause_queue, paused_queues, resume_queue
 from celery_streams.probes import denied_commands, permitted_rules
 from celery_streams.reads import receive_blocking_read, send_blocking_read
-from celery_streams.recovery import busy_queues
+from celery_streams.recovery import busy_queues, gather
 from celery_streams.transfers import store_retry
 from tests.support.cluster import Cluster
 from tests.support.eventually import eventually
@@ -247,6 +247,55 @@ def test_retry_to_a_queue_of_another_node_is_stored_once_however_often_it_is_tri
     assert not store_retry(on_shards, "me", found.entry, message(2), **where)
 
 
+#: What people type at an entry that somebody runs.
+HANDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "acknowledged": (("XACK", "STREAM", keys.GROUP, "ENTRY"),),
+    "without its consumer": (("XGROUP", "DELCONSUMER", "STREAM", keys.GROUP, "me"),),
+    "in a new group": (("XGROUP", "DESTROY", "STREAM", keys.GROUP), ("XGROUP", "CREATE", "STREAM", keys.GROUP, "$")),
+}
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["another node", "the same queue"])
+@pytest.mark.parametrize("found_before", [False, True])
+@pytest.mark.parametrize("hand", HANDS)
+def test_retry_of_what_somebody_took_by_hand_is_stored_whichever_queue_it_goes_to(
+    on_shards: StreamBroker, nodes: Cluster, hand: str, found_before: bool, apart: bool
+) -> None:
+    here, there = nodes.queues_apart(2) if apart else nodes.queues_apart(1) * 2
+    on_shards.ensure_groups([here, there])
+    on_shards.publish(here, message(1))
+    (found,) = read_all(on_shards, [here], "me")
+    for words in HANDS[hand]:
+        said = {"STREAM": found.stream.key, "ENTRY": found.entry_id}
+        on_shards.client.call(*(said.get(word, word) for word in words))
+    if found_before:
+        assert gather(on_shards, [here]) == ({here: 1}, "")
+
+    if apart:
+        assert store_retry(on_shards, "me", found.entry, message(2), queue=there, due_ms=0, member="m")
+        assert on_shards.ack("me", [found.entry]) == []
+    else:
+        assert on_shards.retry("me", found.entry, message(2), queue=here)
+
+    assert [number_of(one) for one in read_all(on_shards, [here, there], "other")] == [2]
+    assert [gather(on_shards, [queue]) for queue in (here, there)] == [({}, "")] * 2
+
+
+def test_retry_of_what_another_worker_claimed_or_settled_is_not_stored(on_shards: StreamBroker, nodes: Cluster) -> None:
+    here, there = nodes.queues_apart(2)
+    on_shards.ensure_groups([here, there])
+    for number in range(2):
+        on_shards.publish(here, message(number))
+    claimed, settled = read_all(on_shards, [here], "me")
+    on_shards.client.call("XCLAIM", claimed.stream.key, keys.GROUP, "other", 0, claimed.entry_id)
+    assert on_shards.ack("me", [settled.entry]) == []
+
+    for one in (claimed, settled):
+        assert not store_retry(on_shards, "me", one.entry, message(7), queue=there, due_ms=0, member="m")
+
+    assert inspect.queue_status(on_shards, there).length == 0
+
+
 def test_dead_letter_is_replayed_to_a_queue_of_another_node_once(on_shards: StreamBroker, nodes: Cluster) -> None:
     here, there = nodes.queues_apart(2)
     on_shards.ensure_groups([here, there])
@@ -319,8 +368,11 @@ def test_command_whose_reply_is_lost_is_not_sent_again(shards: ClusterClient, no
     assert shards.pipeline([("LLEN", f"celery-streams:{{{name}}}:list") for name in apart]) == [1, 1, 1]
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["together", "alone"])
 @pytest.mark.parametrize("moved", ["before", "within"])
-def test_moved_slot_is_followed_and_each_command_runs_once(shards: ClusterClient, nodes: Cluster, moved: str) -> None:
+def test_moved_slot_is_followed_and_each_command_runs_once(
+    shards: ClusterClient, nodes: Cluster, moved: str, alone: bool
+) -> None:
     name = nodes.queues_apart(1)[0]
     key = f"celery-streams:{{{name}}}"
     shards.call("RPUSH", key, 0)
@@ -334,7 +386,8 @@ def test_moved_slot_is_followed_and_each_command_runs_once(shards: ClusterClient
             assert shards.call("RPUSH", key, "at the source") == 2
             nodes.move_keys(slot, source, target)
 
-        replies = shards.pipeline([("RPUSH", key, number) for number in range(5)])
+        commands = [("RPUSH", key, number) for number in range(5)]
+        replies = [shards.call(*command) for command in commands] if alone else shards.pipeline(commands)
         script = shards.run(scripts.Script("len", "return redis.call('LLEN', KEYS[1])", "0" * 40), [key], [])
 
         first = 2 if moved == "before" else 3
