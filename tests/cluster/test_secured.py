@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,15 +13,12 @@ from celery_streams.cluster import ClusterClient
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.exceptions import BrokerUnavailable
 from tests.acceptance.conftest import Project
-from tests.support.certificates import Certificates, certificates
+from tests.support.certificates import Certificates, certificates, missing
 from tests.support.cluster import Cluster, cluster
 from tests.support.eventually import eventually
 from tests.support.processes import ROOT
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates"),
-]
+pytestmark = pytest.mark.cluster
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "status": ("status",),
@@ -52,6 +48,8 @@ def rules_of_the_guide() -> list[str]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    if reason := missing():
+        pytest.skip(reason)
     return certificates(tmp_path_factory.mktemp("tls"))
 
 
@@ -88,6 +86,7 @@ def test_client_without_a_certificate_is_refused(secured: Cluster, made: Certifi
     client.close()
 
 
+@pytest.mark.timeout(300)  # two workers and seven commands, on a machine that may be busy
 def test_everything_works_with_certificates_and_the_rules_of_the_guide(
     project: Project, secured: Cluster, run_command: Callable[..., str]
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,11 +17,9 @@ from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis, find_server
 from celery_streams.exceptions import BrokerError, BrokerUnavailable
 from celery_streams.redis_url import ConnectionOptions
-from tests.support.certificates import certificates
+from tests.support.certificates import certificates, missing
 from tests.support.eventually import eventually
 from tests.support.processes import ROOT, project_environment
-
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 
 
 @dataclass
@@ -37,17 +34,15 @@ class Secured:
 
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    if reason := missing():
+        pytest.skip(reason)
     directory = tmp_path_factory.mktemp("tls")
     made = certificates(directory)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     args = ("--tls-port", str(port), *made.server_options, "--tls-auth-clients", "optional")
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(EmbeddedRedis(args=args))
-        except Exception as exc:
-            pytest.skip(f"this Redis has no TLS: {exc}")
+    with EmbeddedRedis(args=args):
         yield Secured(f"rediss://127.0.0.1:{port}/0", port, made.authority, *made.client)
 
 

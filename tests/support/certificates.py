@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+
+from celery_streams.embedded import EmbeddedRedis
+from celery_streams.exceptions import BrokerUnavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +25,18 @@ class Certificates:
         """Options of redis.conf."""
         certificate, key = map(str, self.server)
         return ("--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", str(self.authority))
+
+
+@lru_cache
+def missing() -> str:
+    """Return why there is no TLS here: nothing makes certificates, or the server has none; '' when there is."""
+    if shutil.which("openssl") is None:
+        return "openssl makes the certificates"
+    try:
+        with EmbeddedRedis(args=("--tls-port", "0")):
+            return ""
+    except BrokerUnavailable as exc:
+        return f"this server has no TLS: {exc}"
 
 
 def certificates(directory: Path) -> Certificates:
