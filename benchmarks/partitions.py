@@ -1,8 +1,8 @@
-"""What partitions take off the busiest server: CPU time of each master of a Redis Cluster, beside one server.
+"""A Redis Cluster beside one server: messages a second, CPU time of the clients, and of each master.
 
 ``python -m benchmarks.partitions``, about two minutes. The same messages of one queue are published one by one and run
-by a worker with two children: on one server, on three masters, and with the queue in eight partitions on either.
-Celery's own broker is a server apart, which nobody measures.
+by a worker with two children: on one server, on three masters, and with the queue in eight partitions on either, in
+turn. Celery's own broker is a server apart, which nobody measures. CPU time of the worker needs /proc.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from celery_streams.embedded import EmbeddedRedis
 from tests.support.cluster import cluster
 
 from .marks import RECORDS
-from .processes import Program, wait_for
+from .processes import Program, cpu_seconds, descendants, wait_for
 from .project.settings import QUEUE, URL
 from .project.tasks import noop
 from .publisher import PADDING
@@ -69,22 +69,37 @@ def _three_masters() -> Iterator[_Home]:
         yield _Home(nodes.url, nodes.clients)
 
 
+_FIGURES = ("busiest", "servers", "client", "rate")
+
 HOMES = {"one server": _one_server, "three masters": _three_masters}
 
 
+@dataclass(frozen=True)
+class _Spent:
+    """Messages a second, and microseconds of CPU time for each message."""
+
+    rate: float
+    busiest: float
+    servers: float
+    #: Of the publisher, or the worker.
+    client: float
+
+
 class _Watch:
-    """The CPU time of the servers from now on, without what they take when nobody asks anything of them."""
+    """The CPU time from now on: of the servers, without what they take when nobody asks anything of them; and of whom
+    ``asking`` tells, who asks them.
+    """
 
-    def __init__(self, home: _Home, idle: Sequence[float]) -> None:
-        self._home, self._idle = home, idle
-        self._began, self._before = time.perf_counter(), home.cpu()
+    def __init__(self, home: _Home, idle: Sequence[float], asking: Callable[[], float]) -> None:
+        self._home, self._idle, self._asking = home, idle, asking
+        self._began, self._before, self._asked = time.perf_counter(), home.cpu(), asking()
 
-    def spent(self, count: int) -> tuple[float, list[float]]:
-        """Return messages a second, and the microseconds of CPU time for each message, the busiest server first."""
-        seconds = time.perf_counter() - self._began
+    def spent(self, count: int) -> _Spent:
+        """Return what was spent on so many messages."""
+        seconds, asked = time.perf_counter() - self._began, self._asking() - self._asked
         used = zip(self._home.cpu(), self._before, self._idle, strict=True)
-        each = sorted(((now - then - idle * seconds) / count * 1e6 for now, then, idle in used), reverse=True)
-        return count / seconds, each
+        each = [(now - then - idle * seconds) / count * 1e6 for now, then, idle in used]
+        return _Spent(count / seconds, max(each), sum(each), asked / count * 1e6)
 
 
 def _idle(home: _Home) -> list[float]:
@@ -94,7 +109,7 @@ def _idle(home: _Home) -> list[float]:
     return [(now - then) / _IDLE for now, then in zip(home.cpu(), before, strict=True)]
 
 
-def _measure(home: _Home, broker: str, directory: Path, count: int, partitions: int) -> dict[str, list[float]]:
+def _measure(home: _Home, broker: str, directory: Path, count: int, partitions: int) -> dict[str, _Spent]:
     app = Celery("partitions", broker=broker, set_as_current=True)
     app.conf.update(
         streams_enabled=True,
@@ -107,10 +122,10 @@ def _measure(home: _Home, broker: str, directory: Path, count: int, partitions: 
     for number in range(200):
         noop.apply_async((number, PADDING), priority=9)  # connections, scripts, and the plan that follows
     idle = _idle(home)
-    watch = _Watch(home, idle)
+    watch = _Watch(home, idle, time.process_time)
     for number in range(count):
         noop.delay(number, PADDING)
-    rate, published = watch.spent(count)
+    published = watch.spent(count)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("CELERY_")}
     environment = {
         **clean,
@@ -133,13 +148,14 @@ def _measure(home: _Home, broker: str, directory: Path, count: int, partitions: 
     )
     try:
         _reach(left, _FROM * count)
-        first, watch = left(), _Watch(home, idle)
+        pids = descendants(worker.pid)
+        first, watch = left(), _Watch(home, idle, lambda: cpu_seconds(pids))
         _reach(left, _TO * count)
-        speed, drained = watch.spent(first - left())
+        drained = watch.spent(first - left())
     finally:
         worker.stop()
         streams_of(app).reload()
-    return {"publish": [rate, *published], "drain": [speed, *drained]}
+    return {"publish": published, "drain": drained}
 
 
 def _reach(left: Callable[[], int], most: float) -> None:
@@ -154,7 +170,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="figures are their medians")
     parser.add_argument("--partitions", type=int, default=8)
     chosen = parser.parse_args()
-    found: dict[tuple[str, int], list[dict[str, list[float]]]] = {}
+    found: dict[tuple[str, int], list[dict[str, _Spent]]] = {}
     with ExitStack() as stack:
         broker = stack.enter_context(EmbeddedRedis()).url
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -164,14 +180,17 @@ def main() -> None:
                     with home() as made:
                         one = _measure(made, broker, directory, chosen.messages, partitions)
                     found.setdefault((name, partitions), []).append(one)
-    print("us of CPU time for each message: the busiest server, all servers; and messages a second")
+    print(
+        "us of CPU time for each message: the busiest server, all servers, publisher or worker; and messages a second,"
+    )
+    print("those beside one server with one partition, round by round")
     for verb in ("publish", "drain"):
         for (name, partitions), rounds in found.items():
-            busiest = statistics.median(one[verb][1] for one in rounds)
-            total = statistics.median(sum(one[verb][1:]) for one in rounds)
-            rate = statistics.median(one[verb][0] for one in rounds)
+            figures = [statistics.median(getattr(one[verb], what) for one in rounds) for what in _FIGURES]
+            pairs = zip(rounds, found["one server", 1], strict=True)
+            beside = statistics.median(one[verb].rate / other[verb].rate for one, other in pairs)
             shown = f"{name}, {partitions} partition{'s' if partitions > 1 else ''}"
-            print(f"{verb:<8} {shown:<30} {busiest:>7.1f} {total:>7.1f} {rate:>9,.0f}")
+            print(f"{verb:<8} {shown:<30}" + "".join(f"{figure:>10,.1f}" for figure in figures) + f"{beside:>8.2f}")
 
 
 if __name__ == "__main__":

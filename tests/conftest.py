@@ -21,6 +21,7 @@ from kombu import pools
 
 import celery_streams
 from celery_streams.broker import StreamBroker
+from celery_streams.cluster import connect
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
 from tests.support.cluster import Cluster, cluster
@@ -77,7 +78,9 @@ def _no_thread_outlives_its_test() -> Iterator[None]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--on-cluster", action="store_true", help="acceptance tests: broker, streams and results on a Redis Cluster"
+        "--on-cluster",
+        action="store_true",
+        help="acceptance tests and faults: broker and streams (acceptance: results, too) on a Redis Cluster",
     )
 
 
@@ -128,9 +131,19 @@ def _forget_connections(server: EmbeddedRedis) -> None:
 
 
 @pytest.fixture
-def client(redis_url: str) -> Iterator[RedisClient]:
+def streams_url(redis_url: str, request: pytest.FixtureRequest) -> str:
+    """URL of where streams are: the same, with ``--on-cluster`` an empty Redis Cluster."""
+    if not request.config.getoption("--on-cluster"):
+        return redis_url
+    nodes: Cluster = request.getfixturevalue("three_masters")
+    nodes.flush()
+    return nodes.url
+
+
+@pytest.fixture
+def client(streams_url: str) -> Iterator[RedisClient]:
     """A client of the empty database."""
-    made = RedisClient(redis_url)
+    made = connect(streams_url)
     yield made
     made.close()
 
@@ -142,7 +155,7 @@ def broker(client: RedisClient) -> StreamBroker:
 
 
 @pytest.fixture
-def app(redis_url: str) -> Iterator[Callable[..., Celery]]:
+def app(redis_url: str, streams_url: str) -> Iterator[Callable[..., Celery]]:
     """Make fresh Celery apps: ``app(task_serializer="pickle")``.
 
     Each has the test's Redis as broker (``/0``) and result backend (``/1``), is installed on streams unless
@@ -152,7 +165,7 @@ def app(redis_url: str) -> Iterator[Callable[..., Celery]]:
 
     def make(*, installed: bool = True, cls: type[Celery] = Celery, **settings: Any) -> Celery:
         values = {
-            "broker_url": redis_url,
+            "broker_url": streams_url if installed else redis_url,
             "result_backend": redis_url.rpartition("/")[0] + "/1",
             "streams_enabled": True,
             "broker_connection_retry_on_startup": False,

@@ -29,6 +29,7 @@ from tests.faults import load
 @click.option("--workers", type=int, help="Worker processes.")
 @click.option("--visibility-timeout", type=float, help="Seconds; small ones make recovery quick.")
 @click.option("--appendfsync", type=click.Choice(["always", "everysec"]), default="always", show_default=True)
+@click.option("--cluster", is_flag=True, default=None, help="On a Redis Cluster of three masters.")
 @click.option("--json", "json_path", type=click.Path(), help="Write the figures there, - for standard output.")
 @click.option("--logs", "directory", type=click.Path(), help="Where the logs of the processes go.")
 def main(profile: str, minutes: float | None, seed: int | None, json_path: str | None, **options: Any) -> None:

@@ -16,7 +16,7 @@ from celery import Celery
 from celery._state import _set_current_app, get_current_app
 
 import celery_streams
-from celery_streams import inspect
+from celery_streams import inspect, keys
 from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.dead_letters import DeadLetter, dead_letters
@@ -25,6 +25,7 @@ from tests.faults.ledger import Ledger
 from tests.faults.verdict import Run
 from tests.faults.workers import FaultWorker
 from tests.proj.settings import celery_settings
+from tests.support.cluster import Cluster, cluster
 from tests.support.eventually import eventually
 from tests.support.processes import project_environment
 
@@ -51,10 +52,13 @@ class Stage:
     settings: dict[str, Any] = field(default_factory=dict)
     #: Where workers and publisher find Redis; a proxy may stand in between.
     url: str = ""
+    #: The cluster that the server is a node of: that with the queue.
+    nodes: Cluster | None = None
     workers: list[FaultWorker] = field(default_factory=list)
     _closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _app: Celery | None = None
     _client: RedisClient | None = None
+    _node: RedisClient | None = None
 
     # -- workers
 
@@ -139,13 +143,20 @@ class Stage:
     @property
     def client(self) -> RedisClient:
         if self._client is None:
-            self._client = RedisClient(self.server.url)
-            self._closing.callback(self._client.close)
+            self._client = self.other_client()
         return self._client
+
+    @property
+    def node(self) -> RedisClient:
+        """A client of the server that is harmed, for what names no key."""
+        if self._node is None:
+            self._node = RedisClient(self.server.url)
+            self._closing.callback(self._node.close)
+        return self._node
 
     def other_client(self) -> RedisClient:
         """Return one more client, for a thread."""
-        made = RedisClient(self.server.url)
+        made = RedisClient(self.server.url) if self.nodes is None else self.nodes.client()
         self._closing.callback(made.close)
         return made
 
@@ -208,17 +219,23 @@ def books() -> Iterator[EmbeddedRedis]:
 
 
 @pytest.fixture
-def make_stage(books: EmbeddedRedis, tmp_path: Path) -> Iterator[Callable[..., Stage]]:
-    """Make stages; options are those of the Redis that is harmed."""
+def make_stage(books: EmbeddedRedis, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Stage]]:
+    """Make stages; options are those of the Redis that is harmed, with ``--on-cluster`` of each of three masters."""
     before = get_current_app()
     with contextlib.ExitStack() as stack:
 
         def make(*, settings: dict[str, Any] | None = None, **server: Any) -> Stage:
-            target = stack.enter_context(EmbeddedRedis(**server))
+            nodes = None
+            if request.config.getoption("--on-cluster"):
+                nodes = stack.enter_context(cluster(full_coverage=False, **server))
+                target = nodes.servers[nodes.owner(keys.queue_keys(keys.DEFAULT_PREFIX, QUEUE).delayed)]
+            else:
+                target = stack.enter_context(EmbeddedRedis(**server))
+            url = target.url if nodes is None else nodes.url
             ledger = Ledger(books.url)
             ledger.clear()
             stack.callback(ledger.close)
-            stage = Stage(target, books, ledger, tmp_path, settings or {}, url=target.url)
+            stage = Stage(target, books, ledger, tmp_path, settings or {}, url=url, nodes=nodes)
             stack.callback(stage.close)
             return stage
 

@@ -21,9 +21,9 @@ from celery import Celery
 from prometheus_client.parser import text_string_to_metric_families
 
 import celery_streams
-from celery_streams import inspect
+from celery_streams import inspect, keys
 from celery_streams.broker import StreamBroker
-from celery_streams.connection import RedisClient
+from celery_streams.cluster import connect
 from celery_streams.dead_letters import dead_letters
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.exceptions import BrokerError
@@ -34,6 +34,7 @@ from tests.faults.ledger import Ledger
 from tests.faults.verdict import FIGURES, Bounds, FaultRecord, FinalState, Verdict, judge
 from tests.faults.workers import FaultWorker, Fleet
 from tests.proj.settings import celery_settings
+from tests.support.cluster import cluster
 from tests.support.processes import ROOT, project_environment
 
 QUEUE = "faults"
@@ -61,6 +62,8 @@ class Plan:
     broken: str | None = None
     server: str | None = None
     appendfsync: str = "always"
+    #: Streams and Celery's broker are on a Redis Cluster of three masters; the faults hit the one that has the queue.
+    cluster: bool = False
     #: Only tasks that sleep and retry.
     only_flaky: bool = False
     #: No task that ends its process.
@@ -124,6 +127,7 @@ class Report:
             "children": plan.children,
             "visibility_timeout": plan.visibility_timeout,
             "appendfsync": plan.appendfsync,
+            "cluster": plan.cluster,
             "checks": {check.letter: {"ok": check.ok, "text": check.text} for check in self.verdict.checks},
             **self.verdict.figures,
         }
@@ -140,11 +144,18 @@ def run(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> Report
     directory.mkdir(parents=True, exist_ok=True)
     arguments = ("--appendfsync", plan.appendfsync)
     with contextlib.ExitStack() as stack:
-        target = stack.enter_context(EmbeddedRedis(appendonly=True, args=arguments, executable=plan.server))
+        options: dict[str, Any] = {"appendonly": True, "args": arguments, "executable": plan.server}
+        if plan.cluster:
+            nodes = stack.enter_context(cluster(full_coverage=False, **options))
+            target = nodes.servers[nodes.owner(keys.queue_keys(keys.DEFAULT_PREFIX, QUEUE).delayed)]
+            url = nodes.url
+        else:
+            target = stack.enter_context(EmbeddedRedis(**options))
+            url = target.url
         books = stack.enter_context(EmbeddedRedis())
         ledger = Ledger(books.url)
         stack.callback(ledger.close)
-        variables = environment(plan, target, books)
+        variables = environment(plan, url, books)
         fleet = Fleet([worker(plan, index, directory, variables) for index in range(plan.workers)])
         stack.callback(fleet.kill)
         chance = random.Random(plan.seed)
@@ -155,7 +166,7 @@ def run(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> Report
         _load(plan, scene, ledger, producer, say)
         fleet.supervise()
         say("drain")
-        drain(plan, scene, ledger)
+        drain(plan, scene, ledger, url)
         hangs = fleet.stop(timeout=15.0)
         if plan.pool != "prefork":
             # There a task that ends its process ends its worker.
@@ -171,7 +182,7 @@ def run(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> Report
             submissions,
             runs,
             records,
-            final_state(plan.side, target),
+            final_state(plan.side, target, url=url),
             bounds=Bounds(plan.visibility_timeout),
             uncertain=uncertain,
             hangs=hangs,
@@ -179,7 +190,7 @@ def run(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> Report
     return Report(plan, verdict, records, directory)
 
 
-def environment(plan: Plan, target: EmbeddedRedis, books: EmbeddedRedis) -> dict[str, str]:
+def environment(plan: Plan, url: str, books: EmbeddedRedis) -> dict[str, str]:
     streams = plan.side == "streams"
     more: dict[str, Any] = {"broker_connection_retry_on_startup": True}
     if streams:
@@ -192,7 +203,7 @@ def environment(plan: Plan, target: EmbeddedRedis, books: EmbeddedRedis) -> dict
             broker_transport_options={"visibility_timeout": int(plan.visibility_timeout * 3)},
         )
     variables = project_environment(
-        broker=target.url,
+        broker=url,
         results=books.database_url(1),
         ledger=books.url,
         queue=QUEUE,
@@ -270,7 +281,7 @@ def _load(
         raise RuntimeError(f"The producer ended with {producer.returncode}, see producer.log")
 
 
-def drain(plan: Plan, scene: faults.Scene, ledger: Ledger) -> None:
+def drain(plan: Plan, scene: faults.Scene, ledger: Ledger, url: str) -> None:
     """Wait until nothing is left, or nothing has moved for a while."""
     patience = plan.visibility_timeout * (3 if plan.side == "streams" else 6) + 12.0
     moved, seen = time.monotonic(), -1
@@ -281,7 +292,7 @@ def drain(plan: Plan, scene: faults.Scene, ledger: Ledger) -> None:
         count = ledger.count("runs")
         if count != seen:
             moved, seen = time.monotonic(), count
-        left = remaining(plan.side, scene.server)
+        left = remaining(plan.side, url)
         if left == 0:
             quiet_since = quiet_since or time.monotonic()
             if time.monotonic() - quiet_since > 0.5:
@@ -291,25 +302,29 @@ def drain(plan: Plan, scene: faults.Scene, ledger: Ledger) -> None:
         time.sleep(0.1)  # between two looks
 
 
-def remaining(side: str, server: EmbeddedRedis) -> int:
+def remaining(side: str, url: str) -> int:
     """Return the number of messages that wait, run or are delayed."""
     if side == "streams":
-        with contextlib.closing(RedisClient(server.url)) as client:
+        with contextlib.closing(connect(url)) as client:
             try:
                 status = inspect.queue_status(StreamBroker(client), QUEUE)
             except BrokerError:
                 return -1
             return status.waiting + status.pending + status.delayed
-    with contextlib.closing(redis.Redis.from_url(server.url, socket_timeout=5)) as client:
+    with contextlib.closing(redis.Redis.from_url(url, socket_timeout=5)) as client:
         names = [QUEUE, *(f"{QUEUE}\x06\x16{step}" for step in (3, 6, 9))]
         return sum(client.llen(name) for name in names) + client.hlen("unacked")
 
 
-def final_state(side: str, server: EmbeddedRedis, queue: str = QUEUE) -> FinalState:
-    """Count what is left in Redis, command by command, and ask every export of the figures for the same."""
+def final_state(side: str, server: EmbeddedRedis, queue: str = QUEUE, *, url: str = "") -> FinalState:
+    """Count what is left in Redis, command by command, and ask every export of the figures for the same.
+
+    ``url`` is that of the cluster that the server, which has the queue, is a node of.
+    """
+    url = url or server.url
     if side != "streams":
-        return FinalState(waiting=remaining(side, server))
-    with contextlib.closing(RedisClient(server.url)) as client:
+        return FinalState(waiting=remaining(side, url))
+    with contextlib.closing(connect(url)) as client:
         broker = StreamBroker(client)
         names = broker.queue_keys(queue)
         letters = tuple((letter.task_id, letter.reason) for letter in dead_letters(broker, queue))
@@ -322,7 +337,7 @@ def final_state(side: str, server: EmbeddedRedis, queue: str = QUEUE) -> FinalSt
             delayed=raw.zcard(names.delayed),
             dead=raw.xlen(names.dead),
             letters=letters,
-            shown=_exports(server, queue),
+            shown=_exports(url, queue),
         )
 
 
@@ -332,10 +347,10 @@ def _pending(raw: redis.Redis, stream: str) -> int:
     return sum(int(raw.xpending(stream, name)["pending"]) for name in groups)
 
 
-def _exports(server: EmbeddedRedis, queue: str) -> dict[str, dict[str, float]]:
+def _exports(url: str, queue: str) -> dict[str, dict[str, float]]:
     """Return what operators are told of ``queue``, in the form in which they get it."""
     app = Celery("faults-exports", set_as_current=False)
-    app.conf.update(celery_settings(broker=server.url, results="cache+memory://", queue=queue))
+    app.conf.update(celery_settings(broker=url, results="cache+memory://", queue=queue))
     celery_streams.install(app)
     streams = celery_streams.streams_of(app)
     try:

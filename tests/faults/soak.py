@@ -122,7 +122,7 @@ def run(plan: load.Plan, *, every: float, say: Callable[[str], None]) -> tuple[S
         stack.callback(ledger.close)
         client = RedisClient(target.url)
         stack.callback(client.close)
-        environment = load.environment(plan, target, books)
+        environment = load.environment(plan, target.url, books)
         workers: list[FaultWorker] = [load.worker(plan, n, directory, environment) for n in range(plan.workers)]
         fleet = Fleet(workers)
         stack.callback(fleet.kill)
@@ -142,7 +142,7 @@ def run(plan: load.Plan, *, every: float, say: Callable[[str], None]) -> tuple[S
             if len(samples.rows) % 60 == 0:
                 say(f"{time.monotonic() - began:7.0f} s  {samples.rows[-1]}")
             time.sleep(1.0)  # a sample a second
-        load.drain(plan, scene, ledger)
+        load.drain(plan, scene, ledger, target.url)
         hangs = fleet.stop(timeout=20.0)
         accounted: set[str | None] = {one.id for one in ledger.runs() if one.end is not None}
         accounted |= {letter.task_id for letter in dead_letters(StreamBroker(client), load.QUEUE)}

@@ -33,7 +33,7 @@ def proxy(stage: Stage) -> Iterator[Proxy]:
 def _worker(stage: Stage, proxy: Proxy, pool: str, **settings: Any) -> FaultWorker:
     return stage.worker(
         url=f"redis://127.0.0.1:{proxy.port}/2",
-        settings={"streams_url": stage.server.url, **settings},
+        settings={"streams_url": stage.url, **settings},
         concurrency=2,
         pool=pool,
         options=("-E",),

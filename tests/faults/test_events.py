@@ -75,7 +75,7 @@ def test_tasks_run_at_full_rate_while_the_broker_takes_no_events_and_events_come
 ) -> None:
     worker = stage.worker(
         url=f"redis://127.0.0.1:{proxy.port}/2",
-        settings={"streams_url": stage.server.url},
+        settings={"streams_url": stage.url},
         concurrency=2,
         pool=pool,
         options=("-E",),

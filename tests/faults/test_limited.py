@@ -54,7 +54,7 @@ def left(stage: Stage) -> list[str]:
     status = stage.status()
     counts = [f"{name} {getattr(status, name)}" for name in ("waiting", "pending", "delayed", "held")]
     # Tokens are forgotten when the next one is taken.
-    kept = [key.decode() for key in stage.client.call("KEYS", "*:held*") if not key.endswith(b":rates")]
+    kept = [key.decode() for key in stage.node.call("KEYS", "*:held*") if not key.endswith(b":rates")]
     return [one for one in counts if not one.endswith(" 0")] + kept
 
 
@@ -110,7 +110,7 @@ def test_scripts_that_are_flushed_all_the_time_change_nothing(make_stage: Callab
     stage = make_stage(settings=settings())
     for name in ("w1", "w2"):
         stage.worker(name)
-    client, stop = stage.other_client(), threading.Event()
+    client, stop = stage.node, threading.Event()
 
     def flush() -> None:
         while not stop.wait(0.01):
@@ -148,6 +148,7 @@ def test_redis_that_comes_back_empty_leaves_no_place_that_nobody_gives_back(make
 
 
 @faults
+@pytest.mark.one_server("Sentinels watch it")
 @EARLY
 def test_failover_keeps_places_and_what_is_held(make_stage: Callable[..., Stage], tmp_path: Path, early: bool) -> None:
     with watched(tmp_path) as servers:

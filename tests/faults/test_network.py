@@ -16,6 +16,9 @@ from celery_streams.worker.reader import BLOCK_MS, GRACE
 from tests.faults.conftest import Stage
 from tests.faults.proxy import Proxy
 
+#: Whoever learns of a node from the others goes there, and not through the proxy.
+pytestmark = pytest.mark.one_server("a proxy stands before it")
+
 #: Seconds from SIGTERM to the end of a worker that hears nothing: less than the ten that Docker waits, doubled for a
 #: busy machine.
 ENDS_WITHIN = 2 * 9.0

@@ -125,6 +125,7 @@ while True:
 """
 
 
+@pytest.mark.one_server("half of it is on lists, of which a cluster has none")
 def test_f29_switching_to_streams_and_back_under_load_with_kills_loses_nothing_and_runs_nothing_twice(
     stage: Stage,
 ) -> None:
@@ -299,10 +300,10 @@ def test_f31_tasks_publish_from_inside_their_children(stage: Stage) -> None:
 _REPLAY = """
 import os, signal, sys
 from celery_streams.broker import StreamBroker
-from celery_streams.connection import RedisClient
+from celery_streams.cluster import connect
 from celery_streams.dead_letters import dead_letters, replay
 
-broker = StreamBroker(RedisClient(sys.argv[1]))
+broker = StreamBroker(connect(sys.argv[1]))
 for count, letter in enumerate(list(dead_letters(broker, sys.argv[2]))):
     if count == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)

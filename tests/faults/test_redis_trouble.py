@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from celery_streams import BrokerError, BrokerFull, BrokerUnavailable, keys
+from celery_streams.connection import RedisClient
 from tests.faults.conftest import QUEUE, VISIBILITY_TIMEOUT, Stage
 from tests.support.full import disk_full, memory_full
 from tests.support.sentinel import NAME, watched
@@ -81,7 +82,7 @@ def test_f10_a_task_that_ends_while_redis_is_away_is_acknowledged_later_and_does
 
 
 def _flush(stage: Stage) -> None:
-    stage.client.call("FLUSHALL")
+    stage.node.call("FLUSHALL")
 
 
 def _delete_stream(stage: Stage) -> None:
@@ -197,11 +198,11 @@ def test_what_a_living_worker_runs_runs_once_although_somebody_deleted_its_consu
 
 @contextlib.contextmanager
 def _commands(stage: Stage, begin: tuple[object, ...], end: tuple[object, ...]) -> Iterator[None]:
-    stage.client.call(*begin)
+    stage.node.call(*begin)
     try:
         yield
     finally:
-        stage.client.call(*end)
+        stage.node.call(*end)
 
 
 def _read_only(stage: Stage) -> contextlib.AbstractContextManager[None]:
@@ -222,44 +223,46 @@ def _master_down(stage: Stage) -> Iterator[None]:
 
 
 def _misconf(stage: Stage) -> contextlib.AbstractContextManager[None]:
-    return disk_full(stage.client)
+    return disk_full(stage.node)
 
 
 @contextlib.contextmanager
 def _busy_script(stage: Stage) -> Iterator[None]:
-    stage.client.call("CONFIG", "SET", "lua-time-limit", "50")
+    stage.node.call("CONFIG", "SET", "lua-time-limit", "50")
+    client = RedisClient(stage.server.url)
 
     def loop() -> None:
         with contextlib.suppress(BrokerError):
-            stage.other_client().call("EVAL", "while true do end", 0)
+            client.call("EVAL", "while true do end", 0)
 
     thread = threading.Thread(target=loop)
     thread.start()
     yield
-    stage.client.call("SCRIPT", "KILL")
+    stage.node.call("SCRIPT", "KILL")
     thread.join(5)
+    client.close()
 
 
 @contextlib.contextmanager
 def _paused(stage: Stage) -> Iterator[None]:
-    stage.client.call("CLIENT", "PAUSE", 1500, "ALL")
+    stage.node.call("CLIENT", "PAUSE", 1500, "ALL")
     yield
 
 
 @contextlib.contextmanager
 def _clients_killed(stage: Stage) -> Iterator[None]:
     for _ in range(5):
-        stage.client.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        stage.node.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         time.sleep(0.1)  # clients connect again meanwhile
     yield
 
 
 @contextlib.contextmanager
 def _no_more_clients(stage: Stage) -> Iterator[None]:
-    stage.client.call("CONFIG", "SET", "maxclients", 2)
-    stage.client.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    stage.node.call("CONFIG", "SET", "maxclients", 2)
+    stage.node.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     yield
-    stage.client.call("CONFIG", "SET", "maxclients", 1000)
+    stage.node.call("CONFIG", "SET", "maxclients", 1000)
 
 
 @pytest.fixture(
@@ -279,7 +282,13 @@ def worked(stage: Stage, request: pytest.FixtureRequest) -> Stage:
 
 @pytest.mark.parametrize(
     "trouble",
-    [_read_only, _master_down, _misconf, _busy_script, _paused, _clients_killed, _no_more_clients],
+    [
+        *(
+            pytest.param(one, marks=pytest.mark.one_server("REPLICAOF makes no replica of a master in a cluster"))
+            for one in (_read_only, _master_down)
+        ),
+        *(_misconf, _busy_script, _paused, _clients_killed, _no_more_clients),
+    ],
     ids=lambda trouble: trouble.__name__.strip("_"),
 )
 def test_f12_a_redis_that_refuses_for_a_while_is_outlasted_and_nothing_runs_twice(
@@ -302,6 +311,7 @@ def test_f12_a_redis_that_refuses_for_a_while_is_outlasted_and_nothing_runs_twic
     assert worker.running
 
 
+@pytest.mark.one_server("Sentinels watch it")
 def test_f12_a_sentinel_failover_is_followed_by_workers_and_publishers(
     make_stage: Callable[..., Stage], tmp_path: Path
 ) -> None:
@@ -331,8 +341,8 @@ def test_f15_a_full_redis_refuses_publishers_and_lets_workers_drain_retry_and_bu
     plain = [stage.send("ok") for _ in range(200)]
     stage.broker.ensure_groups([QUEUE])
     worker = stage.worker(concurrency=1, ready=False)
-    stage.client.call("CONFIG", "SET", "maxmemory-policy", "noeviction")
-    stage.client.call("CONFIG", "SET", "maxmemory", 1)
+    stage.node.call("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    stage.node.call("CONFIG", "SET", "maxmemory", 1)
 
     with pytest.raises(BrokerFull, match=r"Cannot publish to queue 'stage': .* is full: .*raise maxmemory"):
         stage.send("ok")
@@ -346,7 +356,7 @@ def test_f15_a_full_redis_refuses_publishers_and_lets_workers_drain_retry_and_bu
     assert {letter.task_id for letter in stage.letters()} == set(bad)
     assert worker.running
 
-    stage.client.call("CONFIG", "SET", "maxmemory", 0)
+    stage.node.call("CONFIG", "SET", "maxmemory", 0)
     again = stage.send("ok")
     stage.drained(again)
     assert len(stage.runs()) == len(plain) + 2 * len([*flaky, *later]) + len(bad) + 1
@@ -356,7 +366,7 @@ def test_f15_a_solo_worker_started_on_a_full_redis_runs_tasks_while_it_cannot_co
     """kombu's first write is refused, and tried again each second: the main thread does not sleep meanwhile."""
     sent = [stage.send("nap", seconds=0.01) for _ in range(200)]
     stage.broker.ensure_groups([QUEUE])
-    with memory_full(stage.client):
+    with memory_full(stage.node):
         worker = stage.worker(concurrency=1, pool="solo", ready=False)
 
         stage.wait(lambda: stage.ended(*sent), timeout=60, message="the worker drains")
@@ -385,7 +395,7 @@ def test_f15_a_full_disk_is_outlasted_however_long_and_nothing_is_lost_or_runs_t
     delayed = stage.send("ok", countdown=1.0)
     second = stage.worker("second", concurrency=1, pool=pool)
 
-    with disk_full(stage.client):
+    with disk_full(stage.node):
         third = stage.worker("third", concurrency=1, pool=pool, ready=False)
         for options in ({}, {"countdown": 5}, {"retry": True}):
             with pytest.raises(BrokerUnavailable, match=r"Cannot publish to queue 'stage': .*make room on its disk"):

@@ -48,7 +48,7 @@ def test_one_message_of_a_key_is_there_though_processes_die_and_scripts_are_flus
 
     for worker in workers:
         worker.kill()
-        stage.client.call("SCRIPT", "FLUSH")
+        stage.node.call("SCRIPT", "FLUSH")
         time.sleep(0.5)  # the others publish meanwhile
         worker.start()
         worker.wait_ready()

@@ -7,6 +7,7 @@ import re
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from celery_streams.cluster import ClusterClient
 from celery_streams.cluster_map import SLOTS, slot_of
@@ -142,8 +143,8 @@ def _free_port() -> int:
             return port
 
 
-def _node(args: Sequence[str], *, appendonly: bool) -> EmbeddedRedis:
-    server = EmbeddedRedis(args=args, appendonly=appendonly)
+def _node(args: Sequence[str], **options: Any) -> EmbeddedRedis:
+    server = EmbeddedRedis(args=args, **options)
     server.port = _free_port()
     return server
 
@@ -155,8 +156,9 @@ def cluster(
     replicas: bool = False,
     spare: int = 0,
     full_coverage: bool = True,
-    appendonly: bool = False,
     tls: Sequence[str] = (),
+    args: Sequence[str] = (),
+    **options: Any,
 ) -> Iterator[Cluster]:
     """Start a cluster; all servers end with it.
 
@@ -164,12 +166,14 @@ def cluster(
         replicas: each master has one, which takes its place when it dies.
         spare: masters without a slot, beside the others.
         full_coverage: while one master is away the others answer CLUSTERDOWN, as is the server's default.
-        appendonly: each node keeps what it answered in a file, see ``EmbeddedRedis``.
+        args: more options of redis.conf, for each node.
+        options: of each node, see ``EmbeddedRedis``.
         tls: options of redis.conf that say with which certificates the nodes speak TLS, beside plain text, and with
             each other.
     """
     count = (2 * masters if replicas else masters) + spare
     args = (
+        *args,
         *("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT_MS)),
         *("--repl-diskless-sync-delay", "0", "--cluster-require-full-coverage", "yes" if full_coverage else "no"),
     )
@@ -178,7 +182,7 @@ def cluster(
         own = [
             ("--tls-port", str(port), "--tls-cluster", "yes", "--tls-replication", "yes", *tls) for port in tls_ports
         ]
-        servers = [stack.enter_context(_node((*args, *more), appendonly=appendonly)) for more in own or [()] * count]
+        servers = [stack.enter_context(_node((*args, *more), **options)) for more in own or [()] * count]
         clients = [stack.enter_context(contextlib.closing(RedisClient(server.url))) for server in servers]
         made = Cluster(servers, clients, masters + spare, tls_ports)
         for number, client in enumerate(clients):

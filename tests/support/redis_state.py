@@ -27,7 +27,8 @@ class StreamState:
 
 def redis_state(client: RedisClient) -> dict[str, Any]:
     """Return everything in the database of ``client``, by key."""
-    return {key.decode(): _value(client, key) for key in sorted(client.call("KEYS", "*"))}
+    names = sorted(key for node in client.nodes for key in node.call("KEYS", "*"))
+    return {key.decode(): _value(client, key) for key in names}
 
 
 def _value(client: RedisClient, key: bytes) -> Any:
@@ -111,5 +112,5 @@ def redis_now_ms(client: RedisClient) -> int:
 
 def commands_processed(broker: StreamBroker) -> int:
     """Return how many commands Redis has carried out, those of scripts included."""
-    said = broker.client.call("INFO", "stats").decode()
-    return int(said.partition("total_commands_processed:")[2].partition("\r\n")[0])
+    said = [node.call("INFO", "stats").decode() for node in broker.client.nodes]
+    return sum(int(one.partition("total_commands_processed:")[2].partition("\r\n")[0]) for one in said)
