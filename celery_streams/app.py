@@ -173,6 +173,14 @@ class Streams:
         """Return a client of another database of the Redis that holds the streams."""
         return self._client(self.conf.url, database=database)
 
+    def new_client_of(self, url: str) -> RedisClient:
+        """Return a client of any other Redis.
+
+        Raises:
+            ConfigurationError: the URL is not one of a Redis.
+        """
+        return self._client(url)
+
     def _client(
         self,
         own_url: str | None,

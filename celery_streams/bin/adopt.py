@@ -69,6 +69,7 @@ class _Done:
 Examples:
   celery-streams -A proj adopt chat:send --task chat.tasks.send_message --map chat_id=chat_id --map text=text --dry-run
   celery-streams -A proj adopt chat:send --task chat.tasks.send_message --map 'data=*' --db 1 --group senders
+  celery-streams -A proj adopt chat:send --task chat.tasks.send_message --map 'data=*' --url redis://old:6379/1
 """,
 )
 @click.argument("key")
@@ -81,6 +82,8 @@ Examples:
               help="The queue for the messages; default: where the project routes the task.")  # fmt: skip
 @click.option("--db", "database", type=click.IntRange(0), metavar="N", cls=CeleryOption, help_group="Adopt Options",
               help="The Redis database that KEY is in; default: that of the streams.")  # fmt: skip
+@click.option("--url", metavar="URL", cls=CeleryOption, help_group="Adopt Options",
+              help="The Redis that KEY is in, where that is another one than the streams'.")  # fmt: skip
 @click.option("--group", metavar="NAME", cls=CeleryOption, help_group="Adopt Options",
               help="The consumer group of KEY that the old workers used; needed only if it has several.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, cls=CeleryOption, help_group="Adopt Options",
@@ -96,6 +99,7 @@ def adopt(
     maps: tuple[str, ...],
     queue: str | None,
     database: int | None,
+    url: str | None,
     group: str | None,
     dry_run: bool,
     as_json: bool,
@@ -109,6 +113,8 @@ def adopt(
 
     Exits with 1 when entries were left because they could not be understood.
     """
+    if url is not None and database is not None:
+        raise bad_input("--db and --url exclude each other: write the number of the database into the URL")
     app = ctx.obj.app
     streams = streams_of(app)
     mapping = [Mapped.parse(text) for text in maps]
@@ -118,8 +124,12 @@ def adopt(
     if task not in tasks:
         raise bad_input(f"The project has no task {task!r}{nearest(task, tasks)}")
     target = queue or _queue_of(app, task)
-    here = database is None or str(database) == place(streams.url)[2]
-    client = streams.broker.client if here else streams.new_client(int(database or 0))
+    if url is not None:
+        # Wherever it is: the way between two databases is right for one as well.
+        here, client = False, streams.new_client_of(url)
+    else:
+        here = database is None or str(database) == place(streams.url)[2]
+        client = streams.broker.client if here else streams.new_client(int(database or 0))
     try:
         foreign = ForeignStream(client, key, group=group)
     except ConfigurationError as exc:

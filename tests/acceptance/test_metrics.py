@@ -146,7 +146,9 @@ def test_what_tasks_publish_is_counted_by_the_side_it_goes_to(project, worker, p
     app.send_task("tests.proj.publishing.publish", ["celery", 3], queue="celery")
     app.send_task("tests.proj.publishing.publish", ["celery", 2, {"countdown": 600}], queue="celery")
     app.send_task("tests.proj.publishing.publish_together", ["celery", 40], queue="celery")
-    app.send_task("tests.proj.publishing.publish", ["elsewhere", 5], queue="celery")
+    on_lists = not app.conf.broker_url.startswith("redis+cluster")
+    if on_lists:
+        app.send_task("tests.proj.publishing.publish", ["elsewhere", 5], queue="celery")
     task.delay("retry", until=2, countdown=0.1).get(timeout=15)
 
     def counted():
@@ -154,7 +156,8 @@ def test_what_tasks_publish_is_counted_by_the_side_it_goes_to(project, worker, p
         published = "celery_streams_published_total"
         assert seen.value(published, queue="celery", side="stream") == 3 + 2 + 40
         assert seen.value(published, queue="celery", side="list") == 0
-        assert seen.value(published, queue="elsewhere", side="list") == 5
+        if on_lists:
+            assert seen.value(published, queue="elsewhere", side="list") == 5
         return True
 
     assert eventually(counted)

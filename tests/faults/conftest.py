@@ -21,6 +21,7 @@ from celery_streams.broker import StreamBroker
 from celery_streams.connection import RedisClient
 from celery_streams.dead_letters import DeadLetter, dead_letters
 from celery_streams.embedded import EmbeddedRedis
+from celery_streams.exceptions import BrokerUnavailable
 from tests.faults.ledger import Ledger
 from tests.faults.verdict import Run
 from tests.faults.workers import FaultWorker
@@ -168,8 +169,13 @@ class Stage:
         return inspect.queue_status(self.broker, QUEUE)
 
     def empty(self) -> bool:
-        """Return whether nothing waits, runs or is delayed."""
-        status = self.status()
+        """Return whether nothing waits, runs or is delayed; not while a node of a cluster does not serve again yet."""
+        try:
+            status = self.status()
+        except BrokerUnavailable:
+            if self.nodes is None:
+                raise
+            return False
         return not (status.waiting or status.pending or status.delayed)
 
     def letters(self) -> list[DeadLetter]:

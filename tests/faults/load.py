@@ -62,7 +62,8 @@ class Plan:
     broken: str | None = None
     server: str | None = None
     appendfsync: str = "always"
-    #: Streams and Celery's broker are on a Redis Cluster of three masters; the faults hit the one that has the queue.
+    #: Streams and Celery's broker are on a Redis Cluster of three masters; the faults hit the one that has the queue,
+    #: but for REPLICAOF, which makes no replica of a master there.
     cluster: bool = False
     #: Only tasks that sleep and retry.
     only_flaky: bool = False
@@ -158,6 +159,8 @@ def run(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> Report
         variables = environment(plan, url, books)
         fleet = Fleet([worker(plan, index, directory, variables) for index in range(plan.workers)])
         stack.callback(fleet.kill)
+        if plan.cluster:
+            plan = replace(plan, kinds=tuple(kind for kind in plan.kinds if kind is not faults.F12ReadOnly))
         chance = random.Random(plan.seed)
         scene = faults.Scene(target, fleet, chance, plan.visibility_timeout)
         fleet.start()

@@ -362,6 +362,7 @@ def test_f15_a_full_redis_refuses_publishers_and_lets_workers_drain_retry_and_bu
     assert len(stage.runs()) == len(plain) + 2 * len([*flaky, *later]) + len(bad) + 1
 
 
+@pytest.mark.one_server("kombu's transport writes when it connects, and that for a cluster does not")
 def test_f15_a_solo_worker_started_on_a_full_redis_runs_tasks_while_it_cannot_connect(stage: Stage) -> None:
     """kombu's first write is refused, and tried again each second: the main thread does not sleep meanwhile."""
     sent = [stage.send("nap", seconds=0.01) for _ in range(200)]
