@@ -205,7 +205,7 @@ def test_blocked_read_hears_each_node_and_calls_the_others_back(on_shards: Strea
 
 def test_blocked_reads_take_short_turns_where_none_can_be_called_back(nodes: Cluster) -> None:
     for client in nodes.clients:
-        client.call("ACL", "SETUSER", "chat", "on", ">pw", "~*", "+@all", "-client|unblock")
+        client.call("ACL", "SETUSER", "chat", "on", ">pw", "~*", "+@all", "-client", "+client|id")
     try:
         broker = StreamBroker(connect(nodes.url.replace("://", "://chat:pw@", 1)))
         queues = nodes.queues_apart(3)

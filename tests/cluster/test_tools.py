@@ -87,7 +87,7 @@ def test_stream_of_home_made_code_is_adopted_from_another_redis(
     [
         (("--url", "redis://127.0.0.1:1/0", "--db", "1"), "exclude each other"),
         (("--url", "redis://127.0.0.1:1/0"), "127.0.0.1:1"),
-        (("--url", "http://127.0.0.1/"), "not a Redis URL"),
+        (("--url", "http://127.0.0.1/"), "need a Redis or Valkey URL"),
     ],
 )
 def test_redis_that_cannot_be_adopted_from_is_said_in_one_line(
