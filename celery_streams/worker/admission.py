@@ -45,6 +45,7 @@ def held_back(execution: Execution, around: Surroundings) -> Report | None:
     # What was put back, or has started once, stood in front of what waits now; a retry, which knows only what became of
     # the messages before it, did not.
     history = execution.history
+    around.progress.settling()
     found = settler.admit(
         delivery,
         lane,
@@ -55,7 +56,10 @@ def held_back(execution: Execution, around: Surroundings) -> Report | None:
     )
     if found is None or found.lost:
         return Report(Event.DISOWNED)
-    return None if found.admitted else _HELD
+    if not found.admitted:
+        return _HELD
+    around.progress.settling(ends=True)
+    return None
 
 
 def started_elsewhere(execution: Execution, around: Surroundings) -> Report | None:

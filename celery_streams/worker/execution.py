@@ -105,8 +105,12 @@ class Progress(Protocol):
     def retried(self) -> None:
         """The message was settled as retried while its task runs on: nothing is left to do for it."""
 
-    def settling(self) -> None:
-        """What the task came to is being settled: its entry may be gone before the reply comes."""
+    def settling(self, *, ends: bool = False) -> None:
+        """Its entry may be gone before the reply comes: what the task came to is being settled, or it is moved aside.
+
+        Args:
+            ends: no more: it starts.
+        """
 
     def lost(self) -> bool:
         """Return whether the entry is known to be no longer ours."""

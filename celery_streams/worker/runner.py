@@ -141,9 +141,9 @@ class Record:
         """Note that the message was settled as retried, though its task goes on."""
         self._retried = True
 
-    def settling(self) -> None:
-        """Note that what the task came to is being settled."""
-        self._settling = True
+    def settling(self, *, ends: bool = False) -> None:
+        """Note that what the task came to is being settled; or, when that ends, that it goes on."""
+        self._settling = not ends
 
     @property
     def batch(self) -> int:

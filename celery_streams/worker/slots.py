@@ -249,9 +249,12 @@ class Slot:
         """Say that the message of the running task was settled as retried, though its body goes on."""
         self._words[_FLAGS] |= RETRIED
 
-    def settling(self) -> None:
-        """Say that what the running task came to is being settled."""
-        self._words[_FLAGS] |= SETTLING
+    def settling(self, *, ends: bool = False) -> None:
+        """Say that what the running task came to is being settled; or, when that ends, that it goes on."""
+        if ends:
+            self._words[_FLAGS] &= ~SETTLING
+        else:
+            self._words[_FLAGS] |= SETTLING
 
     def note_read(self) -> None:
         """Say that a read has succeeded."""

@@ -91,6 +91,40 @@ def test_heartbeat_can_know_that_the_outcome_of_a_task_is_being_settled(both: Be
     assert (both.ran, both.notes.was_settling) == ([False], noted)
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_heartbeat_can_know_that_a_limited_message_is_being_moved_aside(
+    both: Bench, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    """Its entry is gone before the reply comes, though nobody took it: a heartbeat in between says nothing."""
+    asked: list[bool] = []
+
+    @both.task(rate_limit="1/h")
+    def limited() -> None:
+        both.ran.append(both.notes.was_settling)
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(client, name)
+
+        def run(self, script: Any, names: Any, args: Any) -> Any:
+            if script.name.startswith("admit"):
+                asked.append(both.notes.was_settling)
+            return client.run(script, names, args)
+
+    client = both.settler.broker.client
+    if held:
+        limited.delay()
+        both.run()
+        both.ran.clear()
+    limited.delay()
+    monkeypatch.setattr(both.settler.broker, "client", Watched())
+
+    both.run()
+
+    assert asked == [True]
+    assert both.ran == ([] if held else [False])
+
+
 class _LosesReplies:
     """A client that loses the reply to a script so many times, after Redis has carried it out, or before."""
 

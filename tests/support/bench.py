@@ -51,8 +51,8 @@ class Notes:
     def took(self) -> float:
         return 0.25
 
-    def settling(self) -> None:
-        self.was_settling = True
+    def settling(self, *, ends: bool = False) -> None:
+        self.was_settling = not ends
 
     def retried(self) -> None:
         self.was_retried = True
