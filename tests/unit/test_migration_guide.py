@@ -10,6 +10,7 @@ import pytest
 from celery.app.defaults import NAMESPACES, flatten
 from celery.bin.worker import worker as celery_worker
 
+from celery_streams import scripts
 from celery_streams.bin.worker import worker
 from celery_streams.worker.program import NO_EFFECT
 
@@ -22,6 +23,11 @@ SETTINGS = {
     "**Different.**": "**Without effect.**",
     "**Without effect.**": "## ",
 }
+
+#: Scripts of `migrate` and `adopt`, which also need the commands of lists.
+OF_LISTS = {"adopt", "arrive", "depart", "forget_tags", "peek", "recall", "surrender", "undelay"}
+
+VERBS = {path.stem for path in (Path(scripts.__file__).parent / "lua").glob("*.lua")}
 
 #: Longest name -> option; Celery's, and those that we add.
 OPTIONS = {max(param.opts, key=len): param for param in (*worker.params, *celery_worker.params)}
@@ -81,3 +87,13 @@ def test_contents_of_the_guide_lead_to_its_parts() -> None:
     linked = re.findall(r"\]\(#([^)]+)\)", GUIDE.split("\n## ", 1)[0])
 
     assert [link for link in linked if link not in parts] == []
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS - OF_LISTS))
+def test_each_command_of_a_script_is_permitted_by_the_acl_line_of_the_guide(verb: str) -> None:
+    (line,) = re.findall(r"^ACL SETUSER streams on >PASSWORD (.+)$", GUIDE, re.MULTILINE)
+    permitted = {word[1:].partition("|")[0] for word in line.split() if word.startswith("+")}
+
+    said = re.findall(r"(?:redis\.p?call|look)\(\s*'([A-Z]+)'", scripts.load(verb).text)
+
+    assert {name.lower() for name in said} <= permitted

@@ -2,8 +2,9 @@
 -- Gives back the places of an entry, and releases who waited for them: other keys come before the next of this one.
 -- Where somebody waits nothing is given back before he may be released: nobody else would ever do it.
 local function vacate(at, queue, entry, now)
+    if not redis.call('HGET', at.places, entry) then return false end
     local waits = redis.call('EXISTS', at.ring) == 1
-    if waits and redis.call('HEXISTS', at.places, entry) == 1 then movable(at) end
+    if waits then movable(at) end
     local place = leave_place(at, entry)
     if not place then return false end
     if not waits then return true end
