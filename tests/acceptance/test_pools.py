@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from celery import chain, chord, group
 
@@ -139,6 +141,18 @@ def test_coroutine_that_exits_leaves_the_other_coroutines_of_its_loop_running(pr
     assert beside.get(timeout=10) == "beside"
     assert after.get(timeout=10) == "after"
     assert set(project.counted().values()) == {1}
+
+
+def test_threads_let_each_other_run_sooner_while_coroutines_run_and_only_then(project, waiting, worker):
+    worker(pool="asyncio", concurrency=2, options=WAITING)
+
+    during = [waiting("switch_interval_of_coroutines").delay().get(timeout=20) for _ in range(2)]
+    exits = waiting("wait_and_exit").delay()
+    ended = waiting("wait_for").apply_async(("never",), {"seconds": 60}, time_limit=1)
+    assert eventually(lambda: exits.state == ended.state == "FAILURE")
+    after = waiting("switch_interval").delay().get(timeout=10)
+
+    assert max(during) < after == sys.getswitchinterval()
 
 
 def test_threads_run_as_many_tasks_at_once_as_asked(project, act, worker):

@@ -51,6 +51,17 @@ async def wait_for(self, value, seconds=0.1):
     return await _wait(self, value, seconds)
 
 
+@shared_task
+async def switch_interval_of_coroutines():
+    await asyncio.sleep(0.01)
+    return sys.getswitchinterval()
+
+
+@shared_task
+def switch_interval():
+    return sys.getswitchinterval()
+
+
 @shared_task(bind=True)
 async def meet(self, value, count):
     """End when ``count`` tasks run at once in this process."""
