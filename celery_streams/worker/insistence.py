@@ -34,7 +34,7 @@ PAUSES = (0.05, 2.0)
 _LASTING = (LoginRefused, *OF_ONE_QUEUE)
 
 #: Entries that are set aside when Redis refuses for good, and what is tried then.
-Aside = tuple[Sequence[Entry], Callable[[], object]]
+Aside = tuple[Sequence[Entry], Callable[[], object], bool]
 
 
 class Insistence:
@@ -91,7 +91,7 @@ class Insistence:
                     )
                     return None, True
                 if isinstance(exc, OF_ONE_QUEUE) and aside and self._aside is not None and self._aside.has_room():
-                    self._aside.add(verb, aside[0], exc, aside[1])
+                    self._aside.add(verb, aside[0], exc, aside[1], goes_back=aside[2])
                     return None, True
                 self._say(verb, what, exc, pause, again=str(exc) == told)
                 told = str(exc)

@@ -32,6 +32,9 @@ MOST = 1_000
 #: Seconds between two tries.
 _EVERY = 2.0
 
+#: Seconds for which a refusal of what goes back to its stream is not said again.
+_QUIET = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class _Refused:
@@ -40,6 +43,7 @@ class _Refused:
     verb: str
     entries: tuple[Entry, ...]
     action: Callable[[], object]
+    goes_back: bool
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -53,6 +57,8 @@ class SetAside:
         self._on_change = on_change
         self._refused: list[_Refused] = []
         self._told: dict[tuple[str, str], str] = {}
+        #: Kind of what goes back to its stream -> when it was refused last.
+        self._going_back: dict[tuple[str, str], float] = {}
         self._due = 0.0
         self._lock = threading.RLock()
 
@@ -65,10 +71,24 @@ class SetAside:
         """Return whether more may be set aside."""
         return len(self._refused) < MOST
 
-    def add(self, verb: str, entries: Sequence[Entry], exc: BrokerError, action: Callable[[], object]) -> None:
-        """Set entries of one queue aside until ``action`` is not refused any more."""
-        one = _Refused(verb, tuple(entries), action)
+    def add(
+        self,
+        verb: str,
+        entries: Sequence[Entry],
+        exc: BrokerError,
+        action: Callable[[], object],
+        *,
+        goes_back: bool = False,
+    ) -> None:
+        """Set entries of one queue aside until ``action`` is not refused any more.
+
+        Args:
+            goes_back: that puts back what could not start: whoever reads it next tries ``verb``, which was refused.
+        """
+        one = _Refused(verb, tuple(entries), action, goes_back)
         with self._lock:
+            if goes_back:
+                self._going_back[one.kind] = time.monotonic()
             if not self._refused:
                 self._due = time.monotonic() + _EVERY
             self._refused.append(one)
@@ -111,12 +131,17 @@ class SetAside:
                     self._refused.append(one)
                 else:
                     self._refused.remove(one)
-            done = len(before) - len(self._refused)
-            if done:
-                left = {one.kind for one in self._refused}
-                self._told = {kind: said for kind, said in self._told.items() if kind in left}
-                logger.info("Redis permits it again: settled %d entries that had been set aside.", done)
-                self._on_change()
+            if len(before) == len(self._refused):
+                return
+            # What went back is most likely refused again, and was not settled: no news, until it comes no more.
+            since = time.monotonic() - _QUIET
+            self._going_back = {kind: at for kind, at in self._going_back.items() if at > since}
+            kept = {one.kind for one in self._refused} | self._going_back.keys()
+            self._told = {kind: said for kind, said in self._told.items() if kind in kept}
+            settled = sum(not one.goes_back for one in before) - sum(not one.goes_back for one in self._refused)
+            if settled:
+                logger.info("Redis permits it again: settled %d entries that had been set aside.", settled)
+            self._on_change()
 
 
 def of_queues(entries: Sequence[Entry]) -> dict[str, list[Entry]]:

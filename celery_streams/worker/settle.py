@@ -408,7 +408,7 @@ class Settler:
         count = 0
         for part in queues.values():
             put_back = partial(self.broker.put_back, self.consumer, part)
-            count += self.insist(put_back, "put back", "what was not started", aside=(part, put_back))[0] or 0
+            count += self.insist(put_back, "put back", "what was not started", aside=(part, put_back, False))[0] or 0
         return count
 
     def put_strays_back(self, streams: Sequence[StreamRef], held: Callable[[], Collection[Entry]]) -> int:
@@ -472,7 +472,7 @@ class Settler:
 
     def _unstarted(self, entry: Entry) -> Aside:
         """Return what to do with an entry that must not start, once Redis permits it."""
-        return [entry], partial(self.broker.put_back, self.consumer, [entry])
+        return [entry], partial(self.broker.put_back, self.consumer, [entry]), True
 
     # -- tracked tasks
 
@@ -687,7 +687,9 @@ class Settler:
             if not action():
                 self._report_lost(delivery.entry)
 
-        result, repeated = self.insist(action, verb, delivery, aside=([delivery.entry], later) if may_wait else None)
+        result, repeated = self.insist(
+            action, verb, delivery, aside=([delivery.entry], later, False) if may_wait else None
+        )
         if not result and not repeated:
             self._report_lost(delivery.entry)
         return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from celery_streams.broker import StreamBroker
 from celery_streams.conf import StreamsConf
 from celery_streams.connection import RedisClient
 from celery_streams.exceptions import NotPermitted
+from celery_streams.limits import Limits, lane_of
 from celery_streams.running_task import HeldRetry
 from celery_streams.worker.outcome import Action, Outcome, Reason
 from celery_streams.worker.set_aside import MOST, SetAside
@@ -173,6 +175,27 @@ def test_what_was_not_started_goes_back_where_it_is_permitted(
     permit(client)
     aside.try_again(at_once=True)
     assert broker.held_by("me", broker.streams(["closed"])) == []
+
+
+def test_what_cannot_start_again_and_again_is_said_once_and_not_called_settled(
+    broker: StreamBroker, settling: tuple[Settler, SetAside], caplog: pytest.LogCaptureFixture
+) -> None:
+    settler, aside = settling
+    lane = lane_of("t", Limits(concurrency=1), (None, None), node="")
+    broker.ensure_groups(["open"])
+    for number in (1, 2):
+        broker.publish("open", message(number))
+    broker.client.call("SET", broker.queue_keys("open").shelf[1], "of somebody else")
+
+    with caplog.at_level(logging.INFO, "celery_streams"):
+        for _ in range(4):
+            for one in broker.read(broker.streams(["open"]), "me", count=9):
+                assert settler.admit(one, lane, "t", Limits(concurrency=1), ahead=False) is None
+            assert len(aside.entries) == 2
+            aside.try_again(at_once=True)
+            assert not aside.entries
+
+    assert [one.levelname for one in caplog.records if "set aside" in one.getMessage()] == ["ERROR"]
 
 
 def test_no_more_is_set_aside_than_a_process_may_hold(
