@@ -147,18 +147,18 @@ def markdown(results: Results, options: Options, about: dict[str, Any]) -> str:
     return "\n".join([*lines, "", _about(results, options, about)])
 
 
-def update(path: Path, text: str) -> None:
+def update(path: Path, text: str, *, marks: tuple[str, str] = (BEGIN, END)) -> None:
     """Write ``text`` between the two marks of a Markdown file.
 
     Raises:
         ValueError: the marks are not there.
     """
     whole = path.read_text(encoding="utf-8")
-    before, begin, rest = whole.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = whole.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not begin or not end:
-        raise ValueError(f"{path} has no lines {BEGIN!r} and {END!r}")
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        raise ValueError(f"{path} has no lines {marks[0]!r} and {marks[1]!r}")
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def _measured(results: Results) -> tuple[System, ...]:

@@ -8,6 +8,7 @@ load of the machine less than a rate does. Points take turns round by round; a c
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -32,7 +33,13 @@ from .processes import HAS_PROC, cpu_seconds, descendants, wait_for
 from .project.settings import QUEUE
 from .systems import Bench, BenchmarkError, System
 
-__all__ = ("CURVES", "Curve", "Point", "measure")
+__all__ = ("CURVES", "MARKS", "Curve", "Point", "measure")
+
+#: The lines of a Markdown file between which the picture stands.
+MARKS = (
+    "<!-- scale: begin (python -m benchmarks.scale --svg docs/scale.svg --update README.md) -->",
+    "<!-- scale: end -->",
+)
 
 #: Bytes of messages that a run may hold in Redis, or move in all.
 _MOST_BYTES = 150_000_000
@@ -193,6 +200,7 @@ def _names(context: click.Context, parameter: click.Parameter, value: str) -> tu
 @click.option("--most", type=click.IntRange(1), help="Leave out points beyond this: a quick run.")
 @click.option("--save", type=click.Path(path_type=Path), help="Keep the results as JSON in this file.")
 @click.option("--svg", type=click.Path(path_type=Path), help="Draw the curves into this file.")
+@click.option("--update", type=click.Path(path_type=Path, exists=True), help="Show --svg in this Markdown file.")
 @click.option("--load", type=click.Path(path_type=Path, exists=True), help="Draw kept results; run nothing.")
 def main(
     rounds: int,
@@ -201,14 +209,17 @@ def main(
     most: int | None,
     save: Path | None,
     svg: Path | None,
+    update: Path | None,
     load: Path | None,
 ) -> None:
     """Measure what a task costs from 1 thousand to 1 million waiting, and as queues, children, sizes and delays grow.
 
     \b
-    python -m benchmarks.scale --save scale.json --svg docs/scale.svg
+    python -m benchmarks.scale --save scale.json --svg docs/scale.svg --update README.md
     python -m benchmarks.scale --only queues,children --rounds 1
     """
+    if update is not None and svg is None:
+        raise click.UsageError("--update shows the picture that --svg draws: give both.")
     terminal = Console(stderr=True, highlight=False)
     if load is not None:
         data = json.loads(load.read_text())
@@ -225,8 +236,22 @@ def main(
         save.write_text(text + "\n")
     if svg is not None:
         svg.write_text(curves.draw(data), encoding="utf-8")
+    if update is not None and svg is not None:
+        try:
+            report.update(update, _shown(data, Path(os.path.relpath(svg, update.parent))), marks=MARKS)
+        except ValueError as exc:
+            raise click.UsageError(str(exc)) from exc
     if save is None and svg is None:
         click.echo(text)
+
+
+def _shown(data: dict[str, Any], svg: Path) -> str:
+    """Return what a Markdown file says of the picture."""
+    return (
+        "What a task that does nothing costs as a system grows, in microseconds of CPU time, of the worker and of "
+        f"Redis: medians of {data['rounds']} rounds of {data['tasks']:,} tasks each.\n\n"
+        f"![What a task costs as a system grows]({svg.as_posix()})"
+    )
 
 
 def _run(chosen: Sequence[Curve], rounds: int, tasks: int, say: Callable[[str], None]) -> dict[str, Any]:

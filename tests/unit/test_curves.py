@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from click.testing import CliRunner
 
 from benchmarks.curves import draw
-from benchmarks.scale import CURVES
+from benchmarks.scale import CURVES, main
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -57,3 +60,34 @@ def test_machine_that_tells_no_cpu_time_of_processes_gets_the_line_of_redis() ->
     picture = ElementTree.fromstring(draw(results))
 
     assert len(picture.findall(f"{SVG}circle")) == sum(len(curve.points) for curve in CURVES)
+
+
+def test_picture_takes_its_place_in_the_readme_once(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme, results, picture = tmp_path / "README.md", tmp_path / "scale.json", tmp_path / "docs" / "scale.svg"
+    readme.write_text(text, encoding="utf-8")
+    picture.parent.mkdir()
+    results.write_text(json.dumps({**_results(), "rounds": 3, "tasks": 20_000}), encoding="utf-8")
+
+    for _ in range(2):
+        done = CliRunner().invoke(main, ["--load", str(results), "--svg", str(picture), "--update", str(readme)])
+        assert done.exit_code == 0, done.output
+
+    lines = readme.read_text(encoding="utf-8").splitlines()
+    assert lines.count("![What a task costs as a system grows](docs/scale.svg)") == 1
+    assert set(text.splitlines()) - set(lines) == set()
+    assert picture.read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_place_of_the_picture_that_is_not_there_is_said(tmp_path: Path) -> None:
+    readme, results = tmp_path / "README.md", tmp_path / "scale.json"
+    readme.write_text("# Nothing\n", encoding="utf-8")
+    results.write_text(json.dumps({**_results(), "rounds": 3, "tasks": 20_000}), encoding="utf-8")
+
+    done = CliRunner().invoke(
+        main, ["--load", str(results), "--svg", str(tmp_path / "scale.svg"), "--update", str(readme)]
+    )
+
+    assert done.exit_code == 2
+    assert "has no lines" in done.output
+    assert readme.read_text(encoding="utf-8") == "# Nothing\n"
