@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import compileall
+import gc
 import logging
 import os
 import signal
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -74,6 +75,18 @@ def _no_thread_outlives_its_test() -> Iterator[None]:
     before = own_threads()
     yield
     eventually(lambda: not own_threads() - before, message="the threads that the test began have ended")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect tests without the garbage collector, which looks again and again at thousands of tests that stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

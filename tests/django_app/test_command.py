@@ -42,14 +42,30 @@ def test_command_passes_help_on(redis_url: str) -> None:
     assert (root.returncode, status.returncode, asked.returncode) == (0, 0, 0)
 
 
-@pytest.mark.parametrize(
-    "words", [(), ("worker",), ("status",), ("dead",), ("dead", "replay"), ("purge",), ("forget",)]
-)
-def test_examples_are_in_the_form_that_was_typed(redis_url: str, words: tuple[str, ...]) -> None:
-    shown = manage("celery_streams", *words, "--help", env=environment(redis_url)).stdout
+#: Runs ``manage.py`` with each list of words in one process, and prints the list of what each has shown.
+SHOWN = """
+import contextlib, io, json, sys
+from django.core.management import execute_from_command_line
+shown = []
+for words in json.loads({words!r}):
+    sys.argv = ["manage.py", *words]
+    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.suppress(SystemExit):
+        execute_from_command_line(sys.argv)
+    shown.append(output.getvalue())
+print(json.dumps(shown))
+"""
 
-    assert "python manage.py celery_streams" in shown
-    assert "celery-streams -A proj" not in shown
+
+def test_examples_are_in_the_form_that_was_typed(redis_url: str) -> None:
+    commands = [(), ("worker",), ("status",), ("dead",), ("dead", "replay"), ("purge",), ("forget",)]
+    words = json.dumps([["celery_streams", *command, "--help"] for command in commands])
+
+    shown = answer(SHOWN.format(words=words), env=environment(redis_url))
+
+    for command, text in zip(commands, shown, strict=True):
+        assert text.startswith(" ".join(("Usage: manage.py celery_streams", *command[:1]))), command
+        assert "python manage.py celery_streams" in text, command
+        assert "celery-streams -A proj" not in text, command
 
 
 @pytest.mark.parametrize("words", [("--settings=chatsite.settings",), ("--settings", "chatsite.settings")])
