@@ -50,7 +50,11 @@ def too_early(runs: Sequence[Run], keys: dict[str, Any], since: float) -> list[s
 
 
 def publish(stage: Stage, keys: Sequence[Any], *, each: int) -> dict[str, Any]:
-    return {stage.send("nap", task="keyed", key=key, seconds=0.02): key for _ in range(each) for key in keys}
+    # Again where it fails: a connection may be one to the server that was killed.
+    sent = [
+        (stage.send("nap", task="keyed", key=key, seconds=0.02, retry=True), key) for _ in range(each) for key in keys
+    ]
+    return dict(sent)
 
 
 @EARLY
@@ -61,8 +65,8 @@ def test_no_key_starts_more_often_than_it_may_though_workers_die_and_scripts_are
     make_stage: Callable[..., Stage], pool: str, early: bool
 ) -> None:
     stage = make_stage(settings=settings(early=early))
-    since = time.time()
     workers = [stage.worker(name, concurrency=3, pool=pool) for name in ("w1", "w2")]
+    since = time.time()
     keys = publish(stage, KEYS, each=6)
     stage.wait(lambda: len(stage.runs()) > len(KEYS), timeout=30)
 
@@ -84,9 +88,9 @@ def test_no_key_starts_more_often_than_it_may_though_workers_die_and_scripts_are
 @EARLY
 def test_redis_that_was_restarted_gives_no_token_twice(make_stage: Callable[..., Stage], early: bool) -> None:
     stage = make_stage(appendonly=True, args=("--appendfsync", "always"), settings=settings(early=early))
-    since = time.time()
     for name in ("w1", "w2"):
         stage.worker(name, concurrency=2)
+    since = time.time()
     keys = publish(stage, KEYS[:4], each=12)
     stage.wait(lambda: len(stage.runs()) > 8, timeout=30)
 
@@ -144,7 +148,6 @@ def test_clock_of_redis_that_was_set_back_holds_no_key_for_longer(make_stage: Ca
 
 def test_scripts_that_are_flushed_all_the_time_spare_no_token(make_stage: Callable[..., Stage]) -> None:
     stage = make_stage(settings=settings())
-    since = time.time()
     for name in ("w1", "w2"):
         stage.worker(name, concurrency=2)
     client, stop = stage.other_client(), threading.Event()
@@ -156,6 +159,7 @@ def test_scripts_that_are_flushed_all_the_time_spare_no_token(make_stage: Callab
     thread = threading.Thread(target=flush)
     thread.start()
     try:
+        since = time.time()
         keys = publish(stage, KEYS[:5], each=8)
         done(stage, *keys, timeout=60)
     finally:
@@ -168,9 +172,9 @@ def test_scripts_that_are_flushed_all_the_time_spare_no_token(make_stage: Callab
 @faults
 def test_build_that_asks_for_no_tokens_fails_because_keys_start_too_often(make_stage: Callable[..., Stage]) -> None:
     stage = make_stage(settings=settings())
-    since = time.time()
     stage.worker(concurrency=4, broken="no-limits")
 
+    since = time.time()
     keys = publish(stage, KEYS[:3], each=10)
 
     stage.wait(lambda: stage.ended(*keys), timeout=30)
