@@ -108,7 +108,8 @@ fault-tests: $(call stamp,test)
 	@$(PYTEST) -m faults -n $(TEST_PROCESSES) --dist worksteal tests/faults $(ARGS)
 
 # What else is about queues and workers, wherever they are, and so must hold on a Redis Cluster.
-ON_CLUSTER := tests/acceptance tests/faults
+ON_CLUSTER := tests/acceptance tests/faults $(patsubst %,tests/integration/test_%.py,broker_publish broker_settle \
+	broker_recover fronts inspect handovers one_message dead_search forget_command replay_obstacles)
 
 .PHONY: test-cluster
 test-cluster: $(call stamp,test)

@@ -59,6 +59,7 @@ def test_messages_come_out_by_priority_and_then_in_order(broker: StreamBroker) -
     assert [one.stream.step for one in found] == [0, 0, 1, 1, 2, 3]
 
 
+@pytest.mark.one_server("its queues lie apart, and are asked slot by slot")
 def test_priority_counts_before_the_order_of_queues(broker: StreamBroker) -> None:
     broker.ensure_groups(["a", "b"])
     broker.publish("a", message(1, step=1))
@@ -69,6 +70,7 @@ def test_priority_counts_before_the_order_of_queues(broker: StreamBroker) -> Non
     assert [number_of(one) for one in found] == [2, 1]
 
 
+@pytest.mark.one_server("its queues lie apart, and are asked slot by slot")
 def test_read_takes_no_more_than_asked_over_all_streams(broker: StreamBroker) -> None:
     broker.ensure_groups(["a", "b"])
     for number in range(4):
@@ -81,6 +83,7 @@ def test_read_takes_no_more_than_asked_over_all_streams(broker: StreamBroker) ->
     assert [len(first), len(second)] == [3, 1]
 
 
+@pytest.mark.one_server("its queues lie apart, and are asked slot by slot")
 def test_read_takes_one_priority_only_so_that_no_other_consumer_overtakes(broker: StreamBroker) -> None:
     broker.ensure_groups(["a", "b"])
     for number, (queue, step) in enumerate([("a", 1), ("b", 1), ("b", 0), ("a", 2)]):
@@ -222,6 +225,7 @@ def test_message_delayed_again_under_the_same_member_is_no_further_message(broke
     assert redis_state(broker.client)["celery-streams:{q}:delayed"] == {"m": 2**45 + 1}
 
 
+@pytest.mark.one_server("it asks one server what it was asked, or has a user or a client there alone")
 def test_bound_is_exact_under_concurrent_publishers(broker: StreamBroker, redis_url: str) -> None:
     stored: list[bytes] = []
     refused: list[str] = []
@@ -301,6 +305,7 @@ def test_promoting_nothing_says_so(broker: StreamBroker) -> None:
     assert redis_state(broker.client) == {}
 
 
+@pytest.mark.one_server("its queues lie apart, and are asked slot by slot")
 def test_promotion_stops_at_its_limit_over_all_queues_and_asks_to_be_called_again(broker: StreamBroker) -> None:
     now = redis_now_ms(broker.client)
     for number in range(6):

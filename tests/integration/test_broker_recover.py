@@ -167,6 +167,7 @@ def test_entry_that_redis_refuses_stays_pending_and_ends_the_step_for_no_other(b
 
 
 @pytest.mark.parametrize("command", ["XACK", "XDEL"])
+@pytest.mark.one_server("it asks one server what it was asked, or has a user or a client there alone")
 def test_what_cannot_be_settled_is_not_stored_again_and_again(
     broker: StreamBroker, redis_url: str, command: str
 ) -> None:

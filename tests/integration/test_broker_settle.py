@@ -191,6 +191,7 @@ def test_more_entries_than_a_script_can_pass_at_once_are_acknowledged(broker: St
     assert state["celery-streams:{b}"].entries == state["celery-streams:{b}"].pending[keys.GROUP] == {}
 
 
+@pytest.mark.one_server("it asks one server what it was asked, or has a user or a client there alone")
 def test_acknowledging_many_entries_is_a_few_commands(broker: StreamBroker) -> None:
     held = delivered(broker, "q", "me", *[message(number) for number in range(100)])
     broker.client.call("CONFIG", "RESETSTAT")
@@ -229,6 +230,7 @@ def test_batch_of_which_some_were_claimed_away_is_acknowledged_for_the_rest(brok
     }
 
 
+@pytest.mark.one_server("it asks one server what it was asked, or has a user or a client there alone")
 def test_batch_out_of_order_among_many_others_of_ours_costs_two_looks(broker: StreamBroker) -> None:
     held = delivered(broker, "q", "me", *[message(number) for number in range(40)])
     batch = [one.entry for one in reversed(held[::2])]
@@ -351,6 +353,7 @@ def test_retry_takes_the_place_of_the_entry(broker: StreamBroker) -> None:
     assert [one.message for one in found] == [message(2, step=3)]
 
 
+@pytest.mark.one_server("its queues lie apart, and are asked slot by slot")
 def test_retry_may_go_to_another_queue(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "me", message(1))
     broker.ensure_groups(["elsewhere"])
@@ -361,6 +364,7 @@ def test_retry_may_go_to_another_queue(broker: StreamBroker) -> None:
     assert [number_of(one) for one in broker.read(broker.streams(["elsewhere"]), "me", count=9)] == [2]
 
 
+@pytest.mark.one_server("its queues lie apart, and are asked slot by slot")
 def test_retry_to_a_queue_that_was_never_used_makes_it_known(broker: StreamBroker) -> None:
     (held,) = delivered(broker, "q", "me", message(1))
 
@@ -382,6 +386,7 @@ def test_retry_with_a_due_time_is_delayed(broker: StreamBroker) -> None:
     assert [entry["due"] for entry in state[STREAM + ":wake"].entries.values()] == [b"%d" % 2**45]
 
 
+@pytest.mark.one_server("its queues lie apart, and are asked slot by slot")
 def test_retries_of_several_messages_with_one_task_id_are_as_many(broker: StreamBroker) -> None:
     held = [*delivered(broker, "q", "me", message(1)), *delivered(broker, "q", "me", message(1, step=1))]
     held += delivered(broker, "r", "me", message(1))

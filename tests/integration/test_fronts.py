@@ -266,6 +266,7 @@ def test_purge_discards_what_was_put_back_and_not_what_runs(fronted: StreamBroke
     assert inspect.queue_status(fronted, "q").length == 1
 
 
+@pytest.mark.one_server("a cluster holds no lists")
 def test_rollback_moves_what_was_put_back_first(fronted: StreamBroker) -> None:
     moves = Migration(fronted, fronted.client, options={}, visibility_timeout=15.0).to_lists("q")
 
@@ -279,6 +280,7 @@ def test_rollback_moves_what_was_put_back_first(fronted: StreamBroker) -> None:
     ]
 
 
+@pytest.mark.one_server("a cluster holds no lists")
 def test_rollback_moves_what_a_dead_worker_took_from_a_front(fronted: StreamBroker) -> None:
     ((entry_id, *_),) = fronted.client.call("XPENDING", f"{STREAM}:front", keys.GROUP, "-", "+", 9)
     front = fronted.streams(["q"])[0].at_front()
@@ -289,6 +291,7 @@ def test_rollback_moves_what_a_dead_worker_took_from_a_front(fronted: StreamBrok
     assert mover.to_lists("q").abandoned == 1
 
 
+@pytest.mark.one_server("its queues lie apart, and are asked slot by slot")
 def test_probes_look_at_fronts(fronted: StreamBroker) -> None:
     ((entry_id, *_),) = fronted.client.call("XPENDING", f"{STREAM}:front", keys.GROUP, "-", "+", 9)
     make_idle(fronted, fronted.streams(["q"])[0].at_front(), "other", entry_id, idle_ms=60_000)

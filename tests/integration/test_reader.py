@@ -11,8 +11,8 @@ import pytest
 
 from celery_streams import keys
 from celery_streams.broker import StreamBroker
+from celery_streams.cluster import connect
 from celery_streams.conf import StreamsConf
-from celery_streams.connection import RedisClient
 from celery_streams.entries import Delivery, Entry
 from celery_streams.exceptions import BrokerUnavailable
 from celery_streams.worker.outcome import Circumstances, Event, decide
@@ -30,7 +30,7 @@ class Reading:
     """A reader of its own connections, with the pipe on which commands come."""
 
     def __init__(self, url: str, *queues: str) -> None:
-        self.broker = StreamBroker(RedisClient(url))
+        self.broker = StreamBroker(connect(url))
         self.heard = 0
         self.stopped = False
         #: What others of the same consumer have in their hands.
@@ -83,10 +83,10 @@ class Reading:
 
 
 @pytest.fixture
-def reading(redis_url: str) -> Iterator[Callable[..., Reading]]:
+def reading(streams_url: str) -> Iterator[Callable[..., Reading]]:
     made: list[Reading] = []
 
-    def make(*queues: str, url: str = redis_url) -> Reading:
+    def make(*queues: str, url: str = streams_url) -> Reading:
         made.append(Reading(url, *queues))
         return made[-1]
 
@@ -397,10 +397,10 @@ def test_what_was_read_is_handed_out_when_the_next_stream_cannot_be_read(
 
 
 def test_what_was_read_is_handed_out_when_the_acknowledgements_are_refused(
-    broker: StreamBroker, redis_url: str, reading: Callable[..., Reading]
+    broker: StreamBroker, streams_url: str, reading: Callable[..., Reading]
 ) -> None:
     broker.client.call("ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all")
-    mine = reading(url=redis_url.replace("//", "//limited:pw@"))
+    mine = reading(url=streams_url.replace("//", "//limited:pw@"))
     broker.ensure_groups(["q"])
     publish(broker, 1, 2)
     (first,) = mine.reader.next(1, block=False)
