@@ -82,7 +82,8 @@ def _called_by(fun: Any) -> Iterator[Any]:
         for cell in fun.__closure__ or ():
             # A cell may be empty yet; other things that a function refers to are not its own function.
             with contextlib.suppress(ValueError):
-                if isinstance(cell.cell_contents, (FunctionType, MethodType, functools.partial)):
+                # By type(): isinstance asks a task that is declared and not made yet for its class, which makes it.
+                if issubclass(type(cell.cell_contents), (FunctionType, MethodType, functools.partial)):
                     yield cell.cell_contents
 
 

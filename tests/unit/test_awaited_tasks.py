@@ -135,6 +135,29 @@ def test_async_task_is_awaited_that_was_declared_after_the_app_was_finalized(app
     assert _plain(app, "late").apply((1,)).get() == 2
 
 
+@pytest.mark.parametrize("installed", ["first", "last"])
+@pytest.mark.parametrize("options", [{}, {"autoretry_for": (ValueError,)}])
+def test_tasks_that_a_function_declares_may_refer_to_themselves_and_to_each_other(
+    app: Celery, options: dict[str, Any], installed: str
+) -> None:
+    if installed == "first":
+        celery_streams.install(app)
+
+    @app.task(name="descends", shared=False, **options)
+    def descends(number: int) -> int:
+        return descends.apply((number - 1,)).get() if number else steps.name == "steps"
+
+    @app.task(name="steps", shared=False, **options)
+    async def steps(number: int) -> int:
+        return steps.apply((number - 1,)).get() if number else descends.apply((2,)).get()
+
+    if installed == "last":
+        celery_streams.install(app)
+
+    assert descends.apply((2,)).get() == 1
+    assert steps.apply((2,)).get() == 1
+
+
 def test_async_task_of_an_app_that_is_not_installed_is_left_as_celery_has_it(app: Celery) -> None:
     task = _plain(app, "stock")
 
