@@ -153,8 +153,9 @@ def _publish(send: Send, count: int, together: Callable[[Send], Any]) -> dict[st
 def _fill(send: Send, count: int) -> dict[str, Any]:
     with redis.Redis.from_url(os.environ[URL]) as client:
         stream = bare.KEY if client.exists(bare.KEY) else f"{PREFIX}:{{{QUEUE}}}"
+        # All that there are, where a short run published fewer than a pipeline takes.
         entries: Any = client.xrange(stream, count=_PIPELINE)
-        for start in range(0, count, _PIPELINE):
+        for start in range(0, count, len(entries)):
             pipeline = client.pipeline(transaction=False)
             for _, fields in entries[: count - start]:
                 pipeline.xadd(stream, fields)
