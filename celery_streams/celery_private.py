@@ -59,6 +59,7 @@ __all__ = (
     "remember_custom_headers",
     "replace_in_sender",
     "set_autoretried_function",
+    "stop_polling",
     "success_was_stored",
     "take_broker_urls",
     "was_cancelled",
@@ -402,6 +403,14 @@ def connections_of(pool: Any) -> list[Any]:
 def waits_for_messages(channel: Any) -> bool:
     """Return whether a channel of kombu's Redis transport waits for messages of a list, or is to."""
     return bool(channel.active_queues or channel._in_poll)
+
+
+def stop_polling(channel: Any, connection: Any) -> None:
+    """Have kombu's Redis transport wait no longer for a connection of ``channel``, which is about to be closed.
+
+    Where it polls with ``select`` (gevent, eventlet) it knows the number of a descriptor, which the next socket gets.
+    """
+    channel._on_connection_disconnect(connection)
 
 
 def decodes_json(content_type: Any) -> bool:

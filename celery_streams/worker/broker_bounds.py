@@ -43,6 +43,7 @@ def close_unused(connection: Any) -> None:
         client = vars(channel).get("client")
         # A channel keeps the connection on which it waited for replies, those of Mingle.
         if client is not None and client.connection is not None and not celery_private.waits_for_messages(channel):
+            celery_private.stop_polling(channel, client.connection)
             client.connection.disconnect()
 
 

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from kombu import serialization
 from kombu.message import Message
 from kombu.messaging import Producer
+from kombu.transport import redis as redis_transport
 from kombu.utils import json
 
 import celery_streams
@@ -133,6 +134,10 @@ NAMES: dict[str, tuple[Any, str]] = {
             and callable(PromiseProxy.__then__)
         ),
         "async def tasks are called as functions by .apply() and stock workers, too (celery_private.on_new_tasks)",
+    ),
+    "kombu.transport.redis.Channel._on_connection_disconnect": (
+        lambda: callable(redis_transport.Channel._on_connection_disconnect),
+        "a connection is closed that kombu polls for no more (celery_private.stop_polling)",
     ),
     "Request._context": (
         lambda: hasattr(worker_request.Request, "_context"),
