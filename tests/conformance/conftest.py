@@ -243,7 +243,15 @@ def another_worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
     """
     started: list[Worker] = []
 
-    def start(side: Side, name: str, *, options: tuple[str, ...] = (), wait: bool = True, **changed: Any) -> Worker:
+    def start(
+        side: Side,
+        name: str,
+        *,
+        options: tuple[str, ...] = (),
+        pool: str = "prefork",
+        wait: bool = True,
+        **changed: Any,
+    ) -> Worker:
         known = json.loads(side.environment[SETTINGS_VARIABLE])
         environment = {**side.environment, SETTINGS_VARIABLE: json.dumps({**known, **changed})}
         worker = Worker(
@@ -253,6 +261,7 @@ def another_worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
             directory=tmp_path,
             environment=environment,
             concurrency=1,
+            pool=pool,
             options=options,
         )
         started.append(worker)
