@@ -333,6 +333,26 @@ def test_worker_that_is_a_command_of_celerys_own_program_runs_tasks_and_ends_wel
     assert project.status().consumers == 0
 
 
+def test_celery_multi_starts_workers_as_the_guide_says_and_stops_them(project, act, tmp_path):
+    files = (f"--pidfile={tmp_path}/%n.pid", f"--logfile={tmp_path}/%n.log")
+    start = ("-A", "tests.proj", "--cmd=-m celery streams worker --detach", "-Q", "celery", "-c", "1", *INFO, *files)
+    pidfile, log = tmp_path / "celery1.pid", tmp_path / "celery1.log"
+
+    launcher = project.command("multi", "start", "1", *start, program="lists")
+    assert launcher.wait(30) == 0
+    eventually(lambda: log.exists() and " ready." in log.read_text(), timeout=30)
+    pid = int(pidfile.read_text())
+    try:
+        assert act.delay("ok", 1).get(timeout=10) == 1
+        stopper = project.command("multi", "stopwait", "1", "-A", "tests.proj", *files, program="lists")
+        assert stopper.wait(30) == 0
+        eventually(lambda: not alive(pid))
+        assert project.status().consumers == 0
+    finally:
+        if alive(pid):
+            os.killpg(os.getpgid(pid), signal.SIGKILL)
+
+
 def test_worker_becomes_the_user_and_group_it_is_told(project, act):
     options, user = user_to_become()
     program = project.command("-A", "tests.proj", "worker", "-c", "1", *options, *INFO)
