@@ -4,7 +4,8 @@ A Sentinel tells an old master of a planned failover some ten seconds after it p
 one takes writes that nobody will ever see. Sentinels announce each step to whoever listens, before it is done:
 
 1. From ``+try-failover`` on commands wait, until the master has changed or the failover was given up.
-2. From ``+switch-master`` on connections of before are not used any more, and the Sentinel that knows is asked first.
+2. What was announced before anybody listened is asked for, and the first command waits a moment for the answer.
+3. From ``+switch-master`` on connections of before are not used any more, and the Sentinel that knows is asked first.
 
 One thread listens to each Sentinel; it ends with the client that it listens for. Without Sentinels that answer nothing
 is known, and everything goes on as if nothing had been announced.
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 #: Seconds: longest time for which a failover that was announced holds up commands.
 _LONGEST = 10.0
 
+#: Seconds: longest time for which the first command waits until a Sentinel is listened to.
+_AT_FIRST = 1.0
+
 #: Seconds between two looks whether anybody still wants to know, and before a Sentinel that is away is asked again.
 _LOOK = 1.0
 
@@ -44,12 +48,18 @@ class MasterWatch:
         self._settled = threading.Event()
         self._settled.set()
         self._until = 0.0
+        #: Set once a Sentinel was asked, or none can be.
+        self._asked = threading.Event()
+        self._unasked = len(manager.sentinels)
         own = weakref.ref(self)
         for sentinel in list(manager.sentinels):
             threading.Thread(target=_listen, args=(own, sentinel), name="celery-streams-sentinel", daemon=True).start()
 
     def wait(self, *, timeout: float) -> bool:
         """Wait while a failover is under way; returns whether there is none."""
+        if not self._asked.is_set():
+            self._asked.wait(min(_AT_FIRST, timeout))
+            self._asked.set()
         if self._settled.is_set():
             return True
         left = self._until - time.monotonic()
@@ -57,6 +67,27 @@ class MasterWatch:
             return False
         self._settled.set()
         return True
+
+    def ask(self, sentinel: Any) -> None:
+        """Take note of a failover that is under way since before this Sentinel was listened to.
+
+        Raises:
+            redis.RedisError: it does not answer, or does not know the master.
+        """
+        state = sentinel.sentinel_masters().get(self._name) or {}
+        if "failover_in_progress" in str(state.get("flags", "")):
+            self._begin()
+        self._asked.set()
+
+    def away(self) -> None:
+        """Count a Sentinel that cannot be asked; when none can be, nobody waits for them."""
+        self._unasked -= 1
+        if self._unasked <= 0:
+            self._asked.set()
+
+    def _begin(self) -> None:
+        self._until = time.monotonic() + _LONGEST
+        self._settled.clear()
 
     def hear(self, sentinel: Any, event: str, text: str) -> None:
         """Take note of one announcement."""
@@ -69,8 +100,7 @@ class MasterWatch:
                 logger.warning("Sentinel: master %s is now %s.", self._name, ":".join(words[3:5]))
         elif words[:2] == ["master", self._name]:
             if event == "+try-failover":
-                self._until = time.monotonic() + _LONGEST
-                self._settled.clear()
+                self._begin()
             elif event.startswith("-failover-abort"):
                 self._settled.set()
 
@@ -85,6 +115,8 @@ def _listen(own: weakref.ref[MasterWatch], sentinel: Any) -> None:
         pubsub = sentinel.pubsub(ignore_subscribe_messages=True)
         try:
             pubsub.psubscribe(*_CHANNELS)
+            if (watch := own()) is not None:
+                watch.ask(sentinel)
             while (watch := own()) is not None:
                 del watch
                 message = pubsub.get_message(timeout=_LOOK)
@@ -94,6 +126,9 @@ def _listen(own: weakref.ref[MasterWatch], sentinel: Any) -> None:
                 del watch
         except (redis.RedisError, OSError) as exc:
             logger.debug("Cannot listen to a Sentinel: %s", exc)
+            if (watch := own()) is not None:
+                watch.away()
+                del watch
             time.sleep(_LOOK)  # a thread of its own, with nothing else to wait for
         except Exception:
             # The boundary of the thread: without it a failover would not be heard of.

@@ -96,9 +96,9 @@ def test_redis_that_was_restarted_gives_no_token_twice(make_stage: Callable[...,
 
     for pause in (0.1, 1.5 * VISIBILITY_TIMEOUT):
         stage.server.kill()
-        time.sleep(pause)
+        time.sleep(pause)  # Redis is away for so long
         stage.server.start()
-        time.sleep(1.0)
+        time.sleep(1.0)  # they go on
 
     done(stage, *keys, timeout=60)
     assert too_early(stage.runs(), keys, since) == []

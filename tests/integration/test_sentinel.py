@@ -96,6 +96,32 @@ def test_planned_failover_loses_no_publish(servers: Watched) -> None:
     client.close()
 
 
+def test_publisher_that_starts_during_a_planned_failover_loses_no_publish(servers: Watched) -> None:
+    # Given a failover that was announced before anybody listened
+    StreamBroker(RedisClient(servers.master.url)).ensure_groups(["q"])
+    copy = RedisClient(servers.replica.url)
+    eventually(lambda: copy.call("EXISTS", "celery-streams:{q}"), timeout=20)
+    eventually(lambda: failover_begins(servers), timeout=20, interval=0.2)
+
+    # When a process publishes its first messages, until the master has changed and on
+    client = RedisClient(servers.url, ConnectionOptions(transport={"master_name": NAME}))
+    broker, stored, number = StreamBroker(client), [], 0
+    after = 200
+    while after:
+        number += 1
+        with contextlib.suppress(BrokerUnavailable):
+            broker.publish("q", message(number))
+            stored.append(number)
+        after -= servers.master_port() == servers.replica.port
+
+    # Then the new one has them all
+    found = {one.message.body for one in everything(StreamBroker(copy)) if one.message is not None}
+    assert [one for one in stored if message(one).body not in found] == []
+    assert len(stored) > 100
+    copy.close()
+    client.close()
+
+
 def everything(broker: StreamBroker) -> Iterator[Delivery]:
     while part := broker.read(broker.streams(["q"]), "w", count=1_000):
         yield from part

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import Celery, Task, states
+from celery import Celery, Task, _state, states
 from celery.app.trace import build_tracer
 
 import celery_streams
@@ -22,8 +22,11 @@ class Flaky(Exception):
 
 
 @pytest.fixture
-def app() -> Celery:
-    return Celery("async-tasks", set_as_current=False, broker="memory://", backend="cache+memory://")
+def app() -> Iterator[Celery]:
+    # Celery gives a shared task to every app that is finalized later.
+    finalizers = set(_state._on_app_finalizers)
+    yield Celery("async-tasks", set_as_current=False, broker="memory://", backend="cache+memory://")
+    _state._on_app_finalizers = finalizers
 
 
 def ran(task: Any, *args: Any, **kwargs: Any) -> Any:

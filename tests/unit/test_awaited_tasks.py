@@ -6,11 +6,11 @@ import asyncio
 import gc
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import Celery, Task, chain, chord, group, shared_task, states
+from celery import Celery, Task, _state, chain, chord, group, shared_task, states
 from celery.app.trace import build_tracer
 
 import celery_streams
@@ -106,8 +106,11 @@ CALLED: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.fixture
-def app() -> Celery:
-    return Celery("awaited", broker="memory://", backend="cache+memory://")
+def app() -> Iterator[Celery]:
+    # Celery gives a shared task to every app that is finalized later.
+    finalizers = set(_state._on_app_finalizers)
+    yield Celery("awaited", broker="memory://", backend="cache+memory://")
+    _state._on_app_finalizers = finalizers
 
 
 @pytest.mark.parametrize("installed", ["first", "last"])

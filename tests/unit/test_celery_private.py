@@ -19,6 +19,7 @@ from celery.bin import celery as celery_program
 from celery.canvas import Signature
 from celery.exceptions import Retry
 from celery.local import PromiseProxy
+from celery.utils.threads import LocalStack
 from celery.worker import request as worker_request
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,7 +62,7 @@ NAMES: dict[str, tuple[Any, str]] = {
         "workers keep current_task for each context (celery_private.exchange_task_stack)",
     ),
     "celery._state._task_stack._local.__storage__": (
-        lambda: _state._task_stack._local.__storage__ is not None,
+        lambda: LocalStack()._local.__storage__ is not None,  # this process's own may be ours
         "a process in which no task runs need not look for one at each publish (celery_private.worker_task)",
     ),
     "celery.app.task.Task._app, Task.__bound__ and Task._backend": (
