@@ -79,7 +79,7 @@ def find_no_locks() -> None:
 
 def keep_locks() -> None:
     """Free no lock when its message ends, and believe them all."""
-    end = "\n        end\n        base = known.base"
+    end = "\n        end\n        base, id = known.base"
     for name in ("PUBLISH_UNIQUE", "UNLOCK"):
         script = _change(
             getattr(locks, name), f"return nil{end}", f"return known, base, fields or {{'headers', ''}}{end}"
