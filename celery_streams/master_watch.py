@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 #: Seconds: longest time for which a failover that was announced holds up commands.
 _LONGEST = 10.0
 
-#: Seconds: longest time for which the first command waits until a Sentinel is listened to.
+#: Seconds: longest time for which the first command waits until all Sentinels are listened to.
 _AT_FIRST = 1.0
 
 #: Seconds between two looks whether anybody still wants to know, and before a Sentinel that is away is asked again.
@@ -48,9 +48,9 @@ class MasterWatch:
         self._settled = threading.Event()
         self._settled.set()
         self._until = 0.0
-        #: Set once a Sentinel was asked, or none can be.
+        #: Set once each Sentinel has answered, or cannot.
         self._asked = threading.Event()
-        self._unasked = len(manager.sentinels)
+        self._unasked = set(map(id, manager.sentinels))
         own = weakref.ref(self)
         for sentinel in list(manager.sentinels):
             threading.Thread(target=_listen, args=(own, sentinel), name="celery-streams-sentinel", daemon=True).start()
@@ -68,22 +68,22 @@ class MasterWatch:
         self._settled.set()
         return True
 
-    def ask(self, sentinel: Any) -> None:
-        """Take note of a failover that is under way since before this Sentinel was listened to.
+    def listen(self, sentinel: Any, pubsub: Any) -> None:
+        """Subscribe at one Sentinel, and take note of a failover that it announced before.
 
         Raises:
-            redis.RedisError: it does not answer, or does not know the master.
+            redis.RedisError: it does not answer.
         """
-        state = sentinel.sentinel_masters().get(self._name) or {}
-        if "failover_in_progress" in str(state.get("flags", "")):
-            self._begin()
-        self._asked.set()
-
-    def away(self) -> None:
-        """Count a Sentinel that cannot be asked; when none can be, nobody waits for them."""
-        self._unasked -= 1
-        if self._unasked <= 0:
-            self._asked.set()
+        try:
+            pubsub.psubscribe(*_CHANNELS)
+            state = sentinel.sentinel_masters().get(self._name) or {}
+            if "failover_in_progress" in str(state.get("flags", "")):
+                self._begin()
+        finally:
+            # Only the one that leads the failover knows of it: the others' answers are not enough.
+            self._unasked.discard(id(sentinel))
+            if not self._unasked:
+                self._asked.set()
 
     def _begin(self) -> None:
         self._until = time.monotonic() + _LONGEST
@@ -114,9 +114,8 @@ def _listen(own: weakref.ref[MasterWatch], sentinel: Any) -> None:
     while own() is not None:
         pubsub = sentinel.pubsub(ignore_subscribe_messages=True)
         try:
-            pubsub.psubscribe(*_CHANNELS)
             if (watch := own()) is not None:
-                watch.ask(sentinel)
+                watch.listen(sentinel, pubsub)
             while (watch := own()) is not None:
                 del watch
                 message = pubsub.get_message(timeout=_LOOK)
@@ -126,9 +125,6 @@ def _listen(own: weakref.ref[MasterWatch], sentinel: Any) -> None:
                 del watch
         except (redis.RedisError, OSError) as exc:
             logger.debug("Cannot listen to a Sentinel: %s", exc)
-            if (watch := own()) is not None:
-                watch.away()
-                del watch
             time.sleep(_LOOK)  # a thread of its own, with nothing else to wait for
         except Exception:
             # The boundary of the thread: without it a failover would not be heard of.

@@ -101,6 +101,7 @@ def test_publisher_that_starts_during_a_planned_failover_loses_no_publish(server
     StreamBroker(RedisClient(servers.master.url)).ensure_groups(["q"])
     copy = RedisClient(servers.replica.url)
     eventually(lambda: copy.call("EXISTS", "celery-streams:{q}"), timeout=20)
+    copy.close()
     eventually(lambda: failover_begins(servers), timeout=20, interval=0.2)
 
     # When a process publishes its first messages, until the master has changed and on
@@ -115,10 +116,10 @@ def test_publisher_that_starts_during_a_planned_failover_loses_no_publish(server
         after -= servers.master_port() == servers.replica.port
 
     # Then the new one has them all
-    found = {one.message.body for one in everything(StreamBroker(copy)) if one.message is not None}
+    with contextlib.closing(RedisClient(servers.replica.url)) as survivor:
+        found = {one.message.body for one in everything(StreamBroker(survivor)) if one.message is not None}
     assert [one for one in stored if message(one).body not in found] == []
     assert len(stored) > 100
-    copy.close()
     client.close()
 
 
