@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import redis
 
+from .cluster_map import key_of
 from .exceptions import (
     BrokerError,
     BrokerFull,
@@ -52,9 +53,6 @@ _STALE_AFTER = 1.0
 
 #: Seconds after which a connection is closed that only a rush of threads had needed.
 _SPARE_AFTER = 30.0
-
-#: Commands whose key is their third word.
-_CONTAINERS = frozenset(("MEMORY", "XGROUP", "XINFO"))
 
 #: URLs with a credential provider whose servers have let in this process, or the one that it was forked from.
 _LET_IN: set[str] = set()
@@ -532,10 +530,7 @@ def hasten(connection: Any, seconds: float) -> None:
 
 def _key_of(command: tuple[Any, ...]) -> str:
     """Return the key of a command that names one; '' of a script, which has several."""
-    if isinstance(command[0], Script):
-        return ""
-    at = 2 if command[0] in _CONTAINERS else 1
-    return str(command[at]) if len(command) > at else ""
+    return "" if isinstance(command[0], Script) else str(key_of(command) or "")
 
 
 def _words(command: tuple[Any, ...]) -> tuple[Any, ...]:
