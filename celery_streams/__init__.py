@@ -42,6 +42,7 @@ module                 process      owns
 ``broker``             all          the hot path in Redis: publish, delay, promote, read, settle
 ``published``          web, worker  says what is published, for whoever counts
 ``reads``              worker       the commands of reads, and what their replies mean
+``extension``          worker       the heartbeat of entries that somebody holds
 ``block_store``        web, worker  stores held messages in pipelines, and never twice
 ``turns``              worker       which workers watch the delayed messages of a queue
 ``notes``              all          what is noted of tracked tasks

@@ -20,7 +20,8 @@ from . import keys, notes, reads, scripts
 from .clock import steady_time
 from .connection import RedisClient
 from .entries import Delivery, Entry, StreamRef, delivery
-from .exceptions import BrokerError, BrokerFull, BrokerUnavailable, GroupExists, NotPermitted, QueueFull
+from .exceptions import BrokerError, BrokerFull, BrokerUnavailable, GroupExists, QueueFull
+from .extension import extend
 from .message import Message, encode_history, pack
 from .pages import STEP_BYTES, STEP_WORDS, each_part, steps
 from .partitions import by_queue, is_partition, queue_of
@@ -493,61 +494,8 @@ class StreamBroker:
     # -- services
 
     def extend(self, held: Sequence[tuple[str, Entry]]) -> list[int]:
-        """Heartbeat for pairs of consumer and entry; returns the positions whose consumer no longer owns it.
-
-        One round trip; one more when a stream is forbidden: what is held on the others gets its heartbeat all the same.
-
-        Raises:
-            NotPermitted: all of the streams are forbidden, or the command.
-        """
-        if not held:
-            return []
-        slots = self.client.by_slot(range(len(held)), lambda at: held[at][1].stream.key)
-        if len(slots) > 1:
-            return self._extend_apart(held, slots)
-        try:
-            return [int(position) for position in self.client.run(*_extension(held))]
-        except NotPermitted:
-            parts: dict[str, list[int]] = {}
-            for position, (_, entry) in enumerate(held):
-                parts.setdefault(entry.stream.key, []).append(position)
-            if len(parts) == 1:
-                raise
-        replies = self.client.pipeline([_extension([held[at] for at in places]) for places in parts.values()])
-        refused = [reply for reply in replies if isinstance(reply, BrokerError)]
-        if len(refused) == len(parts):
-            raise refused[0]
-        return sorted(
-            places[int(index)]
-            for places, reply in zip(parts.values(), replies, strict=True)
-            if not isinstance(reply, BrokerError)
-            for index in reply
-        )
-
-    def _extend_apart(self, held: Sequence[tuple[str, Entry]], slots: Sequence[Sequence[int]]) -> list[int]:
-        """Extend slot by slot, each whatever becomes of the others.
-
-        Raises:
-            BrokerError: one of them failed; the others had their heartbeat.
-        """
-        lost: list[int] = []
-        error: BrokerError | None = None
-        # Together first; where one fails its reply is the error. Then it is asked alone, for what is forbidden in it.
-        replies = self.client.pipeline([_extension([held[at] for at in places]) for places in slots])
-        for places, reply in zip(slots, replies, strict=True):
-            found = reply
-            if isinstance(reply, NotPermitted):
-                try:
-                    found = self.extend([held[at] for at in places])
-                except BrokerError as exc:
-                    found = exc
-            if isinstance(found, BrokerError):
-                error = error or found
-            else:
-                lost += (places[int(index)] for index in found)
-        if error is not None:
-            raise error
-        return sorted(lost)
+        """Heartbeat for pairs of consumer and entry; see :func:`extension.extend`."""
+        return extend(self.client, held)
 
     def promote(self, queues: Sequence[str], *, limit: int = 500) -> Promotion:
         """Move due messages of ``queues`` to their streams, before what waits there.
@@ -636,11 +584,3 @@ def _by_key(entries: Sequence[Entry]) -> dict[str, list[bytes]]:
             found[ref.key] = ids = []
         ids.append(entry_id)
     return found
-
-
-def _extension(held: Sequence[tuple[str, Entry]]) -> tuple[Any, ...]:
-    order: dict[str, int] = {}
-    args: list[Any] = [keys.GROUP]
-    for consumer, (ref, entry_id) in held:
-        args += [order.setdefault(ref.key, len(order) + 1), consumer, entry_id]
-    return scripts.EXTEND, list(order), args

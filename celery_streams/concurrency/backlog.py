@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from ..entries import Delivery, Entry
+from ..worker.collected import Collected
 from ..worker.runner import Record
-from ..worker.settle import Collected
 from ..worker.slots import MAX_BATCH, Snapshot
 
 __all__ = ("Backlog", "Demand", "killed_before")

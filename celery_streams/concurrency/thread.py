@@ -16,12 +16,13 @@ from celery.worker import state as worker_state
 
 from ..entries import Delivery, Entry, StreamRef
 from ..worker.child import consumer_name
+from ..worker.collected import Collected
 from ..worker.hand_back import Restrictable
 from ..worker.preparation import prepare
 from ..worker.reader import Reader
 from ..worker.runner import Record, Runner, put_back
 from ..worker.set_aside import SetAside
-from ..worker.settle import Collected, Settler
+from ..worker.settle import Settler
 from ..worker.task_errors import ending_of, log_raised, shown
 from .backlog import Backlog, killed_before
 from .base import StreamsPool

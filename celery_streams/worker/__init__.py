@@ -64,6 +64,7 @@ module               process  owns
 ``noting``           both     which state a tracked task gets by that (pure)
 ``tracking``         both     what a consumer has noted of tracked tasks
 ``settle``           both     does it: the one way out
+``collected``        both     acknowledgements that wait to be sent together
 ``attempted``        both     what is said of a delivery that ended among the attempts of its message
 ``burial``           both     what a dead letter says, and who is told
 ``insistence``       both     repeats what must be carried out while Redis is away

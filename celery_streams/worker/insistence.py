@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ..chance import chance
 from ..entries import Entry
@@ -33,8 +33,15 @@ PAUSES = (0.05, 2.0)
 #: and be refused again.
 _LASTING = (LoginRefused, *OF_ONE_QUEUE)
 
-#: Entries that are set aside when Redis refuses for good, and what is tried then.
-Aside = tuple[Sequence[Entry], Callable[[], object], bool]
+
+class Aside(NamedTuple):
+    """What is set aside when Redis refuses for good."""
+
+    entries: Sequence[Entry]
+    #: What is tried every few seconds from then on.
+    action: Callable[[], object]
+    #: That puts back what could not start; see :meth:`SetAside.add`.
+    goes_back: bool = False
 
 
 class Insistence:
@@ -91,7 +98,7 @@ class Insistence:
                     )
                     return None, True
                 if isinstance(exc, OF_ONE_QUEUE) and aside and self._aside is not None and self._aside.has_room():
-                    self._aside.add(verb, aside[0], exc, aside[1], goes_back=aside[2])
+                    self._aside.add(verb, aside.entries, exc, aside.action, goes_back=aside.goes_back)
                     return None, True
                 self._say(verb, what, exc, pause, again=str(exc) == told)
                 told = str(exc)

@@ -22,11 +22,12 @@ from ..entries import Delivery, Entry
 from ..exceptions import BrokerError
 from ..message import Message
 from .child import ChildOptions
+from .collected import Collected
 from .counting import executor_for
 from .counts import Counts
 from .own_process import guard_forks
 from .set_aside import SetAside
-from .settle import Collected, Settler
+from .settle import Settler
 from .slots import Snapshot
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from .. import notes
+from ..attempts import Attempt
 from ..broker import StreamBroker
 from ..conf import StreamsConf
 from ..entries import Delivery, Entry, StreamRef, delivery
@@ -44,13 +45,14 @@ from ..signals import entry_lost
 from ..transfers import are_apart, store_retry
 from .attempted import attempt_of, with_attempt
 from .burial import Death, announce, record_of
+from .collected import Collected
 from .insistence import PAUSES, Aside, Insistence
 from .noting import note_of
 from .outcome import Action, Event, Outcome, Reason
 from .set_aside import OF_ONE_QUEUE, SetAside, each_queue, of_queues
 from .tracking import Tracking, noting
 
-__all__ = ("Collected", "Settler")
+__all__ = ("Settler",)
 
 logger = logging.getLogger(__name__)
 
@@ -58,40 +60,6 @@ T = TypeVar("T")
 
 #: Acknowledgements in one command, which notes states with them.
 _AT_ONCE = STEP_WORDS // notes.WORDS
-
-
-class Collected:
-    """Acknowledgements that wait to be sent together; many threads may collect, one at a time may send."""
-
-    __slots__ = ("asked", "entries", "forbidden", "notes", "since")
-
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []
-        #: Those that Redis forbids for their queue; the settler says when they are tried again.
-        self.forbidden: list[Entry] = []
-        #: What is noted of tracked tasks when they are sent.
-        self.notes: dict[Entry, notes.Note] = {}
-        #: Those that were sent before, and nobody knows whether they arrived: what is then no longer ours was settled.
-        self.asked: set[Entry] = set()
-        #: When the oldest of them was collected (monotonic seconds).
-        self.since = 0.0
-
-    def add(self, entry: Entry) -> None:
-        """Collect one more."""
-        if not self.entries:
-            self.since = time.monotonic()
-        self.entries.append(entry)
-
-    def sent(self, count: int, *, but: Sequence[Entry] = ()) -> None:
-        """Forget the oldest so many, but not those that are still to be sent."""
-        if self.notes:
-            kept = {*self.forbidden, *but}
-            for entry in self.entries[:count]:
-                if entry not in kept:
-                    self.notes.pop(entry, None)
-        self.entries[:count] = but
-        if self.entries:
-            self.since = time.monotonic()
 
 
 class Settler:
@@ -138,7 +106,6 @@ class Settler:
         self.aside = aside
         self._tracking = Tracking(broker, consumer)
         self._insistence = Insistence(consumer, insists=insist, give_up=give_up, sleep=sleep, aside=aside)
-        self._forbidden_due = 0.0
         self._told_forbidden = ""
         self._sent: Sequence[Sequence[Entry]] = ()
 
@@ -181,7 +148,7 @@ class Settler:
 
     def overdue(self, *, now: float, after: float) -> bool:
         """Return whether the oldest collected acknowledgement has waited for ``after`` seconds."""
-        return bool(self._collected.entries) and now - self._collected.since >= after
+        return self._collected.overdue(now=now, after=after)
 
     def commands(self) -> list[tuple[Any, ...]]:
         """Return the commands that send the collected acknowledgements along with a read; none when there are none.
@@ -189,9 +156,7 @@ class Settler:
         It is one, but on a Redis Cluster, where it is one for each slot. The replies go to :meth:`take_replies`; until
         then they stay collected.
         """
-        if self._collected.forbidden and time.monotonic() >= self._forbidden_due:
-            self._collected.entries += self._collected.forbidden
-            self._collected.forbidden.clear()
+        self._collected.bring_back()
         self._look_back()
         self._sent = self.broker.entries_by_slot(list(self._collected.entries[:_AT_ONCE]))
         return [self._ack_command(part) for part in self._sent]
@@ -204,15 +169,9 @@ class Settler:
 
     def _ack_command(self, entries: Sequence[Entry]) -> tuple[Any, ...]:
         command = StreamBroker.ack_command(self.consumer, entries)
-        known = self._collected.notes
-        if not known:
+        noted = self._collected.noted(entries)
+        if not noted:
             return command
-        # The script counts the entries stream by stream.
-        by_key: dict[str, list[Entry]] = {}
-        for entry in entries:
-            by_key.setdefault(entry.stream.key, []).append(entry)
-        in_order = [entry for those in by_key.values() for entry in those]
-        noted = [known[entry].when(str(position)) for position, entry in enumerate(in_order) if entry in known]
         script, names, args = command
         return notes.behind(script, names, args, noted)
 
@@ -256,8 +215,7 @@ class Settler:
             raise error
         if left and error is None:
             # Those of one node of a cluster: the others' go on.
-            self._collected.forbidden += left
-            self._forbidden_due = time.monotonic() + PAUSES[1]
+            self._collected.put_off(left, seconds=PAUSES[1])
             left = []
         self._confirm(sent, lost, assisted=assisted, but=left)
         if error is not None:
@@ -306,8 +264,7 @@ class Settler:
                 said,
             )
         self._told_forbidden = said
-        self._collected.forbidden += forbidden
-        self._forbidden_due = time.monotonic() + PAUSES[1]
+        self._collected.put_off(forbidden, seconds=PAUSES[1])
         self._confirm(sent, lost, assisted=assisted)
 
     def _confirm(
@@ -408,7 +365,7 @@ class Settler:
         count = 0
         for part in queues.values():
             put_back = partial(self.broker.put_back, self.consumer, part)
-            count += self.insist(put_back, "put back", "what was not started", aside=(part, put_back, False))[0] or 0
+            count += self.insist(put_back, "put back", "what was not started", aside=Aside(part, put_back))[0] or 0
         return count
 
     def put_strays_back(self, streams: Sequence[StreamRef], held: Callable[[], Collection[Entry]]) -> int:
@@ -472,7 +429,7 @@ class Settler:
 
     def _unstarted(self, entry: Entry) -> Aside:
         """Return what to do with an entry that must not start, once Redis permits it."""
-        return [entry], partial(self.broker.put_back, self.consumer, [entry]), True
+        return Aside([entry], partial(self.broker.put_back, self.consumer, [entry]), goes_back=True)
 
     # -- tracked tasks
 
@@ -533,94 +490,111 @@ class Settler:
             ran_for: for how many seconds it ran, as far as that is known.
             holder: the consumer with which it ended, where that is another one.
         """
-        action = outcome.action
         told = self._placed.pop(delivery.entry, None)
         if outcome.waits_for == "unknown" or outcome.reason is Reason.UNKNOWN:
             told = {}  # it may have been released where its task, and the limits of that, are known
-        broker = self.broker if told is None else vacating(self.broker, [delivery.entry], told)
+        past = dict(history or {})
         noted = None
         if event is not None:
-            noted = self._tracking.of_outcome(delivery, outcome, event, lane, history or {})
-        if action is Action.ACK or (action is Action.RETRY and held is None):
-            message = delivery.message
-            # At once where it is unique: whoever sees the result may publish the next one.
-            if message is not None and is_unique(message):
-                broker = unlocking(broker, delivery.entry, message)
-            # What is collected, and acknowledged by the parent when this process dies first, has succeeded.
-            elif self._insists and told is None and (noted is None or event is Event.SUCCEEDED):
-                if noted is not None:
-                    self._collected.notes[delivery.entry] = noted
-                self._collected.add(delivery.entry)
-                return True
-            if noted is not None:
-                broker = noting(broker, noted.when("0"))
-            return self._settled("acknowledge", delivery, lambda: not broker.ack(self.consumer, [delivery.entry]))
+            noted = self._tracking.of_outcome(delivery, outcome, event, lane, past)
+        broker = self.broker if told is None else vacating(self.broker, [delivery.entry], told)
+        action = outcome.action
+        if action is Action.RETRY and held is None:
+            action = Action.ACK
+        if action is Action.ACK:
+            may_wait = self._insists and told is None and (noted is None or event is Event.SUCCEEDED)
+            return self._acknowledge(delivery, broker, noted, may_wait=may_wait)
         if action is Action.LEAVE:
-            if told is not None and acked_early:
-                entry = delivery.entry
-                self.insist(lambda: give_back(self.broker, entry, told), "give back the places of", entry)
-            if noted is not None and acked_early:
-                commands = notes.stand_alone([noted])
-                self.insist(lambda: self.broker.client.note(commands), "note the outcome of", delivery)
+            if acked_early:
+                self._leave(delivery, told, noted)
             return True
         if action is Action.HAND_OVER:
             to = receiver(outcome.taker)
             return self._settled(
                 "hand over", delivery, lambda: hand_over(self.broker, self.consumer, to, [delivery.entry])
             )
+        first = str(past.get("first") or "")
         if action is Action.HOLD:
             assert lane is not None
-            penalty_ms = int(outcome.delay * 1000)
-            return self._settled(
-                "hold",
-                delivery,
-                lambda: (
-                    not admit(
-                        self.broker,
-                        self.consumer,
-                        delivery.entry,
-                        lane,
-                        ahead=True,
-                        published=str((history or {}).get("first") or ""),
-                        penalty_ms=penalty_ms,
-                        noted=[noted] if noted is not None else (),
-                    ).lost
-                ),
-            )
-        if noted is not None:
-            broker = noting(broker, noted)
-        past = dict(history or {})
+            return self._hold(delivery, lane, noted, first=first, seconds=outcome.delay)
+        broker = broker if noted is None else noting(broker, noted)
         if action is Action.RETRY:
             assert held is not None
-            return self._settled(
-                "retry",
-                delivery,
-                lambda: self._retry(broker, delivery.entry, held, first=str(past.get("first") or "")),
-            )
+            retry = held
+            return self._settled("retry", delivery, lambda: self._retry(broker, delivery.entry, retry, first=first))
         death = death or Death()
         attempt = attempt_of(outcome, death.detail, holder or self.consumer, ran_for=ran_for)
         if action is Action.REQUEUE:
-            past.setdefault("first", delivery.entry_id.decode())
-            past["worker"] = self._hostname
-            if outcome.crash:
-                past["crashes"] = int(past.get("crashes") or 0) + 1
-            if outcome.redelivered:
-                past["redelivered"] = 1
-            past = with_attempt(past, attempt)
-            return self._settled(
-                "requeue",
-                delivery,
-                lambda: broker.requeue(
-                    self.consumer,
-                    delivery.entry,
-                    history=past,
-                    delay_ms=int(outcome.delay * 1000),
-                    behind=outcome.behind,
-                    kind=outcome.waits_for,
-                ),
-            )
+            return self._requeue(delivery, broker, outcome, past, attempt)
         record = record_of(delivery, outcome, death, past, hostname=self._hostname, attempt=attempt)
         return self._bury(broker, delivery, outcome, death, record, acked_early=acked_early)
+
+    def _acknowledge(
+        self, delivery: Delivery, broker: StreamBroker, noted: notes.Note | None, *, may_wait: bool
+    ) -> bool:
+        message, entry = delivery.message, delivery.entry
+        if message is not None and is_unique(message):
+            # At once: whoever sees the result may publish the next one.
+            broker = unlocking(broker, entry, message)
+        elif may_wait:
+            # What is collected, and acknowledged by the parent when this process dies first, has succeeded.
+            if noted is not None:
+                self._collected.notes[entry] = noted
+            self._collected.add(entry)
+            return True
+        if noted is not None:
+            broker = noting(broker, noted.when("0"))
+        return self._settled("acknowledge", delivery, lambda: not broker.ack(self.consumer, [entry]))
+
+    def _leave(self, delivery: Delivery, told: dict[str, Any] | None, noted: notes.Note | None) -> None:
+        """End what was acknowledged before it ran: its places and its state are all that is left of it."""
+        if told is not None:
+            entry, places = delivery.entry, told
+            self.insist(lambda: give_back(self.broker, entry, places), "give back the places of", entry)
+        if noted is not None:
+            commands = notes.stand_alone([noted])
+            self.insist(lambda: self.broker.client.note(commands), "note the outcome of", delivery)
+
+    def _hold(self, delivery: Delivery, lane: Lane, noted: notes.Note | None, *, first: str, seconds: float) -> bool:
+        penalty_ms = int(seconds * 1000)
+        noting_it = [noted] if noted is not None else ()
+
+        def hold() -> bool:
+            return not admit(
+                self.broker,
+                self.consumer,
+                delivery.entry,
+                lane,
+                ahead=True,
+                published=first,
+                penalty_ms=penalty_ms,
+                noted=noting_it,
+            ).lost
+
+        return self._settled("hold", delivery, hold)
+
+    def _requeue(
+        self, delivery: Delivery, broker: StreamBroker, outcome: Outcome, past: dict[str, Any], attempt: Attempt | None
+    ) -> bool:
+        past.setdefault("first", delivery.entry_id.decode())
+        past["worker"] = self._hostname
+        if outcome.crash:
+            past["crashes"] = int(past.get("crashes") or 0) + 1
+        if outcome.redelivered:
+            past["redelivered"] = 1
+        past = with_attempt(past, attempt)
+
+        def requeue() -> bool:
+            return broker.requeue(
+                self.consumer,
+                delivery.entry,
+                history=past,
+                delay_ms=int(outcome.delay * 1000),
+                behind=outcome.behind,
+                kind=outcome.waits_for,
+            )
+
+        return self._settled("requeue", delivery, requeue)
 
     def _retry(self, broker: StreamBroker, entry: Entry, held: HeldRetry, *, first: str) -> bool:
         """Store a retry and acknowledge its entry, in one step where that can be; returns whether it was still ours."""
@@ -688,7 +662,7 @@ class Settler:
                 self._report_lost(delivery.entry)
 
         result, repeated = self.insist(
-            action, verb, delivery, aside=([delivery.entry], later, False) if may_wait else None
+            action, verb, delivery, aside=Aside([delivery.entry], later) if may_wait else None
         )
         if not result and not repeated:
             self._report_lost(delivery.entry)

@@ -39,8 +39,9 @@ from celery.backends.redis import RedisBackend
 
 from celery_streams.broker import StreamBroker
 from celery_streams.worker import claimer, held_messages, settle
+from celery_streams.worker.collected import Collected
 from celery_streams.worker.reader import Reader
-from celery_streams.worker.settle import Collected, Settler
+from celery_streams.worker.settle import Settler
 from celery_streams.worker.slots import Slot
 
 POINT = "FAULTS_POINT"

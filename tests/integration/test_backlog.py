@@ -11,9 +11,9 @@ import pytest
 from celery_streams.concurrency.backlog import Backlog
 from celery_streams.entries import Delivery, Entry, StreamRef
 from celery_streams.message import Message
+from celery_streams.worker.collected import Collected
 from celery_streams.worker.hand_back import Handback
 from celery_streams.worker.runner import Record
-from celery_streams.worker.settle import Collected
 from tests.support.eventually import eventually
 
 STREAM = StreamRef("celery", 0, "celery-streams:{celery}")
