@@ -21,6 +21,7 @@ from .app import streams_of
 from .awaited_tasks import make_all_callable
 from .cluster import CLUSTER_SCHEMES, is_cluster_url
 from .exceptions import ConfigurationError
+from .hints import command
 from .holding import publish_groups_in_bulk
 from .pausing import OUR_CONTROL, STOCK_CONTROL, adopt_control
 from .plans import publish_by_plans
@@ -139,14 +140,16 @@ def _receive_workers(app: Celery) -> None:
     def warn(sender: Any = None, instance: Any = None, **kwargs: Any) -> None:
         if instance is None or instance.app is not app or not streams_of(app).enabled() or _is_ours(instance):
             return
-        idle = [name for name in app.amqp.queues.consume_from if streams_of(app).on_streams(name)]
+        choice = streams_of(app).conf.queues
+        # Of a queue that moves by and by, the list goes on getting its share.
+        idle = [name for name in app.amqp.queues.consume_from if choice.share(name) >= 1.0]
         if idle:
             logger.warning(
                 "Queue %s is on Redis Streams (pid %s): this worker reads Celery's list, which gets no new messages. "
-                "Start its worker with: celery-streams worker -Q %s",
+                "Start its worker with: %s",
                 ", ".join(idle),
                 os.getpid(),
-                ",".join(idle),
+                command("worker", "-Q", ",".join(idle)),
             )
 
     worker_init.connect(receive, weak=False, dispatch_uid=f"celery-streams-init-{id(app)}")

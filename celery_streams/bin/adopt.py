@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from ..printable import printable
 from ..redis_url import place
 from ..spelling import nearest
 from .base import tasks_of
+from .queue_names import read_target
 from .terminal import bad_input, echo, echo_json, one_line_errors, plural
 
 __all__ = ("adopt",)
@@ -120,10 +122,13 @@ def adopt(
     mapping = [Mapped.parse(text) for text in maps]
     if not mapping:
         raise bad_input("Which field is which argument? Give --map FIELD=ARGUMENT")
+    for argument, count in Counter(one.argument for one in mapping if one.argument != "*").items():
+        if count > 1:
+            raise bad_input(f"--map names the argument {argument!r} {count} times: which field is it?")
     tasks = tasks_of(app)
     if task not in tasks:
         raise bad_input(f"The project has no task {task!r}{nearest(task, tasks)}")
-    target = queue or _queue_of(app, task)
+    target = _queue_of(app, task) if queue is None else read_target("-Q", queue, streams)
     if url is not None:
         # Wherever it is: the way between two databases is right for one as well.
         here, client = False, streams.new_client_of(url)

@@ -25,16 +25,16 @@ from ..dead_letters import (
     replay,
 )
 from ..exceptions import CannotRun, HolderThere, MessageError
+from ..hints import command
 from ..inspect import redis_time
 from ..obstacles import Obstacle
 from ..pauses import paused_queues
 from ..printable import printable
-from ..spelling import nearest
 from .dead_filters import Selection, choose, option, selecting
+from .queue_names import read_target
 from .terminal import (
     Rows,
     age,
-    bad_input,
     console,
     echo,
     echo_json,
@@ -245,13 +245,9 @@ def replay_dead(
     Each letter is moved in one atomic step. If the command is interrupted, run it again: nothing is replayed twice.
     Letters that arrive meanwhile are left for the next run.
     """
-    if to is not None and not to.strip():
-        raise bad_input("--to needs the name of a queue")
     streams = streams_of(ctx.obj.app)
     broker = streams.broker
-    if to is not None and (near := nearest(to, known := {*streams.known_queues(), *ctx.obj.app.amqp.queues}, 0.75)):
-        if to not in known:
-            raise bad_input(f"Queue {to!r} was never used, and the project does not define it{near}")
+    to = None if to is None else read_target("--to", to, streams)
     ignored = {kind for kind, given in (("expired", ignore_expires), ("revoked", ignore_revoked)) if given}
     chosen = choose(streams, selection, everything=everything)
     if dry_run:
@@ -297,7 +293,7 @@ def replay_dead(
         more = f"; {gone:,} no longer existed" if gone else ""
         echo(f"Replayed {len(moved):,} of {_letters(len(chosen))}{f' to {to}' if to else ''}{more}.")
         for name in paused_queues(broker, sorted({str(one["to"]) for one in moved})):
-            echo(f"Queue {name} is paused: they wait until it is resumed (celery-streams resume {name}).")
+            echo(f"Queue {name} is paused: they wait until it is resumed ({command('resume', name)}).")
         for text in (*refused, *stay):
             echo(text, err=True)
         if may_be_ignored:

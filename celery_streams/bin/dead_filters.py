@@ -16,6 +16,7 @@ from ..app import Streams
 from ..dead_letters import DeadLetter, dead_letters
 from ..inspect import redis_time
 from ..worker.outcome import Reason
+from .queue_names import read_queue_names
 from .terminal import AGE, bad_input, one_line, select_queues
 
 __all__ = ("Selection", "choose", "option", "selecting")
@@ -72,7 +73,11 @@ def selecting(command: Callable[..., Any]) -> Callable[..., Any]:
         ids: tuple[str, ...],
         **kwargs: Any,
     ) -> Any:
-        names = tuple(name.strip() for name in (queues or "").split(",") if name.strip())
+        names = tuple(read_queue_names("-Q", None if queues is None else queues.split(",")))
+        # What an unset variable leaves would choose more than was meant.
+        for name, value in (("--task", task), *(("--id", one) for one in ids)):
+            if value is not None and not value.strip():
+                raise click.UsageError(f"{name} is empty: is a shell variable not set?")
         chosen = Selection(names, task, reason, older_than, newer_than, frozenset(ids) if ids else None)
         return command(*args, selection=chosen, **kwargs)
 

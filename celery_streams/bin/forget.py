@@ -8,6 +8,7 @@ from celery.exceptions import CeleryCommandException
 from celery.platforms import EX_FAILURE
 
 from ..app import streams_of
+from ..hints import command
 from ..inspect import queue_status
 from ..presence import workers
 from ..printable import printable
@@ -55,7 +56,7 @@ def forget(ctx: click.Context, queues: tuple[str, ...], with_messages: bool) -> 
         if consumers:
             raise CeleryCommandException(
                 f"Queue {shown} is read by live workers ({plural(consumers, 'consumer')}): stop them first, or run "
-                f"celery-streams control cancel_consumer {shown}",
+                + printable(command("control", "cancel_consumer", name)),
                 EX_FAILURE,
             )
     for name in wanted:
@@ -64,7 +65,7 @@ def forget(ctx: click.Context, queues: tuple[str, ...], with_messages: bool) -> 
         if held and not with_messages:
             raise CeleryCommandException(
                 f"Queue {shown} was kept: it holds {plural(held, 'message')} (waiting, running, delayed or dead). See "
-                "celery-streams status, or discard them with --with-messages",
+                f"{printable(command('status', name))}, or discard them with --with-messages",
                 EX_FAILURE,
             )
         lost = f" and its {plural(held, 'message')}" if held else ""

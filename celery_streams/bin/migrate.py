@@ -121,11 +121,13 @@ def migrate(
 
 
 def _warn(streams: Streams, queue: str, to: Direction) -> None:
-    on_streams = is_installed(streams.app) and streams.enabled() and streams.on_streams(queue)
-    if on_streams != (to == "streams"):
-        where = "to streams" if on_streams else "to Celery's lists"
+    share = streams.conf.queues.share(queue) if is_installed(streams.app) and streams.enabled() else 0.0
+    other = 1.0 - share if to == "streams" else share
+    if other:
+        some = f"{other * 100:.3g} % of " if other < 1.0 else ""
+        where = "to Celery's lists" if to == "streams" else "to streams"
         echo(
-            f"Warning: publishers still write queue {queue} {where}, by this process' settings (streams_enabled, "
+            f"Warning: publishers still write {some}queue {queue} {where}, by this process' settings (streams_enabled, "
             "streams_queues); new messages stay there.",
             err=True,
         )
@@ -152,7 +154,10 @@ def _tell_plans(plans: list[Plan], *, include_unacked: bool, as_json: bool, no_c
     console(no_color=no_color).print(table)
     for plan in plans:
         if not to_streams and plan.held:
-            echo(f"{plan.queue}: {plan.held:,} of them are held back by limits, which end on lists: {_WITHOUT_LIMITS}.")
+            echo(
+                f"{plan.queue}: {plan.held:,} of them {_is(plan.held)} held back by limits, which end on lists: "
+                f"{_WITHOUT_LIMITS}."
+            )
         if plan.locks:
             echo(f"{plan.queue}: {plural(plan.locks, 'lock')} of unique tasks would end: on lists {_WITHOUT_LOCKS}.")
 
@@ -177,22 +182,31 @@ def _tell_moves(done: list[Moves], *, as_json: bool) -> None:
         echo(f"{moves.queue}: moved {moves.total:,} to {moves.to} ({', '.join(parts)}).")
 
         if moves.held:
+            were = "was" if moves.held == 1 else "were"
             echo(
-                f"{moves.queue}: {moves.held:,} of them were held back by limits, which end here: on lists, "
+                f"{moves.queue}: {moves.held:,} of them {were} held back by limits, which end here: on lists, "
                 f"{_WITHOUT_LIMITS}."
             )
         if moves.locks:
             echo(f"{moves.queue}: {plural(moves.locks, 'lock')} of unique tasks ended: on lists {_WITHOUT_LOCKS}.")
 
 
+def _are(count: int) -> str:
+    return f"{plural(count, 'message')} {_is(count)}"
+
+
+def _is(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
 def _tell_rest(plan: Plan) -> None:
     if plan.to == "streams" and plan.unacked:
         echo(
-            f"{plan.queue}: {plan.unacked:,} are held by stock workers. Let these finish, or stop them and run this "
+            f"{plan.queue}: {_are(plan.unacked)} held by stock workers. Let these finish, or stop them and run this "
             "command again."
         )
     if plan.to == "lists" and plan.running:
         echo(
-            f"{plan.queue}: {plan.running:,} are held by stream workers. Let these finish, or stop them and run this "
+            f"{plan.queue}: {_are(plan.running)} held by stream workers. Let these finish, or stop them and run this "
             "command again."
         )

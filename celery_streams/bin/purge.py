@@ -13,6 +13,7 @@ from ..inspect import purge as purge_stream
 from ..printable import printable
 from ..spelling import nearest
 from .base import require_installed
+from .queue_names import check_no_patterns, read_queue_names
 from .terminal import bad_input, one_line_errors
 
 __all__ = ("purge",)
@@ -24,20 +25,20 @@ def _run(*, queues: list[str] | None, exclude_queues: list[str] | None, **option
     app = ctx.obj.app
     if ctx.args:  # Celery's command takes them, ignores them, and erases everything
         raise bad_input(f"purge {' '.join(ctx.args)}: name queues with -Q {','.join(ctx.args)}")
-    for option, given in (("-Q", queues), ("-X", exclude_queues)):
-        if given is not None and not all(name.strip() for name in given):
-            raise bad_input(f"{option} has an empty name: is a shell variable not set?")
+    wanted, excluded = read_queue_names("-Q", queues), read_queue_names("-X", exclude_queues)
     require_installed(app)
     streams = streams_of(app)
     known = streams.known_queues()  # also before the lists are emptied: a wrong setting, or Redis away, empties nothing
     everything = {*app.amqp.queues, *known}
-    _check_spelling(sorted({*(queues or ()), *(exclude_queues or ())} - everything), everything)
-    names = sorted(set(queues or everything) - set(exclude_queues or ()))
+    for option, given in (("-Q", wanted), ("-X", excluded)):
+        check_no_patterns(option, given, lambda: everything)
+    _check_spelling(sorted({*wanted, *excluded} - everything), everything)
+    names = sorted(set(wanted or everything) - set(excluded))
     if not names:  # Celery's command takes no names for all of them
         raise bad_input("-X leaves no queue to purge")
     assert celery_purge.callback is not None
-    celery_purge.callback(queues=names, exclude_queues=exclude_queues, **options)  # asks first, and aborts on "no"
-    on_streams = [name for name in names if name in (queues or known)]
+    celery_purge.callback(queues=names, exclude_queues=excluded, **options)  # asks first, and aborts on "no"
+    on_streams = [name for name in names if name in (wanted or known)]
     count = sum(purge_stream(streams.broker, name) for name in on_streams)
     ctx.obj.echo(printable(f"Purged {count} waiting and delayed messages from the streams of {', '.join(on_streams)}."))
 

@@ -1,4 +1,4 @@
-"""queue_names: the words of ``-Q``: names of queues, shell patterns, and children per queue; it starts nothing.
+"""queue_names: names of queues on the command line; of ``worker -Q`` shell patterns and numbers of children, too.
 
 ==================  ===================================================================
 ``send_message``    a queue
@@ -18,7 +18,10 @@ from dataclasses import dataclass, field
 
 import click
 
-__all__ = ("QueueWords", "read_queue_words")
+from ..app import Streams
+from ..monitoring.names import misspelt_queues
+
+__all__ = ("QueueWords", "check_no_patterns", "read_queue_names", "read_queue_words", "read_target")
 
 _SPECIAL = ":*?["
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
@@ -69,6 +72,50 @@ def read_queue_words(words: Iterable[str] | None, existing: Callable[[], Collect
                 raise click.UsageError(f"-Q gives queue {name} both {counts[name]} and {count} children")
         names.append(name)
     return QueueWords(tuple(dict.fromkeys(names)), frozenset(literal), counts)
+
+
+def read_queue_names(option: str, words: Iterable[str] | None) -> list[str]:
+    """Read the names of an option that takes names alone.
+
+    Raises:
+        click.UsageError: one is empty.
+    """
+    names = [word.strip() for word in words or ()]
+    if not all(names):
+        raise click.UsageError(f"{option} has an empty name: is a shell variable not set?")
+    return list(dict.fromkeys(names))
+
+
+def check_no_patterns(option: str, names: Iterable[str], existing: Callable[[], Collection[str]]) -> None:
+    """Check that names are no patterns, which would silently mean no queue at all.
+
+    Args:
+        existing: returns the names of the queues that exist; asked only for what looks like a pattern.
+
+    Raises:
+        click.UsageError: one is a pattern, and no queue has that name.
+    """
+    for name in names:
+        if any(letter in name for letter in "*?[") and name not in existing():
+            raise click.UsageError(f"{option} {name}: no queue has that name, and {option} takes no patterns")
+
+
+def read_target(option: str, word: str, streams: Streams) -> str:
+    """Read the name of the queue where messages are to go; it may be a new one.
+
+    Raises:
+        click.UsageError: it is empty, or most likely a misspelt one, which no worker would read.
+        BrokerError: Redis is away, or refuses.
+    """
+    name = word.strip()
+    if not name:
+        raise click.UsageError(f"{option} has an empty name: is a shell variable not set?")
+    if name not in {*streams.known_queues(), *streams.app.amqp.queues}:
+        for near in misspelt_queues(streams, [name]).values():
+            raise click.UsageError(
+                f"Queue {name!r} was never used, and the project does not define it; did you mean {near!r}?"
+            )
+    return name
 
 
 def _split(word: str) -> tuple[str, int | None]:

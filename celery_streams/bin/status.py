@@ -16,6 +16,7 @@ from rich.text import Text
 
 from ..app import Streams, streams_of
 from ..exceptions import BrokerError
+from ..hints import command
 from ..inspect import QueueStatus
 from ..monitoring.alerts import Alert
 from ..monitoring.status import Status, collect
@@ -148,7 +149,7 @@ def _said_of_pause(state: QueueStatus) -> str:
 
 def _said_of_held(state: QueueStatus) -> str:
     are = "is" if state.held == 1 else "are"
-    return printable(f"{state.queue}: {plural(state.held, 'message')} {are} held back by limits: celery-streams limits")
+    return printable(f"{state.queue}: {plural(state.held, 'message')} {are} held back by limits: {command('limits')}")
 
 
 def _said_of_locks(state: QueueStatus) -> str:

@@ -6,6 +6,7 @@ import copy
 import functools
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from ..worker.patterns import is_pattern
 from . import relaunch
 from .base import require_installed
 from .daemon_options import Address, Autoscale, ListenAt, Pool, check_daemon_options
-from .queue_names import QueueWords, read_queue_words
+from .queue_names import QueueWords, check_no_patterns, read_queue_words
 from .supervisor import Supervisor, Watcher, project_modules
 from .terminal import EXIT_CONFIG, one_line_errors
 
@@ -51,7 +52,12 @@ def _run(**options: Any) -> Any:
     processes, reload = options.pop("processes"), options.pop("reload")
     metrics: Address | None = options.pop("metrics_port")
     streams = streams_of(app)
-    words = read_queue_words(options.get("queues"), functools.cache(lambda: _existing_queues(streams)))
+    existing = functools.cache(lambda: _existing_queues(streams))
+    words = read_queue_words(options.get("queues"), existing)
+    # An empty name, of a variable that is not set, excludes nothing, as with Celery.
+    excluded = [name.strip() for name in options.get("exclude_queues") or () if name.strip()]
+    check_no_patterns("-X", excluded, existing)
+    options["exclude_queues"] = excluded or None
     options["queues"] = list(words.names) or None
     streams.children, streams.literal_queues = words.counts, words.literal
     options["pool"] = pool_for(options["pool"])
@@ -71,7 +77,7 @@ def _run(**options: Any) -> Any:
         streams.metrics = _open_metrics(metrics)
     _check_backend(app)
     _first_contact(streams, patient=bool(app.conf.broker_connection_retry_on_startup))
-    streams.odd_queues = _odd_queues(streams, words)
+    streams.odd_queues = _odd_queues(streams, words, excluded)
     # Celery leaves the option on its worker object (--disable-prefetch it does put here); pools and banner read this.
     app.conf.worker_prefetch_multiplier = options["prefetch_multiplier"]
     app.__dict__["Worker"] = app.subclass_with_self("celery_streams.worker.program:Worker", name="Worker")
@@ -160,11 +166,11 @@ def _existing_queues(streams: Streams) -> set[str]:
         return {*streams.app.amqp.queues, *streams.named_queues()}  # the first contact says what is wrong
 
 
-def _odd_queues(streams: Streams, words: QueueWords) -> dict[str, str]:
-    """Return the names of ``-Q`` that are most likely misspelt; none where Redis does not tell."""
+def _odd_queues(streams: Streams, words: QueueWords, excluded: Iterable[str]) -> dict[str, str]:
+    """Return the names of ``-Q`` and ``-X`` that are most likely misspelt; none where Redis does not tell."""
     names = [name for name in words.names if name in words.literal or not is_pattern(name)]
     try:
-        return misspelt_queues(streams, names)
+        return misspelt_queues(streams, [*names, *excluded])
     except BrokerError:
         return {}  # whatever it refuses, the worker is told of when it needs it
     finally:

@@ -233,7 +233,7 @@ class StreamsWork(WorkController):  # type: ignore[misc]
         _say_clock_skew(streams)
         for name, near in streams.odd_queues.items():
             logger.warning(
-                "No route, setting or message knows queue %s, which this worker reads; did you mean %s?", name, near
+                "No route, setting or message knows queue %s, which -Q or -X names; did you mean %s?", name, near
             )
         for name in self.app.amqp.queues.consume_from:
             if not streams.on_streams(name):

@@ -243,7 +243,7 @@ def test_worker_says_when_it_is_ready_what_is_most_likely_mistyped(worker):
     running = worker(queues="celer", pool="solo", options=("--soft-time-limit", "20", "--time-limit", "10"))
 
     for said in (
-        "No route, setting or message knows queue celer, which this worker reads; did you mean celery?",
+        "No route, setting or message knows queue celer, which -Q or -X names; did you mean celery?",
         "The soft time limit (20 s) lies above the hard one (10 s)",
     ):
         assert eventually(lambda said=said: said in running.log)

@@ -129,14 +129,17 @@ def test_queues_that_were_not_chosen_stay_with_the_stock_worker(project):
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_stock_worker_that_is_started_on_a_stream_queue_says_that_nothing_new_comes(project, worker, enabled):
-    settings = {"install": True, "enabled": enabled, "streams_queues": ["send_message", "mark_as_read"]}
+    # The list of a queue that moves by and by goes on getting its share.
+    queues = {"send_message": 1.0, "mark_as_read": 1, "moving": 0.05, "staying": 0}
+    settings = {"install": True, "enabled": enabled, "streams_queues": queues}
 
-    stock = worker("lists", queues="send_message,fetch_profile_pic,mark_as_read", **settings)
+    stock = worker("lists", queues="send_message,moving,staying,fetch_profile_pic,mark_as_read", **settings)
 
     lines = [line for line in stock.log.splitlines() if "is on Redis Streams" in line]
     assert [line.partition("WARNING/MainProcess] ")[2] for line in lines] == enabled * [
         f"Queue send_message, mark_as_read is on Redis Streams (pid {stock.pid}): this worker reads Celery's list, "
-        "which gets no new messages. Start its worker with: celery-streams worker -Q send_message,mark_as_read"
+        "which gets no new messages. Start its worker with: celery-streams -A tests.proj worker "
+        "-Q send_message,mark_as_read"
     ]
 
 

@@ -172,6 +172,9 @@ def test_several_groups_are_named(project: Celery, broker: StreamBroker) -> None
         (("--map", "chat=a b"), "cannot be the name of an argument"),
         (("--map", "chat=a:xml"), "write FIELD=ARGUMENT"),
         ((*MAPS, "--task", "chat.sned"), "The project has no task 'chat.sned'; did you mean 'chat.send'?"),
+        ((*MAPS, "--map", "other=text"), "names the argument 'text' 2 times"),
+        ((*MAPS, "-Q", ""), "-Q has an empty name: is a shell variable not set?"),
+        ((*MAPS, "-Q", "send_mesage"), "did you mean 'send_message'?"),
         ((*MAPS, "--db", "7"), "There is no stream 'chat:send' in this database"),
     ],
 )

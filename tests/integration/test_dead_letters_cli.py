@@ -516,7 +516,10 @@ def test_replay_into_a_paused_queue_says_that_they_wait(app: MakeApp, broker: St
     result = run(app(), "replay", "--all", *(("--to", "other") if target == "other" else ()))
 
     assert (result.exit_code, sorted(waiting_ids(broker, target))) == (0, ["task-0", "task-1"])
-    assert f"Queue {target} is paused: they wait until it is resumed (celery-streams resume {target})." in result.stdout
+    assert (
+        f"Queue {target} is paused: they wait until it is resumed (celery-streams -A APP resume {target})."
+        in result.stdout
+    )
     assert broker.read(broker.streams([target]), "w", count=1) == []
     resume_queue(broker, target)
     bury(broker, 3)
@@ -596,6 +599,32 @@ def test_replay_and_purge_of_everything_must_be_said(app: MakeApp, broker: Strea
     line = one_line(run(app(), command))
 
     assert line == "Error: Which dead letters? Give a queue or another filter, or --all"
+    assert redis_state(broker.client) == before
+
+
+@pytest.mark.parametrize("command", [("replay",), ("purge", "--yes")], ids=str)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-Q", ""),
+        ("-Q", "", "--newer-than", "1d"),
+        ("-Q", "q,", "--reason", "failed"),
+        ("--task", ""),
+        ("--task", "chat.*", "--id", " "),
+    ],
+    ids=str,
+)
+def test_filter_that_an_unset_variable_left_empty_chooses_nothing(
+    app: MakeApp, broker: StreamBroker, command: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    bury(broker, 1)
+    bury(broker, 2, message=task_message(2, task=""))
+    before = redis_state(broker.client)
+
+    result = run(app(), *command, *words)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "is a shell variable not set?" in result.stderr.splitlines()[-1]
     assert redis_state(broker.client) == before
 
 

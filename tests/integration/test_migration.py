@@ -802,22 +802,30 @@ def test_command_says_what_it_left_to_workers_that_run(app: MakeApp, broker: Str
 
     result = run(app(streams_enabled=False), "q", "--to", "lists")
 
-    assert "q: 1 are held by stream workers." in result.stdout
+    assert "q: 1 message is held by stream workers." in result.stdout
 
 
 @pytest.mark.parametrize(
-    ("enabled", "direction", "where"), [(False, "streams", "to Celery's lists"), (True, "lists", "to streams")]
+    ("enabled", "share", "direction", "said"),
+    [
+        (False, 1, "streams", "write queue q to Celery's lists"),
+        (True, 1, "lists", "write queue q to streams"),
+        (True, 0.05, "streams", "write 95 % of queue q to Celery's lists"),
+        (True, 0.05, "lists", "write 5 % of queue q to streams"),
+        (False, 1, "lists", None),
+        (True, 1, "streams", None),
+    ],
 )
 def test_switch_that_still_points_to_the_other_side_is_a_warning(
-    app: MakeApp, redis_url: str, enabled: bool, direction: str, where: str
+    app: MakeApp, redis_url: str, enabled: bool, share: float, direction: str, said: str | None
 ) -> None:
     publish(app(installed=False), 1)
     publish(app(), 2)
 
-    result = run(app(streams_enabled=enabled), "q", "--to", direction)
+    result = run(app(streams_enabled=enabled, streams_queues={"q": share}), "q", "--to", direction)
 
     assert result.exit_code == 0
-    assert f"Warning: publishers still write queue q {where}" in result.stderr
+    assert result.stderr.partition(", by")[0] == ("" if said is None else f"Warning: publishers still {said}")
 
 
 def test_queue_that_nobody_knows_is_one_line_with_a_suggestion_and_leaves_no_trace(

@@ -30,6 +30,7 @@ from celery_streams.bin.limits import limits
 from celery_streams.bin.root import celery_streams
 from celery_streams.bin.status import status
 from celery_streams.bin.terminal import EXIT_CONFIG, EXIT_UNAVAILABLE, EXIT_USAGE
+from celery_streams.bin.worker import worker
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.exceptions import CommandMissing, ServerIsReplica
@@ -217,6 +218,14 @@ def test_excluding_every_queue_says_so(app: MakeApp) -> None:
 
     with pytest.raises(Exception, match="-X celery,chat leaves this worker no queue on streams"):
         made.setup_queues(None, ["celery", "chat"])
+
+
+@pytest.mark.parametrize(("excluded", "said"), [("chat.*", "-X takes no patterns"), ("mail,tmp?", "-X tmp?: no queue")])
+def test_pattern_that_would_exclude_no_queue_is_refused(app: MakeApp, excluded: str, said: str) -> None:
+    result = run(worker, app(streams_queues="*"), "-Q", "chat.*,mail", "-X", excluded)
+
+    assert result.exit_code == EXIT_USAGE
+    assert said in last_line(result)
 
 
 # -- the URL ----------------------------------------------------------------------------------------------------------

@@ -83,6 +83,9 @@ def test_purge_that_is_not_confirmed_empties_nothing(app: Callable[..., Celery])
         (["-f", "-X", ""], "-X has an empty name"),
         (["-f", "-Q", "chta"], "did you mean 'chat'?"),
         (["-f", "-X", "chatt"], "did you mean 'chat'?"),
+        (["-f", "-X", "ch*"], "-X takes no patterns"),
+        (["-f", "-Q", "c*"], "-Q takes no patterns"),
+        (["-f", "-X", "celery, chat"], "-X leaves no queue to purge"),
     ],
 )
 def test_purge_that_is_not_what_was_meant_erases_nothing(

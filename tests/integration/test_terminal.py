@@ -418,7 +418,8 @@ def test_dead_letters_are_not_replayed_to_a_misspelt_queue(app: MakeApp, broker:
     bury(broker, message(1), queue="send_message")
 
     refused = run(dead, app(), "replay", "--all", "--to", "send_mesage")
-    passed = run(dead, app(), "replay", "--all", "--to", "slow")
+    # A new queue whose name begins with that of another one, as in the help.
+    passed = run(dead, app(), "replay", "--all", "--to", "send_message_slow")
 
     assert refused.exit_code == 2
     assert "did you mean 'send_message'?" in refused.stderr

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
 import pytest
 
+from celery_streams.bin.base import hoist
+from celery_streams.bin.root import celery_streams
 from celery_streams.hints import command
 
 
@@ -37,3 +45,52 @@ def test_queue_that_a_shell_would_split_is_quoted() -> None:
         command("dead", "show", "my queue; rm", "1-0", argv=argv)
         == "celery-streams -A proj dead show 'my queue; rm' 1-0"
     )
+
+
+#: A command in a text: up to what no command has, or a comment behind it.
+_COMMAND = re.compile(
+    r"(?:celery-streams|manage\.py celery_streams|celery -A \w+ streams)((?: +(?:'[^'\n]*'|[^\s`'#|;()]+))+)"
+)
+
+
+def commands_of(text: str) -> Iterator[list[str]]:
+    """Yield the words behind the program's name of each command that a text names."""
+    for match in _COMMAND.finditer(re.sub(r"\\\n\s*", " ", text)):
+        words = hoist(shlex.split(match[1].rstrip(".,:\\")), celery_streams.params)
+        while words and words[0].startswith("-"):  # global options, which have all one value
+            words = words[2:]
+        if words and words[0] in celery_streams.commands:
+            yield words
+
+
+def misunderstood(words: list[str]) -> str | None:
+    """Return why a command line cannot be parsed; values are not looked at."""
+    command: click.Command = celery_streams
+    rest = words
+    while isinstance(command, click.Group) and rest and rest[0] in command.commands:
+        command, rest = command.commands[rest[0]], rest[1:]
+    try:
+        given, left, _ = command.make_parser(click.Context(command)).parse_args(list(rest))
+    except click.UsageError as exc:
+        return f"{' '.join(words)}: {exc.message}"
+    takes_more = command.context_settings.get("allow_extra_args")
+    missing = [one.name for one in command.params if one.required and not given.get(str(one.name))]
+    if (left and not takes_more) or missing:
+        return f"{' '.join(words)}: too many {left}, missing {missing}"
+    return None
+
+
+def test_each_command_that_the_documents_and_the_help_name_can_be_run_as_it_is_printed() -> None:
+    root = Path(__file__).parents[2]
+    texts = [path.read_text() for path in (root / "README.md", root / "MIGRATION.md", *root.glob("docs/*.md"))]
+    groups: list[click.Command] = [celery_streams]
+    while groups:
+        one = groups.pop()
+        texts.append(f"{one.help or ''}\n{one.epilog or ''}")
+        groups += one.commands.values() if isinstance(one, click.Group) else ()
+
+    found = [words for text in texts for words in commands_of(text)]
+
+    assert len(found) > 100
+    # A word of the command alone names it.
+    assert [said for words in found if len(words) > 1 and (said := misunderstood(words))] == []
