@@ -10,25 +10,29 @@ __all__ = ("draw",)
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM, _GAP = 190, 150, 46, 44, 46, 18
 
+#: A panel with values this many times those of the lowest one has a scale of its own: beside it, others would be lines
+#: at the bottom.
+_APART = 5.0
+
 #: What is drawn: figure, title, colour.
 _LINES = (("worker_us", "worker", "#2563eb"), ("redis_us", "Redis", "#dc2626"))
 
 
 def draw(data: dict[str, Any]) -> str:
-    """Return the picture: a panel for each curve, on one scale; medians, and bars from the least to the most."""
+    """Return the picture: a panel for each curve; medians, and bars from the least to the most.
+
+    They share one scale, but for a curve that goes far beyond the others.
+    """
     panels = [curve for curve in data["curves"] if curve["points"]]
-    most = max(
-        (
-            one.get(name, 0.0)
-            for curve in panels
-            for point in curve["points"]
-            for one in point["rounds"]
-            for name, _, _ in _LINES
-        ),
-        default=1.0,
-    )
-    top = _rounded_up(most)
-    width = _LEFT + len(panels) * (_WIDTH + _GAP)
+    most = [_most(curve) for curve in panels]
+    shared = [one for one in most if one <= _APART * min(most)]
+    top = _rounded_up(max(shared, default=1.0))
+    tops = [top if one in shared else _rounded_up(one) for one in most]
+    lefts, width = [], _LEFT
+    for own, before in zip(tops, [tops[0] if tops else None, *tops], strict=False):
+        # Figures stand left of a panel whose scale is not that of the one before.
+        lefts.append(width if own == before else width + _LEFT - _GAP)
+        width = lefts[-1] + _WIDTH + _GAP
     height = _TOP + _HEIGHT + _BOTTOM
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
@@ -41,15 +45,27 @@ def draw(data: dict[str, Any]) -> str:
         x = _LEFT + 90 * number
         parts.append(f'<line x1="{x}" y1="29" x2="{x + 18}" y2="29" stroke="{colour}" stroke-width="2"/>')
         parts.append(f'<text x="{x + 23}" y="33" fill="#374151">{title}</text>')
-    for step in range(5):
-        y = _y(top * step / 4, top)
-        parts.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{width - _GAP}" y2="{y:.1f}" stroke="#e5e7eb"/>')
-        parts.append(
-            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#6b7280">{top * step / 4:g}</text>'
-        )
-    for number, curve in enumerate(panels):
-        parts += _panel(curve, _LEFT + number * (_WIDTH + _GAP), top)
+    for curve, left, own, before in zip(panels, lefts, tops, [None, *tops], strict=False):
+        parts += _grid(left, own, named=own != before)
+        parts += _panel(curve, left, own)
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _most(curve: dict[str, Any]) -> float:
+    rounds = [one for point in curve["points"] for one in point["rounds"]]
+    return max((one.get(name, 0.0) for one in rounds for name, _, _ in _LINES), default=1.0)
+
+
+def _grid(left: float, top: float, *, named: bool) -> list[str]:
+    """Return the lines behind a panel; ``named``: with their values, for it has not the scale of the one before."""
+    parts = []
+    for step in range(5):
+        value = top * step / 4
+        y = _y(value, top)
+        parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{left + _WIDTH}" y2="{y:.1f}" stroke="#e5e7eb"/>')
+        if named:
+            parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#6b7280">{value:g}</text>')
+    return parts
 
 
 def _panel(curve: dict[str, Any], left: float, top: float) -> list[str]:

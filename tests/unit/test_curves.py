@@ -91,3 +91,20 @@ def test_place_of_the_picture_that_is_not_there_is_said(tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert "has no lines" in done.output
     assert readme.read_text(encoding="utf-8") == "# Nothing\n"
+
+
+def test_curve_that_goes_far_beyond_the_others_leaves_them_their_height() -> None:
+    results = _results()
+    lows = {circle.attrib["cy"] for circle in ElementTree.fromstring(draw(results)).findall(f"{SVG}circle")}
+    for one in results["curves"][1]["points"][-1]["rounds"]:
+        one["worker_us"] = 7_500.0
+
+    picture = ElementTree.fromstring(draw(results))
+
+    heights = [circle.attrib["cy"] for circle in picture.findall(f"{SVG}circle")]
+    assert sum(height in lows for height in heights) == 2 * sum(
+        len(curve.points) for curve in CURVES if curve is not CURVES[1]
+    )
+    assert {"100", "8000"} <= {text.text for text in picture.findall(f"{SVG}text")}
+    ends = [float(line.attrib["x2"]) for line in picture.findall(f"{SVG}line")]
+    assert max(ends) < float(picture.attrib["width"])
