@@ -94,7 +94,7 @@ def test_place_of_the_picture_that_is_not_there_is_said(tmp_path: Path) -> None:
 
 
 def test_curve_that_goes_far_beyond_the_others_leaves_them_their_height() -> None:
-    results = _results()
+    results = json.loads(json.dumps(_results()))
     lows = {circle.attrib["cy"] for circle in ElementTree.fromstring(draw(results)).findall(f"{SVG}circle")}
     for one in results["curves"][1]["points"][-1]["rounds"]:
         one["worker_us"] = 7_500.0
@@ -105,6 +105,6 @@ def test_curve_that_goes_far_beyond_the_others_leaves_them_their_height() -> Non
     assert sum(height in lows for height in heights) == 2 * sum(
         len(curve.points) for curve in CURVES if curve is not CURVES[1]
     )
-    assert {"100", "8000"} <= {text.text for text in picture.findall(f"{SVG}text")}
+    assert {"80", "8000"} <= {text.text for text in picture.findall(f"{SVG}text")}
     ends = [float(line.attrib["x2"]) for line in picture.findall(f"{SVG}line")]
     assert max(ends) < float(picture.attrib["width"])
