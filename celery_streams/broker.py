@@ -497,7 +497,7 @@ class StreamBroker:
         """Heartbeat for pairs of consumer and entry; see :func:`extension.extend`."""
         return extend(self.client, held)
 
-    def promote(self, queues: Sequence[str], *, limit: int = 500) -> Promotion:
+    def promote(self, queues: Sequence[str], *, limit: int = 100) -> Promotion:
         """Move due messages of ``queues`` to their streams, before what waits there.
 
         At most ``limit`` and :data:`STEP_BYTES` in this step.

@@ -71,7 +71,7 @@ HELD_REASONS = ("rate", "concurrency", "mixed")
 _MOST_LANES = 10_000
 
 #: Messages that one step releases, or puts back, so that Redis is never held up for long.
-_STEP = 200
+_STEP = 50
 
 
 @dataclass(frozen=True, slots=True)

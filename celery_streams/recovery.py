@@ -8,6 +8,7 @@ from their consumers by hand.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,9 @@ GATHER = scripts.load("gather")
 
 #: Entries that one step looks at for those that nobody holds.
 _GATHERED = 500
+
+#: Entries and delayed messages that one step looks at after the clock was set, and delayed messages in all.
+_CLOCK_STEP, _CLOCK_MOST = 500, 100_000
 
 #: Greatest pause in ms between re-deliveries of a message whose processes keep dying.
 MAX_BACKOFF_MS = 60_000
@@ -84,19 +88,47 @@ def busy_queues(broker: StreamBroker, queues: Sequence[str]) -> BusyQueues:
     return BusyQueues(tuple(queues[int(index)] for index in found), int(clock_ms), bool(empty), bool(waits))
 
 
-def clock_was_set(broker: StreamBroker, queue: str) -> tuple[int, int]:
+def clock_was_set(broker: StreamBroker, queue: str, *, step: int = _CLOCK_STEP) -> tuple[int, int]:
     """Set right what was measured before Redis' clock was set back, or by another clock; safe to call twice.
 
-    Returns the number of pending entries whose idle time begins anew, and of delayed messages that are due earlier.
+    Returns the number of pending entries whose idle time begins anew, and of delayed messages that are due earlier. One
+    round trip for each ``step`` entries and delayed messages; of these the last :data:`_CLOCK_MOST` are looked at.
     """
     names = broker.queue_keys(queue)
-    waits = [word for kind, longest in LONGEST_WAIT_MS.items() for word in (kind, longest)]
-    anew, earlier = broker.client.run(
-        scripts.CLOCK_WAS_SET,
-        [names.delayed, names.wake, names.claims, *names.streams, *names.fronts],
-        [keys.GROUP, *waits],
+    looked_at = [names.delayed, names.claims, *names.streams, *names.fronts]
+    anew, index, position = 0, 3, b""
+    waits: dict[bytes, bytes] = {}
+    while index:
+        fresh, clock_ms, index, position, found = broker.client.run(
+            scripts.CLOCK_WAS_SET, looked_at, [keys.GROUP, step, index, position, *LONGEST_WAIT_MS]
+        )
+        anew += int(fresh)
+        waits.update(zip(found[::2], found[1::2], strict=True))
+        if index > len(looked_at) and int(position) >= _CLOCK_MOST:
+            break
+    moved = _brought_near(waits, int(clock_ms))
+    earlier = sum(
+        int(broker.client.run(scripts.ADVANCE, [names.delayed, names.wake], [word for one in some for word in one]))
+        for some in (moved[start : start + step] for start in range(0, len(moved), step))
     )
-    return int(anew), int(earlier)
+    return anew, earlier
+
+
+def _brought_near(waits: Mapping[bytes, bytes], clock_ms: int) -> list[tuple[bytes, bytes, int]]:
+    """Return what waits for longer than its kind may: member, when it is due, and when it shall be due.
+
+    Those of a kind keep their order and their distances; the first ones come first.
+    """
+    moved: list[tuple[bytes, bytes, int]] = []
+    for kind, longest_ms in LONGEST_WAIT_MS.items():
+        mark = b":%b:" % kind.encode()
+        found = sorted((float(due), member, due) for member, due in waits.items() if mark in member)
+        latest = clock_ms + longest_ms
+        furthest = max((at for at, _, _ in found if math.isfinite(at)), default=0.0)
+        if furthest > latest or any(math.isinf(at) for at, _, _ in found):
+            back = max(furthest - latest, 0.0)
+            moved += [(member, due, int(at - back) if math.isfinite(at) else latest) for at, member, due in found]
+    return moved
 
 
 def gather(

@@ -129,6 +129,7 @@ def _given(
 
 
 ACK = load("ack")
+ADVANCE = load("advance")
 APPEND = load("append")
 BEAT = load("beat")
 BUSY = load("busy")

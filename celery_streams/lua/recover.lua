@@ -43,9 +43,11 @@ for i = 5, 4 + 2 * steps do
 end
 if #streams == 0 then return {0, 0, {}, 0, now, {}, ''} end
 open_full(delayed)
--- The turn says how long it is, for one that lasts longer was taken before the clock was set back.
+-- The turn says how long it is, for one that lasts longer was taken before the clock was set back; one that does not
+-- end, or is no text, somebody wrote by hand.
 if not redis.call('SET', claims, turn, 'NX', 'PX', turn) then
-    if redis.call('PTTL', claims) <= (tonumber(redis.call('GET', claims)) or math.huge) then
+    local taken, lasts = redis.pcall('GET', claims), redis.call('PTTL', claims)
+    if type(taken) == 'string' and lasts >= 0 and lasts <= (tonumber(taken) or math.huge) then
         return {0, 0, {}, 0, now, {}, ''}
     end
     redis.call('SET', claims, turn, 'PX', turn)

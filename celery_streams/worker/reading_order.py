@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Seconds after which streams that Redis refused to read are tried again, and those of a cluster's node that is away.
-_ASIDE = 30.0
+_ASIDE = 5.0
 AWAY = 0.5
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -148,6 +149,20 @@ def test_turn_of_a_claimer_does_not_outlive_a_step_back(server: SteppingRedis, s
     eventually(lambda: recover(stepped, "q", "two", **options).moved == 1, timeout=3)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("command", [("RPUSH", "x"), ("SET", "x"), ("SET", "500"), ("SET", "500", "PX", 10**10)])
+def test_turn_of_a_claimer_that_somebody_wrote_by_hand_stops_nothing(
+    server: SteppingRedis, stepped: StreamBroker, command: tuple[Any, ...]
+) -> None:
+    delivered(stepped, "q", "dead@host/1.a", message(1))
+    verb, *value = command
+    stepped.client.call(verb, stepped.queue_keys("q").claims, *value)
+
+    found = recover(stepped, "q", "one", idle_ms=0, turn_ms=500, pauses_ms=crash_pauses_ms(9))
+
+    assert found.moved == 1
+    assert stepped.client.call("PTTL", stepped.queue_keys("q").claims) <= 500
+
+
 def test_dead_letters_survive_a_clock_that_is_a_month_ahead_for_a_moment(
     server: SteppingRedis, stepped: StreamBroker
 ) -> None:
@@ -199,6 +214,39 @@ def test_messages_that_wait_for_a_moment_keep_their_order_after_a_step_back_and_
     assert 3_900 <= first[1] - first[0] <= 4_100
     assert first[2] <= behind + 65_000
     assert first[3] >= now + 500_000
+
+
+def test_what_the_clock_left_wrong_is_set_right_in_small_steps_however_much_it_is(
+    server: SteppingRedis, stepped: StreamBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = redis_now_ms(stepped.client)
+    waits = {f"{number:03}:crash:a": now + 1_000 + 100 * number for number in range(150)}
+    etas = {f"{number:03}:eta:a": now + 1_050 + 100 * number for number in range(150)}
+    scores = [word for member, due in (waits | etas).items() for word in (due, member)]
+    stepped.client.call("ZADD", stepped.queue_keys("q").delayed, *scores, "+inf", "999:unknown:a")
+    delivered(stepped, "q", "w", *(message(number, step=number % 2) for number in range(130)))
+    server.set_clock(-3_600)
+    steps: list[tuple[str, int]] = []
+    run = stepped.client.run
+
+    def counted(script: Any, *command: Any) -> Any:
+        reply = run(script, *command)
+        steps.append((script.name, reply[0] + len(reply[4]) // 2 if isinstance(reply, list) else reply))
+        return reply
+
+    monkeypatch.setattr(stepped.client, "run", counted)
+    assert clock_was_set(stepped, "q", step=40) == (130, 151)
+    monkeypatch.undo()
+
+    flat = stepped.client.call("ZRANGE", stepped.queue_keys("q").delayed, 0, -1, "WITHSCORES")
+    found = {member.decode(): int(due) for member, due in zip(flat[::2], flat[1::2], strict=True)}
+    assert max(most for _, most in steps) <= 40
+    assert {name for name, _ in steps} == {"clock_was_set", "advance"}
+    assert found["149:crash:a"] <= now - 3_600_000 + 65_000
+    assert {found[f"{number:03}:crash:a"] - found["000:crash:a"] - 100 * number for number in range(150)} == {0}
+    assert found["999:unknown:a"] <= now - 3_600_000 + 35_000
+    assert found.items() >= etas.items()
+    assert clock_was_set(stepped, "q")[1] == 0
 
 
 def delayed(broker: StreamBroker) -> list[tuple[DelayedMessage, int]]:

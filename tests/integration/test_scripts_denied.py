@@ -404,6 +404,16 @@ USES: dict[str, dict[str, Use]] = {
         "": Use(held(7001, 7002, 7003), admit_all()),
         "penalty": Use(held(7001, 7002, 7003), admit_all(60_000)),
     },
+    "advance": {
+        "": Use(
+            delayed(7001, due_ms=2**45),
+            lambda broker, _: broker.client.run(
+                scripts.ADVANCE,
+                [broker.queue_keys(QUEUE).delayed, broker.queue_keys(QUEUE).wake],
+                ["7001", str(2**45), 2**45 - 1],
+            ),
+        )
+    },
     "adopt": {"": Use(on_a_list, adopt(0)), "later": Use(on_a_list, adopt(2**45))},
     "append": {"": Use(lambda broker: {"left": True}, publish_tracked, (7001,))},
     "arrive": {"": Use(nothing, arrive, (7001, 7002))},
