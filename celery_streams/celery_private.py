@@ -10,9 +10,10 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
-from types import CellType
+from types import CellType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+import click
 import click_plugins  # type: ignore[import-untyped]
 from billiard import common
 from celery import _state, signals
@@ -442,14 +443,32 @@ def is_ending() -> bool:
 
 
 def import_program_alone() -> None:
-    """Import Celery's program without the commands that other packages give it, for a process that offers none of them.
+    """Import Celery's program without what no process of ours needs before it is asked for.
 
-    Celery imports these packages while it defines its program; Flower alone takes as long as all else that a worker
-    imports. Celery takes the decorator out of ``click_plugins`` when it is imported, and has no setting for it.
+    Celery imports commands that other packages give it, which ours does not offer, and prompt_toolkit for its
+    ``amqp repl``, while it defines its program. Flower alone takes as long as all else that a worker imports. Celery
+    takes a function each out of ``click_plugins`` and ``click_repl`` when it is imported; no setting changes that.
     """
-    given = click_plugins.with_plugins
+    given, name = click_plugins.with_plugins, "click_repl"
+    imported = sys.modules.get(name)
+    stand_in = ModuleType(name)
+    stand_in.register_repl = _register_repl  # type: ignore[attr-defined]
     click_plugins.with_plugins = lambda entry_points: lambda group: group
     try:
+        if imported is None:
+            sys.modules[name] = stand_in
         importlib.import_module("celery.bin.celery")
     finally:
         click_plugins.with_plugins = given
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
+
+
+def _register_repl(group: click.Group, name: str = "repl") -> None:
+    """Give ``group`` a shell of its commands, as click_repl does, which is imported when somebody begins it."""
+
+    @group.command(name=name)
+    @click.pass_context
+    def repl(ctx: click.Context) -> None:
+        """Start an interactive shell. All subcommands are available in it."""
+        importlib.import_module("click_repl").repl(ctx)

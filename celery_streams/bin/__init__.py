@@ -9,7 +9,8 @@ module               owns
 ``commands``         our commands as a plugin of Celery's program
 ``app_name``         the app that ``-A`` names, or why there is none
 ``base``             what the root group and the commands share
-``terminal``         exit codes, errors as one line, tables, progress
+``terminal``         exit codes, errors as one line
+``tables``           tables and progress, with rich
 ``worker``           Celery's command with our consumer and pool
 ``queue_names``      the words of ``-Q``
 ``daemon_options``   options that Celery answers with a stack trace

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = (
     "ASKS_FOR_HELP",
+    "GroupOfModules",
+    "InModule",
     "RootGroup",
     "hoist",
     "require_installed",
@@ -27,7 +31,42 @@ __all__ = (
 ASKS_FOR_HELP = f"{__name__}.help"
 
 
-class RootGroup(DYMGroup):  # type: ignore[misc]
+@dataclass(frozen=True, slots=True)
+class InModule:
+    """Where a command is: a module of this package, and what lists of commands say of it instead of its first line."""
+
+    module: str
+    short_help: str = ""
+
+
+class GroupOfModules(DYMGroup):  # type: ignore[misc]
+    """A group that imports the module of a command when somebody asks for it: no worker needs what draws tables.
+
+    Args:
+        modules: where each command is, under its name.
+    """
+
+    def __init__(self, *args: Any, modules: Mapping[str, InModule], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._modules = modules
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, imported or not."""
+        return sorted({*super().list_commands(ctx), *self._modules})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command."""
+        found: click.Command | None = super().get_command(ctx, cmd_name)
+        if found is None and cmd_name in self._modules:
+            place = self._modules[cmd_name]
+            found = getattr(import_module(f"{__package__}.{place.module}"), cmd_name)
+            assert isinstance(found, click.Command)
+            found.short_help = place.short_help or found.short_help
+            self.add_command(found)
+        return found
+
+
+class RootGroup(GroupOfModules):
     """Takes the global options before and after the name of the command."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

@@ -32,16 +32,14 @@ from ..pauses import paused_queues
 from ..printable import printable
 from .dead_filters import Selection, choose, option, selecting
 from .queue_names import read_target
+from .tables import Rows, console, progress_bar
 from .terminal import (
-    Rows,
     age,
-    console,
     echo,
     echo_json,
     iso,
     one_line_errors,
     plural,
-    progress_bar,
     select_queues,
 )
 

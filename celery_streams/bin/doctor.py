@@ -17,7 +17,8 @@ from ..monitoring.checks import CHECKS, LEVELS
 from ..monitoring.doctor import Diagnosis, diagnose
 from ..printable import printable
 from ..spelling import nearest
-from .terminal import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING, Seconds, bad_input, console, echo_json, one_line_errors
+from .tables import console
+from .terminal import EXIT_CRITICAL, EXIT_OK, EXIT_WARNING, Seconds, bad_input, echo_json, one_line_errors
 
 __all__ = ("doctor",)
 

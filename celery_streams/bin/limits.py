@@ -16,7 +16,8 @@ from ..locks import count_locks
 from ..printable import printable
 from ..spelling import nearest
 from .base import ASKS_FOR_HELP, require_installed, tasks_of
-from .terminal import Rows, bad_input, console, echo, echo_json, one_line_errors, plural
+from .tables import Rows, console
+from .terminal import bad_input, echo, echo_json, one_line_errors, plural
 
 __all__ = ("limits",)
 

@@ -12,7 +12,8 @@ from ..app import Streams, streams_of
 from ..installation import is_installed
 from ..migration import Direction, Migration, Moves, Plan
 from ..spelling import nearest
-from .terminal import Rows, bad_input, console, echo, echo_json, one_line_errors, plural, progress_bar
+from .tables import Rows, console, progress_bar
+from .terminal import bad_input, echo, echo_json, one_line_errors, plural
 
 __all__ = ("migrate",)
 

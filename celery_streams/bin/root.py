@@ -19,10 +19,8 @@ from .. import __version__, celery_private
 from ..exceptions import CeleryStreamsError, ConfigurationError
 from ..installation import is_installed
 from .app_name import load_app
-from .base import ASKS_FOR_HELP, RootGroup
-from .call import call
+from .base import ASKS_FOR_HELP, InModule, RootGroup
 from .commands import COMMANDS, add_user_options
-from .report import report
 from .terminal import EXIT_CONFIG, EXIT_UNAVAILABLE, one_line
 
 if TYPE_CHECKING:
@@ -40,6 +38,12 @@ _EXPORTED = {
     "result_backend": "CELERY_RESULT_BACKEND",
     "config": "CELERY_CONFIG_MODULE",
     "skip_checks": "CELERY_SKIP_CHECKS",
+}
+
+#: Celery's commands with something of ours.
+_OURS_OF_CELERYS = {
+    "call": InModule("call"),
+    "report": InModule("report", "Show versions and settings, for a bug report."),
 }
 
 #: Celery's commands that mean the same here, or leave streams alone.
@@ -67,6 +71,7 @@ def _our_param(param: click.Parameter) -> click.Parameter:
 
 @click.group(
     cls=RootGroup,
+    modules={**COMMANDS, **_OURS_OF_CELERYS},
     invoke_without_command=True,
     params=[_our_param(param) for param in celery_group.params],
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -109,7 +114,7 @@ def celery_streams(ctx: click.Context, /, **options: Any) -> None:
         ctx.exit()
     assert celery_group.callback is not None
     celery_group.callback(app=app, **options)
-    add_user_options(ctx.obj.app)
+    add_user_options(ctx)
 
 
 def _check_modules(options: Mapping[str, Any]) -> None:
@@ -166,8 +171,5 @@ def _fail(text: str, code: int) -> None:
     sys.exit(code)
 
 
-report.short_help = "Show versions and settings, for a bug report."
-for _command in (*COMMANDS, call, report):
-    celery_streams.add_command(_command)
 for _name in _CELERY_COMMANDS:
     celery_streams.add_command(celery_group.commands[_name])

@@ -21,14 +21,13 @@ from ..inspect import QueueStatus
 from ..monitoring.alerts import Alert
 from ..monitoring.status import Status, collect
 from ..printable import printable
+from .tables import Rows, console
 from .terminal import (
     EXIT_CRITICAL,
     EXIT_OK,
     EXIT_WARNING,
-    Rows,
     Seconds,
     age,
-    console,
     echo_json,
     one_line,
     one_line_errors,

@@ -34,7 +34,8 @@ def test_plugin_can_be_loaded_while_celerys_program_is_being_made() -> None:
     # Celery loads its plugins in the middle of the module that defines its program.
     found = python(
         "import sys, types; sys.modules['celery.bin.celery'] = types.ModuleType('celery.bin.celery');"
-        "from celery_streams.bin.commands import streams; print(*sorted(streams.commands))"
+        "from celery_streams.bin.commands import streams;"
+        "print(*[streams.get_command(None, name).name for name in streams.list_commands(None)])"
     )
 
     names = "adopt alerts dead demo doctor forget health limits migrate pause purge resume status worker"
@@ -68,6 +69,41 @@ def test_commands_of_other_packages_are_imported_for_celerys_program_alone(
     )
 
     assert (tmp_path / "imported").exists() == imported
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "drawn"),
+    [
+        ("celery_streams.bin.root", ["worker", "--help"], False),
+        ("celery_streams.bin.root", ["amqp", "--help"], False),
+        ("celery_streams.bin.root", ["status", "--help"], True),
+        ("celery.bin.celery", ["-A", "tests.proj", "streams", "worker", "--help"], False),
+        ("celery.bin.celery", ["-A", "tests.proj", "streams", "limits", "--help"], True),
+    ],
+)
+def test_what_draws_tables_and_shells_is_imported_for_who_needs_it(program: str, words: list[str], drawn: bool) -> None:
+    found = python(
+        "import contextlib, io, sys; from celery_streams.celery_private import import_program_alone as alone\n"
+        f"if {program != 'celery.bin.celery'}: alone()\n"
+        f"from {program} import main; sys.argv[1:] = {words!r}\n"
+        "with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit): main()\n"
+        "print('Usage: ' in shown.getvalue(), 'rich' in sys.modules, 'prompt_toolkit' in sys.modules)"
+    )
+
+    assert found == f"True {drawn} {program == 'celery.bin.celery'}"
+
+
+def test_shell_of_celerys_program_is_there_when_somebody_begins_it() -> None:
+    found = python(
+        "import io, sys; from celery_streams.celery_private import import_program_alone as alone; alone()\n"
+        "before = 'click_repl' in sys.modules; sys.stdin = io.StringIO('basic.ack --help\\n')\n"
+        "from celery_streams.bin.root import celery_streams as root\n"
+        "root.main(['-b', 'memory://', '-A', 'tests.proj', 'amqp', 'repl'], standalone_mode=False)\n"
+        "print(before, 'click_repl' in sys.modules)"
+    )
+
+    assert "Usage: " in found
+    assert found.splitlines()[-1] == "False True"
 
 
 def test_tasks_of_the_demo_are_not_registered_in_other_apps() -> None:

@@ -12,7 +12,7 @@ from celery import Celery
 from celery.bin.base import CLIContext
 from click.testing import CliRunner
 
-from celery_streams.bin.commands import COMMANDS
+from celery_streams.bin.commands import streams
 from celery_streams.bin.terminal import EXIT_CONFIG, EXIT_CRITICAL, EXIT_UNAVAILABLE, EXIT_USAGE
 
 MakeApp = Callable[..., Celery]
@@ -33,14 +33,21 @@ WORDS: dict[str, tuple[str, ...]] = {
 }
 
 
+def every(group: click.Group) -> list[click.Command]:
+    """Return the commands of a group, imported."""
+    ctx = click.Context(group)
+    return [found for name in group.list_commands(ctx) if (found := group.get_command(ctx, name)) is not None]
+
+
 def with_json(commands: Any, before: str = "") -> Iterator[tuple[str, click.Command]]:
     for command in commands:
         if any("--json" in one.opts for one in command.params):
             yield f"{before}{command.name}", command
         if isinstance(command, click.Group):
-            yield from with_json(command.commands.values(), f"{before}{command.name} ")
+            yield from with_json(every(command), f"{before}{command.name} ")
 
 
+COMMANDS = every(streams)
 FOUND = dict(with_json(COMMANDS))
 
 

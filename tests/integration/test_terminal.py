@@ -31,7 +31,7 @@ from celery_streams.bin.migrate import migrate
 from celery_streams.bin.pause import pause, resume
 from celery_streams.bin.purge import purge
 from celery_streams.bin.status import render, status
-from celery_streams.bin.terminal import Rows
+from celery_streams.bin.tables import Rows
 from celery_streams.broker import StreamBroker
 from celery_streams.message import Message, encode
 from celery_streams.monitoring.doctor import diagnose

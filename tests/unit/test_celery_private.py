@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click_plugins  # type: ignore[import-untyped]
+import click_repl
 import pytest
 from billiard import common
 from celery import Celery, _state, current_app, group
@@ -15,6 +16,7 @@ from celery.app.autoretry import add_autoretry_behaviour
 from celery.app.base import pydantic_wrapper
 from celery.app.task import Context
 from celery.app.trace import TraceInfo
+from celery.bin import amqp as celery_amqp
 from celery.bin import celery as celery_program
 from celery.canvas import Signature
 from celery.exceptions import Retry
@@ -171,6 +173,10 @@ NAMES: dict[str, tuple[Any, str]] = {
     "celery.bin.celery.with_plugins": (
         lambda: celery_program.with_plugins is click_plugins.with_plugins,
         "our program imports no other packages' commands (celery_private.import_program_alone)",
+    ),
+    "celery.bin.amqp.register_repl": (
+        lambda: celery_amqp.register_repl is click_repl.register_repl and callable(click_repl.repl),
+        "our program imports no shell that nobody asked for (celery_private.import_program_alone)",
     ),
 }
 

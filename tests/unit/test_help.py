@@ -17,13 +17,16 @@ def test_no_line_of_a_list_of_commands_is_cut_at_eighty_columns(group: click.Gro
     shown = CliRunner(env={"COLUMNS": "80"}).invoke(group, ["--help"])
 
     commands = shown.output.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
-    assert len(commands) == len(group.commands)
+    assert len(commands) == len(group.list_commands(click.Context(group)))
     assert [line for line in commands if line.endswith("...")] == []
 
 
 @pytest.mark.parametrize("group", [streams, dead, limits], ids=lambda group: group.name)
 def test_first_line_of_each_help_is_a_sentence(group: click.Group) -> None:
-    for name, command in group.commands.items():
+    ctx = click.Context(group)
+    for name in group.list_commands(ctx):
+        command = group.get_command(ctx, name)
+        assert command is not None
         first = (command.help or "").strip().partition("\n")[0]
 
         assert first.endswith("."), name
