@@ -42,11 +42,14 @@ def store_retry(
 
     Args:
         due_ms: milliseconds since the epoch; 0 is now.
+        member: ``task id:retries:what tells this publish from others``.
         first: the first id that the entry had, before it was put back.
     """
     if broker.extend([(consumer, entry)]):
         return False
-    name = f"{member}:{entry.stream.queue}:{first or entry.id.decode()}"
+    # Without what is new with each publish: when the task runs again, its retry is another one.
+    attempt = member.rpartition(":")[0]
+    name = f"{attempt}:{entry.stream.queue}:{first or entry.id.decode()}"
     try:
         _store(broker, queue, message, name, due_ms=due_ms)
     except DuplicateTask:

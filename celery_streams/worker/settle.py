@@ -513,15 +513,14 @@ class Settler:
             return self._settled(
                 "hand over", delivery, lambda: hand_over(self.broker, self.consumer, to, [delivery.entry])
             )
-        first = str(past.get("first") or "")
         if action is Action.HOLD:
             assert lane is not None
-            return self._hold(delivery, lane, noted, first=first, seconds=outcome.delay)
+            return self._hold(delivery, lane, noted, first=str(past.get("first") or ""), seconds=outcome.delay)
         broker = broker if noted is None else noting(broker, noted)
         if action is Action.RETRY:
             assert held is not None
             retry = held
-            return self._settled("retry", delivery, lambda: self._retry(broker, delivery.entry, retry, first=first))
+            return self._settled("retry", delivery, lambda: self._retry(broker, delivery, retry))
         death = death or Death()
         attempt = attempt_of(outcome, death.detail, holder or self.consumer, ran_for=ran_for)
         if action is Action.REQUEUE:
@@ -596,8 +595,9 @@ class Settler:
 
         return self._settled("requeue", delivery, requeue)
 
-    def _retry(self, broker: StreamBroker, entry: Entry, held: HeldRetry, *, first: str) -> bool:
+    def _retry(self, broker: StreamBroker, delivery: Delivery, held: HeldRetry) -> bool:
         """Store a retry and acknowledge its entry, in one step where that can be; returns whether it was still ours."""
+        entry, message = delivery.entry, delivery.message
         where: dict[str, Any] = {"queue": held.queue, "due_ms": held.due_ms, "member": held.member}
         lock = named_lock(held.message)
         if lock is not None and (lock.until_start or held.queue != entry.stream.queue):
@@ -605,6 +605,8 @@ class Settler:
             make_way(self.broker, held.queue, held.message)
         if held.queue == entry.stream.queue or not are_apart(broker, held.queue, entry.stream.queue):
             return broker.retry(self.consumer, entry, held.message, **where)
+        # The same name when it runs again because this process dies in between.
+        first = message.decode_history().get("first", "") if message is not None else ""
         stored = store_retry(broker, self.consumer, entry, held.message, first=first, **where)
         return stored and not broker.ack(self.consumer, [entry])
 

@@ -5,19 +5,25 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from celery_streams import inspect, keys, presence, state
+from celery_streams.broker import StreamBroker
 from celery_streams.cluster_map import slot_of
 from celery_streams.exceptions import BrokerError
 from tests.acceptance.conftest import Project
 from tests.support.cluster import Cluster, cluster
 from tests.support.eventually import eventually
+from tests.support.processes import ROOT
+from tests.support.redis_state import message
 
 pytestmark = pytest.mark.cluster
 
@@ -258,6 +264,66 @@ def test_states_are_right_again_when_the_shard_that_keeps_them_is_back(
             return True
 
         eventually(none_is_wrong, timeout=30)
+
+
+@pytest.mark.parametrize("countdown", [0, 1])
+@pytest.mark.parametrize(
+    ("point", "retries"), [("apart", [0, 0, 1]), ("stored_apart", [0, 0, 1]), ("acked_apart", [0, 1])]
+)
+def test_f5_retry_to_another_node_is_stored_once_wherever_the_child_dies(
+    project: Project,
+    nodes: Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    point: str,
+    retries: list[int],
+    countdown: int,
+) -> None:
+    queues = nodes.queues_apart(2)
+    act = project.app().tasks["tests.proj.actions.act"]
+    died = tmp_path / "died"
+    monkeypatch.setenv("FAULTS_POINT", point)
+    monkeypatch.setenv("FAULTS_POINT_FILE", str(died))
+    project.worker(queues=",".join(queues), concurrency=1, options=("-I", "tests.faults.points"))
+
+    sent = act.apply_async(("retry", 7), {"queue": queues[1], "countdown": countdown}, queue=queues[0])
+
+    project.starts(sent.id, times=len(retries), timeout=30)
+    eventually(lambda: all(project.status(queue).length + project.status(queue).delayed == 0 for queue in queues))
+    assert died.exists()
+    assert sorted(run["retries"] for run in project.ledger.runs(sent.id)) == retries
+
+
+_REPLAY = """
+import sys
+import tests.faults.points
+from celery_streams.broker import StreamBroker
+from celery_streams.cluster import connect
+from celery_streams.dead_letters import dead_letters, replay
+
+broker = StreamBroker(connect(sys.argv[1]))
+for letter in list(dead_letters(broker, sys.argv[2])):
+    replay(broker, letter, queue=sys.argv[3])
+"""
+
+
+def test_f34_replay_to_another_node_that_is_killed_between_its_steps_and_run_again_replays_each_once(
+    on_shards: StreamBroker, nodes: Cluster, tmp_path: Path
+) -> None:
+    here, there = nodes.queues_apart(2)
+    on_shards.ensure_groups([here, there])
+    for number in range(4):
+        on_shards.publish(here, message(number))
+    for one in on_shards.read(on_shards.streams([here]), "me", count=4):
+        assert on_shards.reject("me", one.entry, death=b"{}", max_length=None, ttl=None)
+    command = [sys.executable, "-c", _REPLAY, nodes.url, here, there]
+    environment = {**os.environ, "FAULTS_POINT": "replayed_apart", "FAULTS_POINT_FILE": str(tmp_path / "died")}
+
+    killed, again = (subprocess.run(command, cwd=ROOT, env=environment, check=False) for _ in range(2))
+
+    assert (killed.returncode, again.returncode) == (-signal.SIGKILL, 0)
+    there_now = inspect.queue_status(on_shards, there)
+    assert (there_now.waiting, inspect.queue_status(on_shards, here).dead) == (4, 0)
 
 
 def test_slot_held_open_for_longer_than_the_visibility_timeout_is_claimed_by_nobody(

@@ -13,6 +13,10 @@ point                the process dies
 ``acked``            F4: after acknowledgements were sent (child)
 ``retry``            F5: after a retry was decided, before it is stored (child)
 ``retried``          F5: after a retry was stored, before the process knows (child)
+``apart``            F5: before a retry is stored on another node of a Redis Cluster (child)
+``stored_apart``     F5: after it was stored there, before its entry is acknowledged (child)
+``acked_apart``      F5: after that, before the process knows (child)
+``replayed_apart``   F34: after a replay was stored on another node, before its dead letter is deleted (command)
 ``promote``          F6: before due messages are promoted (parent)
 ``promoted``         F6: after due messages were promoted, before the process knows (parent)
 ``recovered``        F7: after entries of a dead worker were put back (parent)
@@ -37,6 +41,7 @@ from typing import Any
 from celery.app.amqp import AMQP
 from celery.backends.redis import RedisBackend
 
+from celery_streams import transfers
 from celery_streams.broker import StreamBroker
 from celery_streams.worker import claimer, held_messages, settle
 from celery_streams.worker.collected import Collected
@@ -88,6 +93,10 @@ POINTS: dict[str, Callable[[], None]] = {
     "acked": lambda: _before(Settler, "_confirm"),
     "retry": lambda: _before(StreamBroker, "retry"),
     "retried": lambda: _after(StreamBroker, "retry"),
+    "apart": lambda: _before(settle, "store_retry"),
+    "stored_apart": lambda: _after(settle, "store_retry"),
+    "acked_apart": lambda: _after(Settler, "_retry"),
+    "replayed_apart": lambda: _after(transfers, "_store"),
     "promote": lambda: _before(StreamBroker, "promote"),
     "promoted": lambda: _after(StreamBroker, "promote", when=lambda result: result.moved > 0),
     "recovered": lambda: _after(claimer, "recover", when=lambda result: result.moved > 0),
