@@ -52,6 +52,7 @@ module                 process      owns
 ``pages``              all          reads in steps that do not hold up Redis
 ``recovery``           worker       what dead consumers held goes back
 ``unblocking``         worker       ends a blocking read early
+``unblock_stream``     worker       a stream that does so, where Redis has no command for it
 ``untouched``          worker       hears when anything comes to empty streams
 ``transfers``          all          a message goes to another queue, where a Redis Cluster keeps them apart
 ``handovers``          worker       entries that a worker cannot run go to one that can

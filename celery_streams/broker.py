@@ -20,7 +20,7 @@ from . import keys, notes, reads, scripts
 from .clock import steady_time
 from .connection import RedisClient
 from .entries import Delivery, Entry, StreamRef, delivery
-from .exceptions import BrokerError, BrokerFull, BrokerUnavailable, GroupExists, QueueFull
+from .exceptions import BrokerError, BrokerFull, BrokerUnavailable, ClusterNode, GroupExists, QueueFull
 from .extension import extend
 from .message import Message, encode_history, pack
 from .pages import STEP_BYTES, STEP_WORDS, each_part, steps
@@ -208,6 +208,7 @@ class StreamBroker:
         Raises:
             BrokerError: its node is away, or refuses; on a Redis Cluster not where another one is away.
         """
+        self.check_place(queue)
         names = keys.queues(self.prefix)
         try:
             added = self.client.call("SADD", names, queue)
@@ -218,6 +219,20 @@ class StreamBroker:
             self.not_introduced()
         else:
             self.introduced(queue, added=bool(added))
+
+    def check_place(self, queue: str) -> None:
+        """Refuse a queue whose keys lie apart: on a Redis Cluster nothing that is stored there could be read.
+
+        Raises:
+            ClusterNode: it is such a queue.
+        """
+        slots = {self.client.slot_of(key) for key in self.queue_keys(queue).types}
+        if len(slots) > 1:
+            raise ClusterNode(
+                f"Queue {queue!r} cannot be on a Redis Cluster: with streams_key_prefix {self.prefix!r} the first "
+                "braces in its keys are empty, so that they lie in several slots; the name of a queue must not begin "
+                "with '}' there"
+            )
 
     def not_introduced(self) -> None:
         """Note that the node that keeps the names is away: not each message may wait for it."""
@@ -249,6 +264,8 @@ class StreamBroker:
     def make_missing_groups(self, queues: Iterable[str]) -> list[str]:
         """Do what :meth:`ensure_groups` does, and return the queue of each group that was created."""
         names = list(queues)
+        for queue in names:
+            self.check_place(queue)
         streams = self.streams(names)
         commands: list[tuple[Any, ...]] = [
             ("XGROUP", "CREATE", ref.key, keys.GROUP, "0", "MKSTREAM") for ref in streams

@@ -108,8 +108,8 @@ class ClusterNodes:
         self, starts: Sequence[Address], template: Callable[[], Any], options: ConnectionOptions, *, shown: str
     ) -> None:
         self.starts = starts
-        #: Whether nobody has been refused CLIENT UNBLOCK so far.
-        self.calls_back = True
+        #: Whether the nodes end a blocking read by CLIENT UNBLOCK; None: that was not tried yet.
+        self.calls_back: bool | None = None
         self._template = template
         self._options = options
         self._shown = shown

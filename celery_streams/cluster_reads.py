@@ -1,19 +1,22 @@
 """Cluster reads: a read that blocks, over streams of several slots of a Redis Cluster.
 
 Redis reads no two slots with one command, so that each has a connection of its own. They are watched together; when one
-has something, the others are called back, so that no entry lies where nobody looks.
+has something, the others are called back, so that no entry lies where nobody looks. Each is called back with CLIENT
+UNBLOCK or, where a node refuses that, with an entry in a stream of the consumer's own in that slot.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from .cluster_map import split
+from .cluster_map import slot_of, split
 from .cluster_nodes import ClusterNodes, NodeClient
 from .connection import BlockingConnection
-from .exceptions import BrokerError, BrokerUnavailable, NotPermitted, SlotElsewhere
+from .exceptions import BrokerError, BrokerUnavailable, SlotElsewhere
+from .unblock_stream import UnblockStream
 
 __all__ = ("ClusterReads",)
 
@@ -22,6 +25,9 @@ logger = logging.getLogger(__name__)
 #: Milliseconds for which each of several reads blocks where none can be called back.
 _SHORT_TURN_MS = 250
 
+#: Seconds that a read which was called back has to end.
+_GRACE = 3.0
+
 
 class _Read:
     """The connection for one slot, and the node that it leads to."""
@@ -29,37 +35,98 @@ class _Read:
     def __init__(self, node: NodeClient) -> None:
         self.node = node
         self.connection = node.open()
-        #: What the node calls the connection, 0 where nobody may ask; and which link it was asked about.
-        self._number = 0
+        #: Whether the node knew nothing of the read that it was to end, and no reply to it was seen since.
+        self.in_vain = False
+        #: What the node calls the connection, -1 where nobody may ask; and which link it was asked about.
+        self._number = -1
         self._link: object = None
+        self._stream = UnblockStream()
+        #: Whether the read that is under way watches the stream.
+        self._watches = False
 
-    def identify(self) -> None:
-        """Have :meth:`call_back` work; one round trip for each link.
+    def may_be_ended(self) -> bool:
+        """Return whether the node ends reads by CLIENT UNBLOCK, and prepare that; one round trip for each link.
 
         Raises:
             BrokerUnavailable: the node is away.
         """
-        if self.connection.link is self._link:
-            return
-        self.connection.send("CLIENT", "ID")
+        if self.connection.link is not self._link:
+            self._number = self._ask("CLIENT", "ID")
+            self._link = self.connection.link
+        return self._number >= 0
+
+    def ends_nobody(self) -> bool:
+        """Return whether CLIENT UNBLOCK is there: of a client that there is not, nothing is ended.
+
+        Raises:
+            BrokerUnavailable: the node is away.
+        """
+        return self._ask("CLIENT", "UNBLOCK", 0) == 0
+
+    def _ask(self, *command: Any) -> int:
+        self.connection.send(*command)
         try:
-            self._number = int(self.connection.receive())
+            return int(self.connection.receive())
         except BrokerUnavailable:
             raise
         except BrokerError as exc:
-            self._number = 0
-            logger.debug("A blocking read cannot be ended early without CLIENT ID: %s", exc)
-        self._link = self.connection.link
+            logger.debug("A blocking read cannot be ended with CLIENT UNBLOCK: %s", exc)
+            return -1
+
+    def send(self, words: tuple[Any, ...], *, own: str = "") -> None:
+        """Send a command; a read that watches the stream ``own`` besides can be called back by it.
+
+        Raises:
+            BrokerUnavailable: the node is away.
+        """
+        self.in_vain, self._watches = False, bool(own)
+        self.connection.send(*(_watching(words, own) if own else words))
+
+    def watch(self, own: str) -> bool:
+        """Have a stream with this key; returns whether there is one.
+
+        Raises:
+            BrokerUnavailable: the node is away.
+        """
+        return self._stream.prepare(self.node, own)
 
     def call_back(self) -> None:
-        """End the read early; its reply must still be received.
+        """End the read early; its reply must still be received. It does nothing where it cannot.
 
         Raises:
             BrokerError: the node is away, or does not permit it.
         """
-        if not self._number:
-            raise NotPermitted("the id of the connection that blocks is not known")
-        self.node.call("CLIENT", "UNBLOCK", self._number)
+        if self._watches:
+            self._stream.end(self.node)
+        elif self._number >= 0:
+            # Not there: its reply is on its way, or a proxy stands in between, which has clients of its own.
+            self.in_vain = self.node.call("CLIENT", "UNBLOCK", self._number) == 0
+
+    def receive(self, *, timeout: float | None) -> Any:
+        """Take the reply, without what called the read back.
+
+        Raises:
+            BrokerError: the read was refused, or the node is away.
+        """
+        if self.in_vain:
+            timeout = _GRACE if timeout is None else min(timeout, _GRACE)
+        try:
+            reply = self.connection.receive(timeout=timeout)
+        except BrokerError:
+            self._stream.doubt()
+            raise
+        self.in_vain = False
+        if self._watches and reply:
+            key = self._stream.key.encode(errors="surrogatepass")
+            return [one for one in reply if one[0] != key] or None
+        return reply
+
+
+def _watching(words: tuple[Any, ...], own: str) -> tuple[Any, ...]:
+    """Return the command of a read that watches one more stream, the last one."""
+    start = words.index("STREAMS") + 1
+    middle = start + (len(words) - start) // 2
+    return (*words[:middle], own, *words[middle:], ">" if words[0] == "XREADGROUP" else "$")
 
 
 class ClusterReads(BlockingConnection):
@@ -71,10 +138,16 @@ class ClusterReads(BlockingConnection):
         self._cluster = cluster
         self._reads: dict[int, _Read] = {}
         self._sent: list[_Read] = []
+        #: Slot -> the stream there by which a read is called back.
+        self._own: dict[int, str] = {}
         #: Seconds that the next command takes, as :meth:`connect` was told.
         self._lasting = 0.0
         #: What failed while something else was received; said at the next occasion.
         self._trouble: BrokerUnavailable | None = None
+
+    def end_by(self, names: Sequence[str]) -> None:
+        """Say by which stream, one in each slot, reads are called back where CLIENT UNBLOCK is refused."""
+        self._own = {slot_of(name): name for name in names}
 
     def connect(self, *, lasting: float = 0.0) -> None:
         """Have the next command go on connections that will not be too old within ``lasting`` seconds."""
@@ -107,25 +180,33 @@ class ClusterReads(BlockingConnection):
             read = self._reads[slot] = _Read(node)
         try:
             read.connection.connect(lasting=lasting)
-            # Whoever listens alone, and takes nothing, does not call back.
-            blocks = "BLOCK" in words and not (alone and words[0] == "XREAD")
-            if blocks:
-                read.identify()
-            if blocks and not self._cluster.calls_back:
+            own = self._own.get(slot, "")
+            # Whoever listens alone, takes nothing, and names no stream of its own does not call back.
+            if "BLOCK" not in words or (alone and words[0] == "XREAD" and not own) or self._ends_by_client(read):
+                read.send(words)
+            elif own and read.watch(own):
+                read.send(words, own=own)
+            else:
                 at = words.index("BLOCK") + 1
-                words = (*words[:at], min(words[at], _SHORT_TURN_MS), *words[at + 1 :])
-            read.connection.send(*words)
+                read.send((*words[:at], min(words[at], _SHORT_TURN_MS), *words[at + 1 :]))
         except BrokerUnavailable:
             self._cluster.doubt(node)
             raise
         return read
+
+    def _ends_by_client(self, read: _Read) -> bool:
+        if self._cluster.calls_back is None:
+            self._cluster.calls_back = read.may_be_ended() and read.ends_nobody()
+        elif self._cluster.calls_back:
+            self._cluster.calls_back = read.may_be_ended()
+        return self._cluster.calls_back
 
     def ready(self) -> bool:
         """Return whether (a part of) a reply has arrived, or a part could not be sent."""
         return self._trouble is not None or any(read.connection.ready() for read in self._sent)
 
     def call_back(self) -> bool:
-        """End all reads that wait here early; returns whether they will end.
+        """End all reads that wait here early; returns whether they will end soon.
 
         Raises:
             BrokerUnavailable: a node is away.
@@ -139,9 +220,11 @@ class ClusterReads(BlockingConnection):
         except BrokerUnavailable:
             raise
         except BrokerError as exc:
+            # It was permitted when this was prepared, or another node is not like the first.
             logger.debug("A blocking read ends by itself: %s", exc)
             self._cluster.calls_back = False
-        return self._cluster.calls_back
+            return False
+        return True
 
     def receive(self, *, timeout: float | None = None) -> Any:
         """Take the replies together; reads that have nothing are called back first.
@@ -167,12 +250,15 @@ class ClusterReads(BlockingConnection):
         for read in sent:
             left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
             try:
-                replies.append(read.connection.receive(timeout=left))
+                replies.append(read.receive(timeout=left))
             except SlotElsewhere as exc:
                 if exc.only_once:
                     error = error or BrokerUnavailable(f"{exc}, where it is moving to")
                 self._cluster.learn(exc)
             except BrokerUnavailable as exc:
+                if read.in_vain and self._cluster.calls_back:
+                    logger.info("CLIENT UNBLOCK does not end reads at %s; streams of their own will.", read.node.shown)
+                    self._cluster.calls_back = False
                 self._cluster.doubt(read.node)
                 self._trouble = exc
             except BrokerError as exc:

@@ -492,6 +492,9 @@ class BlockingConnection:
         """End the reads that wait here early; returns whether they will end. Their replies must still be received."""
         return False
 
+    def end_by(self, names: Sequence[str]) -> None:
+        """Say by which stream, one in each slot, reads are called back where Redis knows no other way."""
+
     @property
     def descriptors(self) -> list[int]:
         """The descriptors to watch: one of them becomes readable when there is something to receive."""

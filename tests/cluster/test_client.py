@@ -17,6 +17,7 @@ from celery_streams.dead_letters import dead_letters, replay
 from celery_streams.entries import Delivery
 from celery_streams.exceptions import BrokerError, BrokerUnavailable, ClusterNode, ConfigurationError
 from celery_streams.handovers import hand_over, take_over
+from celery_streams.partitions import partition
 from celery_streams.pauses import pause_queue, paused_queues, resume_queue
 from celery_streams.probes import denied_commands, permitted_rules
 from celery_streams.reads import receive_blocking_read, send_blocking_read
@@ -123,6 +124,38 @@ def test_cluster_that_is_away_is_unavailable() -> None:
 def test_keys_of_one_command_in_two_slots_are_refused_with_what_to_do(shards: ClusterClient) -> None:
     with pytest.raises(ClusterNode, match="must not begin with '}'"):
         shards.call("MGET", "a", "b")
+
+
+@pytest.mark.parametrize("queue", ["{a}", "{}", "a{b}c", "a}b", "a}{b", "{", "{{}}", "{a", partition("{a}", 3)])
+def test_queue_with_braces_in_its_name_has_all_its_keys_in_one_slot(on_shards: StreamBroker, queue: str) -> None:
+    on_shards.ensure_groups([queue])
+    on_shards.publish(queue, message(1), max_length=10)
+    on_shards.delay(queue, message(2), due_ms=1, member="m")
+    assert on_shards.promote([queue]).moved == 1
+    first, second = read_all(on_shards, [queue], "me")
+    assert on_shards.reject("me", first.entry, death=b"{}", max_length=None, ttl=None)
+    assert on_shards.requeue("me", second.entry, history={})
+    (letter,) = dead_letters(on_shards, queue)
+    assert replay(on_shards, letter)
+
+    assert len(read_all(on_shards, [queue], "other")) == 2
+
+
+@pytest.mark.parametrize(("queue", "prefix"), [("}", "x"), ("}{", "x"), ("}a{b}", "x"), ("a", "{}"), ("a", "x{}y{z}")])
+def test_queue_whose_keys_would_lie_in_several_slots_is_refused_before_anything_is_stored(
+    shards: ClusterClient, nodes: Cluster, queue: str, prefix: str
+) -> None:
+    here = StreamBroker(shards, prefix=prefix)
+    block = MessageBlock(queue, "name", [QueuedMessage("1", message(1), 0, "")])
+
+    with pytest.raises(ClusterNode, match="must not begin with '}'"):
+        here.publish(queue, message(1))
+    with pytest.raises(ClusterNode, match="must not begin with '}'"):
+        here.delay(queue, message(1), due_ms=1, member="m")
+    with pytest.raises(ClusterNode, match="must not begin with '}'"):
+        here.ensure_groups(["good", queue])
+    assert isinstance(publish_blocks(here, [block])[0], ClusterNode)
+    assert set(nodes.keys()) <= {f"{prefix}:queues"}
 
 
 def test_entries_of_queues_on_all_nodes_are_read_acknowledged_and_put_back(
@@ -234,9 +267,9 @@ def test_retry_to_a_queue_of_another_node_is_stored_once_however_often_it_is_tri
     on_shards.publish(here, message(1))
     (found,) = read_all(on_shards, [here], "me")
 
-    where: dict[str, Any] = {"queue": there, "due_ms": due_ms, "member": "m"}
-    for _ in range(3):  # twice it dies before it acknowledges
-        assert store_retry(on_shards, "me", found.entry, message(2), **where)
+    where: dict[str, Any] = {"queue": there, "due_ms": due_ms, "member": "id:1:0"}
+    for token in range(3):  # twice it dies before it acknowledges, and runs again
+        assert store_retry(on_shards, "me", found.entry, message(2), **{**where, "member": f"id:1:{token}"})
         assert inspect.queue_status(on_shards, here).pending == 1
 
     assert on_shards.ack("me", [found.entry]) == []
