@@ -79,6 +79,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure("result_p50_ms", "result", "delay().get(): median", "ms"),
     Figure("result_p95_ms", "result", "delay().get(): 95 %", "ms"),
     Figure("idle_commands", "idle", "idle: Redis commands a second", "1/s"),
+    Figure("idle_requests", "idle", "idle: requests to Redis a second", "1/s"),
     Figure("idle_cpu_percent", "idle", "idle: CPU of the worker", "%"),
     Figure("idle_connections", "idle", "idle: connections to Redis", "1"),
     Figure("memory_parent_mb", "memory", "memory of the parent (PSS)", "MB"),
@@ -256,6 +257,7 @@ def idle(benches: Sequence[Target], seconds: float) -> list[Figures]:
         took = ended.at - began.at
         figures = {
             "idle_commands": (_commands(ended.info) - _commands(began.info) - 1) / took,
+            "idle_requests": (ended.info["total_reads_processed"] - began.info["total_reads_processed"] - 1) / took,
             # One of them is our own.
             "idle_connections": float(ended.info["connected_clients"] - 1),
         }

@@ -44,6 +44,7 @@ _SHORT = (
     "delayed_p99_ms",
     "result_p50_ms",
     "idle_commands",
+    "idle_requests",
     "idle_connections",
     "memory_parent_mb",
     "memory_child_mb",
