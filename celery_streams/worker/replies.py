@@ -7,11 +7,11 @@ would never come back from it. Who asked waits for a second, or a few; an answer
 from __future__ import annotations
 
 import logging
-import threading
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from kombu import Exchange
+
+from .later import Later
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -26,8 +26,8 @@ _MOST = 100
 #: One more try, over a new connection: the one that was open may have died since the last answer.
 _POLICY = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
 
-#: Seconds that the end of the worker may wait for the last answers.
-_LAST = 1.0
+#: What is sent, to which exchange with which routing key, and the ticket of the question.
+_Answer = tuple[Any, str, str, str]
 
 
 class Replies:
@@ -35,38 +35,18 @@ class Replies:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
-        self._waiting: deque[tuple[Any, str, str, str]] = deque(maxlen=_MOST)
-        self._due = threading.Event()
-        self._stop = False
-        self._thread: threading.Thread | None = None
+        self._later = Later[_Answer]("celery-streams-replies", self._publish, most=_MOST)
 
     def send(self, data: Any, exchange: str, routing_key: str, ticket: str, **_: Any) -> None:
         """Send one answer soon; called as kombu's ``Node.reply``."""
-        self._waiting.append((data, exchange, routing_key, ticket))
-        self._due.set()
-        if self._thread is None:
-            self._stop = False
-            self._thread = threading.Thread(target=self._run, name="celery-streams-replies", daemon=True)
-            self._thread.start()
+        self._later.put((data, exchange, routing_key, ticket))
 
     def close(self) -> None:
         """Send what is left, if that can be done within a second."""
-        thread, self._thread = self._thread, None
-        self._stop = True
-        self._due.set()
-        if thread is not None:
-            thread.join(timeout=_LAST)
+        self._later.close()
 
-    def _run(self) -> None:
-        while True:
-            self._due.wait()
-            self._due.clear()
-            while self._waiting:
-                self._publish(*self._waiting.popleft())
-            if self._stop:
-                return
-
-    def _publish(self, data: Any, exchange: str, routing_key: str, ticket: str) -> None:
+    def _publish(self, answer: _Answer) -> None:
+        data, exchange, routing_key, ticket = answer
         mailbox = self._app.control.mailbox
         to = Exchange(exchange, exchange_type="direct", delivery_mode="transient", durable=False)
         headers = {"ticket": ticket, "clock": mailbox.clock.forward()}

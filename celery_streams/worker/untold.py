@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import pickle
-import threading
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ from celery.utils.serialization import get_pickleable_exception
 
 from ..entries import Delivery, Entry, StreamRef
 from ..message import pack, unpack
+from .later import Later
 from .requests import build_request
 from .task_errors import as_received, shown, unwrapped
 
@@ -32,9 +31,6 @@ logger = logging.getLogger(__name__)
 
 #: Failures that wait to be reported, and the bytes of their messages; the oldest give way.
 _MOST, _MOST_BYTES = 1000, 64 * 1024 * 1024
-
-#: Seconds that the end of the worker may wait for the last ones.
-_LAST = 1.0
 
 #: What a child says of a failure: stream, entry id, the packed message, the pickled exception, its traceback.
 Untold = tuple[StreamRef, bytes, bytes, bytes, str]
@@ -61,46 +57,27 @@ class UntoldFailures:
         self._app = app
         self._hostname = hostname
         self._eventer = eventer
-        self._waiting: deque[Untold] = deque()
-        self._due = threading.Event()
-        self._stop = False
-        self._thread: threading.Thread | None = None
+        self._later = Later[Untold]("celery-streams-untold", self._report)
 
     def report(self, failure: Untold) -> None:
         """Report one soon."""
-        self._waiting.append(failure)
+        self._later.put(failure)
         self._make_room()
-        self._due.set()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="celery-streams-untold", daemon=True)
-            self._thread.start()
 
     def _make_room(self) -> None:
-        sizes = [len(packed) for _, _, packed, *_ in tuple(self._waiting)]
+        sizes = [len(packed) for _, _, packed, *_ in tuple(self._later.waiting)]
         while len(sizes) > 1 and (len(sizes) > _MOST or sum(sizes) > _MOST_BYTES):
             del sizes[0]
             with contextlib.suppress(IndexError):  # the thread took it meanwhile
-                _, entry_id, *_ = self._waiting.popleft()
+                _, entry_id, *_ = self._later.waiting.popleft()
                 logger.error("The failure of the task of entry %s is reported by nobody.", entry_id.decode())
 
     def close(self) -> None:
         """Report what is left, if that can be done within a second."""
-        thread, self._thread = self._thread, None
-        self._stop = True
-        self._due.set()
-        if thread is not None:
-            thread.join(timeout=_LAST)
+        self._later.close()
 
-    def _run(self) -> None:
-        while True:
-            self._due.wait()
-            self._due.clear()
-            while self._waiting:
-                self._report(*self._waiting.popleft())
-            if self._stop:
-                return
-
-    def _report(self, stream: StreamRef, entry_id: bytes, packed: bytes, said: bytes, traceback: str) -> None:
+    def _report(self, failure: Untold) -> None:
+        stream, entry_id, packed, said, traceback = failure
         try:
             request = build_request(
                 self._app,

@@ -68,9 +68,9 @@ def test_failures_that_nobody_takes_are_bounded_and_the_newest_stay(
     go_on = threading.Event()
 
     class Slow(UntoldFailures):
-        def _report(self, stream: StreamRef, entry_id: bytes, *_: Any) -> None:
+        def _report(self, failure: Any) -> None:
             go_on.wait(30)
-            reported.append(entry_id)
+            reported.append(failure[1])
 
     untold = Slow(Celery("untold", set_as_current=False), "w@h", eventer=lambda: None)
     megabytes = b"x" * 4_000_000
