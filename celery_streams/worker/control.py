@@ -61,11 +61,13 @@ class Pidbox(pidbox.Pidbox):  # type: ignore[misc]
         """Carry out one command."""
         if _asks(method):
             self.c.pool.sync_state()
-        reply = self._celery_handle(method, arguments)
         forward = _FORWARDED.get(method)
-        if forward is not None:
-            forward(self.c, arguments or {})
-        return reply
+        try:
+            return self._celery_handle(method, arguments)
+        finally:
+            # Whatever comes of the answer: Celery fails to write one about ids that are no text, when it has revoked.
+            if forward is not None:
+                forward(self.c, arguments or {})
 
 
 def _asks(method: str) -> bool:

@@ -47,6 +47,7 @@ __all__ = (
     "Surroundings",
     "check_kwargs",
     "is_plain_value",
+    "recognise_revoked",
 )
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,15 @@ PASSING_BY = (*_ENDINGS, MemoryError, SoftTimeLimitExceeded, BrokerError)
 def is_plain_value(value: Any) -> bool:
     """Return whether a name or an id of a message is one value, and no list or mapping: Celery looks it up."""
     return not isinstance(value, (list, dict))
+
+
+def recognise_revoked(task_id: Any) -> None:
+    """Have an id that is no text (a number, a UUID) be known as revoked where its text is: Celery asks for the id.
+
+    Other processes, and workers that start later, are told texts.
+    """
+    if not isinstance(task_id, str) and is_plain_value(task_id) and str(task_id) in worker_state.revoked:
+        worker_state.revoked.add(task_id)
 
 
 def check_kwargs(kwargs: Any) -> None:

@@ -27,7 +27,7 @@ from ..limits import RateLimited
 from ..notes import HEADER as TRACK_HEADER
 from .admission import held_back, lane_for_penalty, started_elsewhere
 from .burial import Death
-from .execution import PASSING_BY, Execution, Progress, Report, Surroundings, is_plain_value
+from .execution import PASSING_BY, Execution, Progress, Report, Surroundings, is_plain_value, recognise_revoked
 from .fast_path import is_plain, run_plain
 from .kept_messages import KeptMessages
 from .outcome import Action, Circumstances, Event, Outcome, decide
@@ -169,6 +169,8 @@ class Executor:
             if "id" not in headers or not (is_plain_value(name) and is_plain_value(headers["id"])):
                 wrong = MessageError(f"task {name!r} and id {headers.get('id')!r} must be one plain value each")
                 return Report(Event.MALFORMED, error=wrong)
+            if type(headers["id"]) is not str:
+                recognise_revoked(headers["id"])
             execution.options = self.around.options.get(name)
         execution.headers = headers
         return None

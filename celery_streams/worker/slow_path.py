@@ -29,7 +29,7 @@ from ..presence import WorkerPresence
 from ..running_task import current
 from .burial import Death
 from .chords import dispatch_awaited
-from .execution import Execution, OwnedTask, Report, Surroundings, check_kwargs, is_plain_value
+from .execution import Execution, OwnedTask, Report, Surroundings, check_kwargs, is_plain_value, recognise_revoked
 from .inline_request import InlineConsumer, Run
 from .outcome import Event
 from .requests import received_message
@@ -80,6 +80,8 @@ class SlowPath:
         options = self._around.options.get(name)
         if options is None:
             return self._unknown(execution, message, name, task_id)
+        if payload is not None:
+            recognise_revoked(task_id)
         if payload is None:
             try:
                 _, kwargs, _ = decoded

@@ -167,14 +167,20 @@ def test_revoked_task_does_not_run(side):
     assert result.state == "REVOKED"
 
 
-def test_task_revoked_before_it_was_published_does_not_run(side, new_id):
-    side.control("revoke", new_id)
-    eventually(lambda: new_id in side.inspect.revoked()[side.worker.hostname])
+@pytest.mark.parametrize("kind", [str, uuid.UUID])
+def test_task_revoked_before_it_was_published_does_not_run(side, new_id, kind):
+    new_id = str(uuid.UUID(new_id))
+    task_id = kind(new_id)
+    side.app.control.revoke(task_id, destination=[side.worker.hostname])  # Celery cannot answer about a UUID
+    eventually(lambda: new_id in map(str, side.inspect.revoked()[side.worker.hostname]))
 
-    result = side.act.apply_async(("ok", 1), task_id=new_id)
+    result = side.act.apply_async(("ok", 1), task_id=task_id)
+    marker = side.act.delay("ok", "marker")
 
-    side.state(result, "REVOKED")
+    assert side.value(marker) == "marker"
+    side.state(side.app.AsyncResult(new_id), "REVOKED")
     assert side.ledger.runs(new_id) == []
+    assert str(result.id) == new_id
 
 
 def test_running_task_is_terminated(side):

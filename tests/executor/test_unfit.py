@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -29,13 +30,19 @@ def test_expired_message_is_revoked_and_acknowledged(bench: Bench) -> None:
     assert (bench.ran, bench.left(), result.state) == ([], NOTHING, "REVOKED")
 
 
-def test_revoked_message_is_acknowledged(bench: Bench) -> None:
+@pytest.mark.parametrize("protocol", [2, 1])
+@pytest.mark.parametrize("task_id", ["import-5", uuid.UUID(int=77), b"import-5"])
+def test_revoked_message_is_acknowledged_whatever_kind_of_id_it_has(
+    make: Callable[..., Bench], task_id: Any, protocol: int
+) -> None:
+    bench = make(task_protocol=protocol)
+
     @bench.task()
     def note() -> None:
         bench.ran.append("ran")
 
-    result = note.delay()
-    worker_state.revoked.add(result.id)
+    result = note.apply_async(task_id=task_id)
+    worker_state.revoked.add(str(task_id))  # what other processes and later workers are told
 
     bench.run()
 
