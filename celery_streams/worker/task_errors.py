@@ -143,6 +143,15 @@ def event_of(exc: BaseException, task: Any) -> tuple[Event, BaseException]:
         return (Event.REQUEUED if exc.requeue else Event.REJECTED), exc
     if is_of(exc, Ignore):
         return Event.IGNORED, exc
-    if task.throws and is_of(exc, task.throws):
-        return Event.EXPECTED, exc
-    return Event.FAILED, exc
+    return Event.EXPECTED if _is_expected(exc, task.throws) else Event.FAILED, exc
+
+
+def _is_expected(exc: BaseException, throws: Any) -> bool:
+    """Return whether Celery calls it "raised expected"; an option that is no tuple of classes (a list) says nothing."""
+    try:
+        return bool(throws) and isinstance(exc, throws)
+    except _ENDINGS:
+        raise
+    except BaseException:  # noqa: BLE001
+        # The option, its classes' own ``__instancecheck__``, or what the exception says of its class.
+        return False

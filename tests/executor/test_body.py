@@ -72,6 +72,43 @@ def test_failure_is_only_acknowledged_where_dead_letters_are_off(make: Callable[
     assert bench.left() == NOTHING
 
 
+class _ByCode(type):
+    def __instancecheck__(cls, exc: object) -> bool:
+        return "404" in str(exc)
+
+
+class _NotFound(Exception, metaclass=_ByCode):
+    """Each exception that says 404, as libraries with one class of errors have it."""
+
+
+@pytest.mark.parametrize("throws", [(_NotFound,), ((Expected,), _NotFound), _NotFound])
+def test_expected_is_what_celery_takes_for_expected(both: Bench, throws: Any) -> None:
+    @both.task(throws=throws)
+    def fail() -> None:
+        raise ValueError("404")
+
+    result = fail.delay()
+
+    both.run()
+
+    assert both.left() == NOTHING
+    assert result.state == "FAILURE"
+
+
+@pytest.mark.parametrize("throws", [[KeyError], "KeyError", (KeyError, None, "KeyError"), 5])
+def test_task_whose_throws_mean_nothing_fails_once(both: Bench, throws: Any) -> None:
+    @both.task(throws=throws)
+    def fail() -> None:
+        raise ValueError
+
+    result = fail.delay()
+
+    both.run()
+
+    assert both.left() == but(dead=["failed"])
+    assert result.state == "FAILURE"
+
+
 def test_failure_that_the_task_expects_is_acknowledged(both: Bench) -> None:
     @both.task(throws=(Expected,))
     def fail() -> None:
