@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from . import celery_private
@@ -148,8 +149,7 @@ class HeaderMarks:
             return None
         seconds = conf.track_ttl
         if seconds is None:
-            expires = self._app.conf.result_expires
-            seconds = expires.total_seconds() if isinstance(expires, timedelta) else expires
+            seconds = _seconds(self._app.conf.result_expires)
         most = getattr(task, "override_max_retries", None) or getattr(task, "max_retries", None)
         return [seconds or _TRACKED, most + 1 if isinstance(most, int) and most >= 0 else None]
 
@@ -157,3 +157,13 @@ class HeaderMarks:
         """Return how a task is unique that was published here; None when it is not."""
         marked = self._marked.get(name)
         return marked[1] if marked else None
+
+
+def _seconds(expires: Any) -> float | None:
+    """Return Celery's ``result_expires``, which takes text as well; backends say what is wrong with it."""
+    if isinstance(expires, timedelta):
+        return expires.total_seconds()
+    try:
+        return float(expires) if isinstance(expires, (str, Decimal)) else expires
+    except ValueError:
+        return None

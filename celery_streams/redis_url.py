@@ -20,7 +20,16 @@ from redis.retry import Retry
 
 from .exceptions import ConfigurationError
 
-__all__ = ("SOCKET_TIMEOUT", "ConnectionOptions", "make_pool", "place", "safe_url", "with_login", "without_login")
+__all__ = (
+    "SOCKET_TIMEOUT",
+    "ConnectionOptions",
+    "make_pool",
+    "place",
+    "safe_url",
+    "wait",
+    "with_login",
+    "without_login",
+)
 
 #: Seconds that a command other than a blocking read may take. redis-py 8 has 5 by default; older ones wait for ever.
 SOCKET_TIMEOUT = 5.0
@@ -283,6 +292,18 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
 }
 
 
+def wait(name: str, value: Any) -> float:
+    """Return a time-out that a setting says, in seconds; in the environment it is text.
+
+    Raises:
+        ConfigurationError: no socket can wait so long.
+    """
+    try:
+        return _wait(value)
+    except (TypeError, ValueError) as exc:
+        raise ConfigurationError(f"bad connection options: {name} cannot be {value!r}") from exc
+
+
 def _option(name: str, value: Any) -> Any:
     try:
         return _OPTIONS[name](value) if name in _OPTIONS else value
@@ -356,15 +377,21 @@ def _common_options(options: ConnectionOptions, parts: _Parts) -> dict[str, Any]
     given = {name: value for name, value in parts.options.items() if name not in _WITHOUT_EFFECT | _OURS}
     connect_timeout = given.pop("connect_timeout", None)
     extra.update(given)
-    for name in ("socket_timeout", "socket_connect_timeout"):
-        if transport.get(name):
-            _option(name, transport[name])
-    extra["socket_timeout"] = given.get("socket_timeout") or transport.get("socket_timeout") or SOCKET_TIMEOUT
+    said = {
+        name: wait(name, value)
+        for name, value in (
+            ("socket_timeout", transport.get("socket_timeout")),
+            ("socket_connect_timeout", transport.get("socket_connect_timeout")),
+            ("broker_connection_timeout", options.connect_timeout),
+        )
+        if value
+    }
+    extra["socket_timeout"] = given.get("socket_timeout") or said.get("socket_timeout") or SOCKET_TIMEOUT
     extra["socket_connect_timeout"] = (
         given.get("socket_connect_timeout")
         or connect_timeout
-        or transport.get("socket_connect_timeout")
-        or options.connect_timeout
+        or said.get("socket_connect_timeout")
+        or said.get("broker_connection_timeout")
     )
     provider = extra.get("credential_provider")
     if provider:

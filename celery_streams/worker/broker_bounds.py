@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import celery_private
 from ..connection import hasten
-from ..redis_url import SOCKET_TIMEOUT
+from ..redis_url import SOCKET_TIMEOUT, wait
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -20,14 +20,26 @@ __all__ = ("bound_connections", "bound_open_connection", "close_unused")
 
 
 def bound_connections(app: Celery) -> None:
-    """Give all connections to a Redis broker that the process opens from now on time-outs, unless the project does."""
+    """Give all connections to a Redis broker that the process opens from now on time-outs, unless the project does.
+
+    Raises:
+        ConfigurationError: no socket can wait as long as a time-out of the project's says.
+    """
+    conf = app.conf
+    if conf.broker_connection_timeout:
+        # In the environment it is text, with which no socket can be opened; likewise the others.
+        conf.broker_connection_timeout = wait("broker_connection_timeout", conf.broker_connection_timeout)
     if app.connection_for_write().transport.driver_type == "redis":
         bounds = {
             "socket_timeout": SOCKET_TIMEOUT,
-            "socket_connect_timeout": app.conf.broker_connection_timeout,
+            "socket_connect_timeout": conf.broker_connection_timeout,
             "socket_keepalive": True,
         }
-        app.conf.broker_transport_options = {**bounds, **(app.conf.broker_transport_options or {})}
+        given = dict(conf.broker_transport_options or {})
+        for name in ("socket_timeout", "socket_connect_timeout"):
+            if given.get(name):
+                given[name] = wait(name, given[name])
+        conf.broker_transport_options = {**bounds, **given}
 
 
 def close_unused(connection: Any) -> None:

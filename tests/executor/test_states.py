@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -489,8 +490,9 @@ def test_setting_says_which_tasks_are_tracked(make: MAKE, setting: Any, tracked:
     assert state_of(bench, plain_too.delay()).state == "unknown"
 
 
-def test_state_is_kept_as_long_as_results_are(make: MAKE) -> None:
-    bench = make(result_expires=100)
+@pytest.mark.parametrize("expires", [100, "100", timedelta(seconds=100), Decimal(100)])
+def test_state_is_kept_as_long_as_results_are(make: MAKE, expires: Any) -> None:
+    bench = make(result_expires=expires)
 
     @bench.task(streams_track=True)
     def plain() -> None:

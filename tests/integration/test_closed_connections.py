@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import queue
+from collections.abc import Callable
 
 import kombu
 import pytest
+from celery import Celery
 from kombu.utils import eventio
 
-from celery_streams.worker.broker_bounds import close_unused
+from celery_streams.worker.broker_bounds import bound_connections, close_unused
 
 
 @pytest.mark.parametrize("poller", ["select", "epoll"])
@@ -33,6 +35,19 @@ def test_connection_that_is_closed_is_polled_for_no_more(redis_url: str, poller:
         assert seen == [polled]
         with pytest.raises(OSError):
             os.fstat(polled)
+
+
+def test_time_outs_that_the_environment_says_as_text_open_connections(app: Callable[..., Celery]) -> None:
+    project = app(
+        broker_connection_timeout="4.5", broker_transport_options={"socket_timeout": "3", "visibility_timeout": 60}
+    )
+
+    bound_connections(project)
+
+    with project.connection_for_write() as connection:
+        connection.ensure_connection(max_retries=1)
+        pool = connection.default_channel.client.connection_pool
+        assert (pool.connection_kwargs["socket_timeout"], pool.connection_kwargs["socket_connect_timeout"]) == (3, 4.5)
 
 
 class Noting:

@@ -232,13 +232,21 @@ def test_pattern_that_would_exclude_no_queue_is_refused(app: MakeApp, excluded: 
 
 
 @pytest.mark.parametrize("value", ["-5", "nan", "inf", "1e12", "soon"])
-@pytest.mark.parametrize("name", ["socket_timeout", "socket_connect_timeout"])
-@pytest.mark.parametrize("place", ["url", "transport options"])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("socket_timeout", "url"),
+        ("socket_connect_timeout", "transport options"),
+        ("broker_connection_timeout", "settings"),
+    ],
+)
 def test_time_out_that_no_socket_can_wait_is_a_wrong_setting(
     app: MakeApp, redis_url: str, name: str, value: str, place: str
 ) -> None:
     if place == "url":
         project = app(streams_url=f"{redis_url}?{name}={value}")
+    elif place == "settings":
+        project = app(**{name: value})
     else:
         project = app(broker_transport_options={name: value})
 

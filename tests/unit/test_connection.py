@@ -285,6 +285,7 @@ def test_socket_options_of_tcp_are_left_out_for_a_unix_socket() -> None:
         ("redis://cache?socket_timeout=7&socket_connect_timeout=2", {"socket_timeout": 9}, (7.0, 2.0)),
         ("redis://cache?connect_timeout=3", {}, (5.0, 3.0)),
         ("redis://cache?socket_timeout=0", {}, (5.0, 4.0)),
+        ("redis://cache", {"socket_timeout": "7", "socket_connect_timeout": "2.5"}, (7.0, 2.5)),
         ("sentinel://one?socket_timeout=7", {"master_name": "main"}, (7.0, 4.0)),
     ],
 )
@@ -368,7 +369,7 @@ def test_transport_options_reach_the_connection() -> None:
 
 
 def test_connection_without_options_has_finite_timeouts() -> None:
-    made = connection_of("redis://cache", connect_timeout=1.5)
+    made = connection_of("redis://cache", connect_timeout="1.5")
 
     assert made.socket_timeout == 5.0
     assert made.socket_connect_timeout == 1.5
