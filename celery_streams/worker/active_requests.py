@@ -22,7 +22,7 @@ from .crew import Crew
 from .hand_back import Restrictable
 from .lost_tasks import LostTasks
 from .outcome import Event
-from .requests import build_request
+from .requests import build_request, is_for
 from .slots import Snapshot
 
 __all__ = ("ActiveRequests",)
@@ -131,7 +131,7 @@ class ActiveRequests:
             return None
         # With tasks in this process Celery's own Request may be at work already.
         at_work = None if request is None else worker_state.requests.get(request.id)
-        return at_work if at_work is not None and _is_for(at_work, held) else request
+        return at_work if at_work is not None and is_for(at_work, held) else request
 
     def _build(self, holder: Restrictable, shot: Snapshot, held: Entry, broker: StreamBroker) -> Any:
         if shot.acked_early and held == shot.running:
@@ -149,15 +149,6 @@ class ActiveRequests:
             on_ack=lambda *_: self._lost.settler(holder.consumer).acknowledge([held], event=Event.REVOKED),
             on_reject=lambda *_: None,
         )
-
-
-def _is_for(request: Any, entry: Entry) -> bool:
-    """Return whether a request of Celery's is for ``entry``: two messages may have one task id."""
-    message = getattr(request, "_message", None)
-    return message is not None and (message.delivery_tag, message.delivery_info.get("routing_key")) == (
-        entry.id.decode(),
-        entry.stream.queue,
-    )
 
 
 class _LiveRequests(WeakSet):  # type: ignore[type-arg]

@@ -15,13 +15,13 @@ from kombu.message import Message as KombuMessage
 from kombu.serialization import prepare_accept_content
 from kombu.utils.imports import symbol_by_name
 
-from ..entries import Delivery
+from ..entries import Delivery, Entry
 from ..partitions import queue_of
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("build_request", "received_message")
+__all__ = ("build_request", "is_for", "received_message")
 
 
 def received_message(
@@ -29,7 +29,7 @@ def received_message(
 ) -> Any:
     """Return what kombu would have received: its Message, as Celery's strategies and Requests take it."""
     assert delivery.message is not None
-    return KombuMessage(
+    message: Any = KombuMessage(
         body=delivery.message.body,
         delivery_tag=delivery.entry_id.decode(),
         content_type=properties.get("content_type"),
@@ -43,6 +43,13 @@ def received_message(
         headers=headers,
         accept=accept,
     )
+    message.streams_entry = delivery.entry
+    return message
+
+
+def is_for(request: Any, entry: Entry) -> bool:
+    """Return whether a Request is for ``entry``: two messages may have one task id, or one entry id."""
+    return getattr(getattr(request, "_message", None), "streams_entry", None) == entry
 
 
 def build_request(

@@ -15,8 +15,10 @@ from celery_streams import streams_of
 from celery_streams.broker import StreamBroker
 from celery_streams.entries import Entry
 from celery_streams.message import Message
+from celery_streams.partitions import partitions
 from celery_streams.worker.active_requests import ActiveRequests
 from celery_streams.worker.lost_tasks import LostTasks
+from celery_streams.worker.requests import build_request
 from celery_streams.worker.slots import Snapshot
 
 QUEUES = ("a", "b", "c")
@@ -116,3 +118,22 @@ def test_two_messages_with_one_task_id_are_both_seen_and_the_end_of_one_hides_no
         assert worker_state.requests["import-5"].worker_pid == left
 
     assert both == [1, 2]
+
+
+def test_task_in_a_partition_that_celerys_own_request_runs_is_seen_once(
+    requests: ActiveRequests, broker: StreamBroker, crew: Crew
+) -> None:
+    for number, queue in enumerate(partitions("a", 3)):
+        entry = add(broker, queue, f"id-{number}")
+        read = broker.fetch(entry)
+        assert read is not None
+        # What runs it in a pool of one process.
+        own = build_request(requests._lost.app, read, hostname="w@h", eventer=None, on_ack=print, on_reject=print)
+        worker_state.task_reserved(own)
+        worker_state.task_accepted(own)
+        crew.children.append(Child(pid=number + 1, running=entry))
+
+        requests.sync()
+
+        assert requests.known[entry] is own
+    assert sorted(request.id for request in worker_state.active_requests) == ["id-0", "id-1", "id-2"]
