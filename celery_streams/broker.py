@@ -10,6 +10,7 @@ entry is still pending for the consumer, so it is safe to send twice and never t
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,15 @@ from . import keys, notes, reads, scripts
 from .clock import steady_time
 from .connection import RedisClient
 from .entries import Delivery, Entry, StreamRef, delivery
-from .exceptions import BrokerError, BrokerFull, BrokerUnavailable, ClusterNode, GroupExists, QueueFull
+from .exceptions import (
+    BrokerError,
+    BrokerFull,
+    BrokerUnavailable,
+    ClusterNode,
+    GroupExists,
+    KeyOfOtherType,
+    QueueFull,
+)
 from .extension import extend
 from .message import Message, encode_history, pack
 from .pages import STEP_BYTES, STEP_WORDS, each_part, steps
@@ -28,6 +37,8 @@ from .partitions import by_queue, is_partition, queue_of
 from .redis_errors import explained
 
 __all__ = ("Promotion", "StreamBroker")
+
+logger = logging.getLogger(__name__)
 
 #: Seconds after which a publisher writes the name of a queue to the set of all queues again: somebody may have
 #: forgotten it.
@@ -75,6 +86,8 @@ class StreamBroker:
         self._introduced: dict[str, float] = {}
         #: Until when no name is written: the node of a cluster that keeps them is away.
         self._unnamed_until = 0.0
+        #: It was said that none can be written.
+        self._said_unnamed = False
 
     # -- names
 
@@ -234,6 +247,13 @@ class StreamBroker:
                 "with '}' there"
             )
 
+    def _say_unnamed(self, exc: KeyOfOtherType) -> None:
+        """Say once that nobody can write the names of queues, for somebody put something else there."""
+        self.not_introduced()
+        if not self._said_unnamed:
+            logger.error("Tools do not see queues that are new, and partitions that are, nobody reads: %s", exc)
+        self._said_unnamed = True
+
     def not_introduced(self) -> None:
         """Note that the node that keeps the names is away: not each message may wait for it."""
         self._unnamed_until = time.monotonic() + _INTRODUCE_AGAIN
@@ -272,11 +292,16 @@ class StreamBroker:
         ]
         commands += [("SADD", keys.queues(self.prefix), queue) for queue in names]
         replies = self.client.pipeline(commands) if commands else []
-        for reply in replies:
+        for reply in replies[: len(streams)]:
             if isinstance(reply, BrokerError) and not isinstance(reply, GroupExists):
                 raise reply
-        for queue, added in zip(names, replies[len(streams) :], strict=False):
-            self.introduced(queue, added=bool(added))
+        for queue, added in zip(names, replies[len(streams) :], strict=True):
+            if isinstance(added, KeyOfOtherType):
+                self._say_unnamed(added)
+            elif isinstance(added, BrokerError):
+                raise added
+            else:
+                self.introduced(queue, added=bool(added))
         return [ref.queue for ref, reply in zip(streams, replies, strict=False) if reply in (b"OK", "OK")]
 
     # -- read

@@ -532,8 +532,8 @@ def hasten(connection: Any, seconds: float) -> None:
 
 
 def _key_of(command: tuple[Any, ...]) -> str:
-    """Return the key of a command that names one; '' of a script, which has several."""
-    return "" if isinstance(command[0], Script) else str(key_of(command) or "")
+    """Return the key of a command that names one; '' of a script that has several."""
+    return "" if isinstance(command[0], Script) and len(command[1]) > 1 else str(key_of(command) or "")
 
 
 def _words(command: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -30,7 +30,7 @@ from ..chance import chance
 from ..clock import ClockWatch
 from ..consumers import forget_idle_consumers, touch_consumers
 from ..entries import Delivery
-from ..exceptions import BrokerError, BrokerUnavailable
+from ..exceptions import BrokerError, BrokerUnavailable, KeyOfOtherType
 from ..partitions import queue_of
 from ..presence import ConsumerPresence
 from ..recovery import Recovery, busy_queues, clock_was_set, gather, recover
@@ -106,6 +106,8 @@ class Claimer:
         self._told_at = float("-inf")
         self._untouched = Untouched(broker, monotonic=monotonic)
         self._watched: list[str] = []
+        #: Nobody can read who lives.
+        self._odd = False
         #: The last look found nothing on any stream.
         self._empty = False
         #: How often something came, or others were listened to.
@@ -298,13 +300,20 @@ class Claimer:
         return moved
 
     def _refreshed(self) -> bool:
-        """Ask for the workers; False: another node of a cluster knows them, and is away. So who was known is judged.
+        """Ask for the workers; False: another node of a cluster knows them, and is away, or somebody put something else
+        where they say so. So who was known is judged.
 
         Raises:
             BrokerError: Redis refused; or it is away.
         """
         try:
             self._holders.refresh()
+            self._odd = False
+        except KeyOfOtherType as exc:
+            if not self._odd:
+                logger.error("What workers held that were not heard of before stays pending when they die: %s", exc)
+            self._odd = True
+            return False
         except BrokerUnavailable as exc:
             if self._holders.is_here(self._queues()):
                 raise

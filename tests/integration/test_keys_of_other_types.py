@@ -16,6 +16,7 @@ from celery_streams import keys, streams_of
 from celery_streams.bin.status import status
 from celery_streams.bin.terminal import EXIT_CRITICAL
 from celery_streams.broker import StreamBroker
+from celery_streams.connection import RedisClient
 from celery_streams.consumers import forget_idle_consumers
 from celery_streams.exceptions import BrokerError, KeyOfOtherType
 from celery_streams.inspect import odd_keys, queue_status
@@ -25,8 +26,11 @@ from celery_streams.migration import Migration
 from celery_streams.monitoring.doctor import diagnose
 from celery_streams.monitoring.status import collect
 from celery_streams.pauses import pause_queue, paused_queues
+from celery_streams.presence import ConsumerPresence, WorkerPresence, beat
+from celery_streams.worker.claimer import Claimer
 from celery_streams.worker.held_messages import HeldMessages
-from tests.support.redis_state import delivered, message
+from tests.support.eventually import eventually
+from tests.support.redis_state import delivered, message, number_of, read_all
 
 MakeApp = Callable[..., Celery]
 
@@ -106,6 +110,52 @@ def test_shared_key_of_another_type_is_a_finding(app: MakeApp, broker: StreamBro
     found = [one for one in diagnose(streams_of(project), ask_workers=False).findings if one.check == "keys"]
 
     assert [(one.level, one.queue, key in one.what) for one in found] == [("critical", None, True)]
+
+
+def test_names_of_queues_that_nobody_can_write_keep_no_message_from_its_worker(
+    broker: StreamBroker, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    replace_by_another(broker, keys.queues(broker.prefix))
+    fresh = StreamBroker(RedisClient(redis_url))
+
+    fresh.ensure_groups(["fine"])
+    fresh.publish("fine", message(1))
+    fresh.publish("other", message(2))
+    fresh.delay("third", message(3), due_ms=1, member="m")
+
+    assert [number_of(one) for one in read_all(broker, ["fine"], "me")] == [1]
+    assert broker.client.call("XLEN", broker.queue_keys("other").streams[0]) == 1
+    assert broker.client.call("ZCARD", broker.queue_keys("third").delayed) == 1
+    assert [keys.queues(broker.prefix) in line for line in caplog.messages] == [True]
+
+
+def test_what_a_known_worker_held_comes_back_though_nobody_can_read_who_lives(
+    broker: StreamBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    for consumer, number in (("known@h/1.a", 1), ("new@h/1.a", 2)):
+        delivered(broker, "q", consumer, message(number))
+    known = WorkerPresence(
+        "known@h/0.0", "known@h", 1, "1", 0.5, ("q",), (ConsumerPresence("known@h/1.a", None, None),)
+    )
+    beat(broker, known, forget=False)
+    claimer = Claimer(
+        broker, "w@h/0.0", lambda: ["q"], visibility_timeout=0.5, delivery_limit=5, on_exhausted=lambda *_: None
+    )
+    claimer.run_once()
+    claimer._refreshed()
+    replace_by_another(broker, keys.workers(broker.prefix))
+
+    with pytest.raises(KeyOfOtherType, match=keys.workers(broker.prefix)):
+        beat(broker, known, forget=False)
+
+    def is_back() -> bool:
+        claimer.run_once()
+        return claimer.moved > 0
+
+    eventually(is_back, timeout=10)
+    claimer.close()
+    assert claimer.moved == 1
+    assert sum(keys.workers(broker.prefix) in line for line in caplog.messages) == 1
 
 
 def test_refusal_names_the_key(broker: StreamBroker) -> None:
