@@ -126,9 +126,11 @@ class SetAside:
                     self._refused.remove(one)  # then nothing was ours any more
                 except BrokerError:
                     refused.add(one.kind)
-                    # At the end, for the next one of its kind may be permitted: a retry to another queue.
-                    self._refused.remove(one)
-                    self._refused.append(one)
+                    # At the end, for the next one of its kind may be permitted: a retry to another queue. Not so what
+                    # goes back, which keeps its order.
+                    if not one.goes_back:
+                        self._refused.remove(one)
+                        self._refused.append(one)
                 else:
                     self._refused.remove(one)
             if len(before) == len(self._refused):

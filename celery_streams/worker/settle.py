@@ -442,18 +442,23 @@ class Settler:
     def admit(
         self, asking: Delivery, lane: Lane, task: str, limits: Limits, *, ahead: bool, published: str = ""
     ) -> Admission | None:
-        """Ask whether an entry may start; one that may not is moved aside. None: Redis was away for too long.
+        """Ask whether an entry may start; one that may not is moved aside. None: Redis was away for too long, or
+        refuses.
 
-        What settles an entry that has places gives them back, in the same step.
+        What settles an entry that has places gives them back, in the same step. One that Redis refuses to admit is set
+        aside until it does not: put back it would be read again at once, and refused again.
         """
         entry = asking.entry
         noted = self._tracking.of_admission(asking, lane)
-        found, _ = self.insist(
-            lambda: admit(self.broker, self.consumer, entry, lane, ahead=ahead, published=published, noted=noted),
-            "ask for a place of",
-            entry,
-            aside=self._unstarted(entry),
-        )
+
+        def ask() -> Admission:
+            return admit(self.broker, self.consumer, entry, lane, ahead=ahead, published=published, noted=noted)
+
+        def ask_again() -> None:
+            if ask().admitted:
+                self.broker.put_back(self.consumer, [entry])  # with its places
+
+        found, _ = self.insist(ask, "ask for a place of", entry, aside=Aside([entry], ask_again, goes_back=True))
         if noted and found is not None and found.admitted:
             self._tracking.admitted(entry)
         if found is not None and found.placed:

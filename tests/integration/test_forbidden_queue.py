@@ -21,7 +21,7 @@ from celery_streams.worker.set_aside import MOST, SetAside
 from celery_streams.worker.settle import Settler
 from tests.support.eventually import eventually
 from tests.support.publisher import worker_and_publisher
-from tests.support.redis_state import StreamState, delivered, message, redis_state
+from tests.support.redis_state import StreamState, delivered, message, number_of, redis_state
 
 PREFIX = "celery-streams:"
 OPEN = [
@@ -177,24 +177,36 @@ def test_what_was_not_started_goes_back_where_it_is_permitted(
     assert broker.held_by("me", broker.streams(["closed"])) == []
 
 
-def test_what_cannot_start_again_and_again_is_said_once_and_not_called_settled(
-    broker: StreamBroker, settling: tuple[Settler, SetAside], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("limits", [Limits(concurrency=1), Limits(rate=0.01)], ids=["concurrency", "rate"])
+def test_what_cannot_be_admitted_waits_without_being_read_again_until_it_can(
+    broker: StreamBroker, settling: tuple[Settler, SetAside], caplog: pytest.LogCaptureFixture, limits: Limits
 ) -> None:
     settler, aside = settling
-    lane = lane_of("t", Limits(concurrency=1), (None, None), node="")
+    lane = lane_of("t", limits, (None, None), node="")
     broker.ensure_groups(["open"])
-    for number in (1, 2):
+    for number in (1, 2, 3):
         broker.publish("open", message(number))
     broker.client.call("SET", broker.queue_keys("open").shelf[1], "of somebody else")
 
     with caplog.at_level(logging.INFO, "celery_streams"):
+        read = broker.read(broker.streams(["open"]), "me", count=9)
+        for one in read:
+            assert settler.admit(one, lane, "t", limits, ahead=False) is None
         for _ in range(4):
-            for one in broker.read(broker.streams(["open"]), "me", count=9):
-                assert settler.admit(one, lane, "t", Limits(concurrency=1), ahead=False) is None
-            assert len(aside.entries) == 2
             aside.try_again(at_once=True)
-            assert not aside.entries
+            assert {one.entry for one in read} == set(aside.entries)
+            assert not broker.read(broker.streams(["open"]), "me", count=9)
 
+        broker.client.call("DEL", broker.queue_keys("open").shelf[1])
+        aside.try_again(at_once=True)
+
+    assert not aside.entries
+    (first,) = broker.read(broker.streams(["open"]), "me", count=9)
+    assert number_of(first) == 1
+    admission = settler.admit(first, lane, "t", limits, ahead=True, published=read[0].entry_id.decode())
+    assert admission is not None
+    assert admission.admitted == (limits.concurrency is not None), "a token is taken for each start, and once in vain"
+    assert broker.client.call("HLEN", broker.queue_keys("open").shelf[0]) == 3 - admission.admitted
     assert [one.levelname for one in caplog.records if "set aside" in one.getMessage()] == ["ERROR"]
 
 
