@@ -61,6 +61,7 @@ module               process  owns
 ``inline_request``   child    what strategies and Requests expect around them
 ``kept_messages``    child    messages that a task's own strategy keeps, to run them later
 ``own_process``      child    keeps our code out of what a task forks
+``fitness``          child    notices that a task has left the process unable to work
 ``outcome``          both     decides what happens to a message (pure)
 ``noting``           both     which state a tracked task gets by that (pure)
 ``tracking``         both     what a consumer has noted of tracked tasks

@@ -38,6 +38,7 @@ from .counting import count_process, executor_for
 from .counts import Counts, CountsTable
 from .events import BackgroundEvents
 from .execution import Interruption
+from .fitness import Fitness
 from .kept_messages import MOST_KEPT
 from .own_process import guard_forks
 from .pace import Pace
@@ -62,6 +63,9 @@ ACK_DELAY = 0.005
 
 #: Seconds that a child which was told to stop goes on trying to settle while Redis is away; then others claim it.
 STOP_PATIENCE = 3.0
+
+#: The same for a child that can open no connection any more.
+UNFIT_PATIENCE = 10.0
 
 #: Seconds that a child which leaves waits for each reply.
 LEAVING = 1.0
@@ -169,7 +173,9 @@ class ChildLoop:
             count=self._count,
             on_kept=self._keep,
         )
+        self.fitness = Fitness()
         self.executor.around.on_untold = self._hand_on
+        self.executor.around.on_ended = self.fitness.ended
         self.reader.on_pause = self._pause
         self.reader.on_denied = lambda: self.tell("denied")
         self.pace = Pace(most=options.max_batch)
@@ -228,6 +234,12 @@ class ChildLoop:
             self.settler.broker.client.hasten(LEAVING)
 
     def _must_end(self) -> bool:
+        if not self.stopping:
+            self.fitness.lost_redis()
+            if self._is_unfit():
+                # What ran here may run again, if this cannot be told to Redis: so it is tried for longer.
+                self.stopping = True
+                self._stop_by = time.monotonic() + UNFIT_PATIENCE
         return self.stopping and time.monotonic() >= self._stop_by
 
     def _sleep(self, seconds: float) -> None:
@@ -274,6 +286,7 @@ class ChildLoop:
 
     def _hand_on(self, delivery: Delivery, einfo: ExceptionInfo) -> None:
         """Have the parent report a failure that cannot be reported here."""
+        self.fitness.could_not_report()
         failure = packed_failure(delivery, einfo)
         if failure is not None:
             self.tell("untold", failure)
@@ -300,6 +313,11 @@ class ChildLoop:
                 self._put_back(batch)  # it came while the reader was told to stop
             elif batch:
                 self._run_batch(batch)
+            else:
+                self.fitness.lost_redis()
+            if not self.stopping and self._is_unfit():
+                self.stop()
+                break
             if self._worn_out():
                 self.exitcode = EX_RECYCLE
                 break
@@ -360,7 +378,7 @@ class ChildLoop:
             if alone:
                 break
             # As stock does, after a task and never in between: a child that is idle stays, however large it is.
-            if self.stopping or self._too_large():
+            if self.stopping or self.fitness.reason or self._too_large():
                 self._put_back(batch[index + 1 :])
                 break
         if not (settler.gave_up or settler.waiting or settler.set_aside):
@@ -423,6 +441,17 @@ class ChildLoop:
     def _worn_out(self) -> bool:
         most = self._options.max_tasks
         return self._outgrown or (most is not None and self._ran >= most)
+
+    def _is_unfit(self) -> bool:
+        """Return whether a task has left this process so that none can run here; says so."""
+        if self.fitness.reason and not self.exitcode:
+            self.exitcode = 1
+            logger.error(
+                "Child process %s is not fit for more tasks: %s. It ends, and another one takes its place.",
+                self.consumer,
+                self.fitness.reason,
+            )
+        return bool(self.fitness.reason)
 
     def _too_large(self) -> bool:
         """Return whether the process is over ``--max-memory-per-child`` now."""

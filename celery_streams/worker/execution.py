@@ -204,6 +204,8 @@ class Surroundings:
     pid: int = field(default_factory=os.getpid)
     #: Told of a failure that this process could not report: another one may be able to.
     on_untold: Callable[[Delivery, ExceptionInfo], object] = lambda delivery, einfo: None
+    #: Called when a message was dealt with, with what its task raised.
+    on_ended: Callable[[BaseException | None], object] = lambda error: None
     #: Redis' clock, which decides about eta and expires; this host's may be off.
     clock: RedisClock = field(init=False)
 

@@ -127,6 +127,7 @@ class Executor:
             # no Exception would end this process, and each one that gets the message next.
             log_raised(logger.error, "Entry %s could not be executed.", delivery.entry)
             report = Report(Event.INVALID, error=exc)
+        self.around.on_ended(report.error)
         self._settle(execution, report)
 
     def settle_later(self) -> None:

@@ -260,12 +260,16 @@ def test_failure_that_a_child_cannot_report_is_reported_by_its_worker(project, a
     running = worker(concurrency=1, watched=watched)
 
     crippled = act.delay("cripple", "value", how=how)
-    after = act.delay("ok", "value")
+    after = [act.delay("ok", "value") for _ in range(2)]
 
-    for result in (crippled, after):
+    failed = {result.id: result for result in (crippled, *after)}
+    for result in failed.values():
         result.get(timeout=30, propagate=False)
-    assert [crippled.state, after.state] == ["FAILURE", "FAILURE"]
-    eventually(lambda: {one.task_id for one in project.dead_letters()} == {crippled.id, after.id})
-    assert project.counted() == {crippled.id: 1, after.id: 1}
+    assert {result.state for result in failed.values()} == {"FAILURE"}
+    # Three in a row: the child is replaced by one that can
+    assert act.delay("ok", "value").get(timeout=30) == "value"
+    eventually(lambda: {one.task_id for one in project.dead_letters()} == set(failed))
+    assert project.counted().items() >= dict.fromkeys(failed, 1).items()
+    assert "is not fit for more tasks: 3 failures in a row" in running.log
     running.signal(signal.SIGTERM)
     assert running.wait(15) == 0
