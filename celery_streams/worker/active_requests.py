@@ -131,7 +131,11 @@ class ActiveRequests:
             return None
         # With tasks in this process Celery's own Request may be at work already.
         at_work = None if request is None else worker_state.requests.get(request.id)
-        return at_work if at_work is not None and is_for(at_work, held) else request
+        if at_work is not None and not is_for(at_work, held):
+            # Two messages have one task id, by which Celery knows the last of them.
+            active = WeakSet.__iter__(worker_state.active_requests)  # as it is: it would look at the children
+            at_work = next((one for one in active if is_for(one, held)), None)
+        return request if at_work is None else at_work
 
     def _build(self, holder: Restrictable, shot: Snapshot, held: Entry, broker: StreamBroker) -> Any:
         if shot.acked_early and held == shot.running:

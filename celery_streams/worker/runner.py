@@ -28,7 +28,7 @@ from .counts import Counts
 from .own_process import guard_forks
 from .set_aside import SetAside
 from .settle import Settler
-from .slots import Snapshot
+from .slots import Snapshot, as_given
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -188,8 +188,8 @@ class Record:
                 running=self._running,
                 waiting=tuple(self._waiting),
                 started_at=self._started_at,
-                soft=self._limits[0],
-                hard=self._limits[1],
+                soft=as_given(self._limits[0]),
+                hard=as_given(self._limits[1]),
                 acked_early=self._kept is not None,
                 exited=False,
                 done=self._done,

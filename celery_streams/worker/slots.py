@@ -33,7 +33,7 @@ from typing import Any
 from ..entries import Entry, StreamRef
 from ..message import Message, pack, unpack
 
-__all__ = ("COUNTED", "MAX_BATCH", "Slot", "SlotTable", "Snapshot")
+__all__ = ("COUNTED", "MAX_BATCH", "Slot", "SlotTable", "Snapshot", "as_given")
 
 logger = logging.getLogger(__name__)
 
@@ -377,8 +377,8 @@ class Slot:
             running=running,
             waiting=tuple(held[max(started, finished) : end]),
             started_at=since,
-            soft=_as_given(soft),
-            hard=_as_given(hard),
+            soft=as_given(soft),
+            hard=as_given(hard),
             acked_early=bool(flags & ACKED_EARLY) and running is not None,
             exited=bool(flags & EXITED) and running is not None,
             by_keyboard=bool(flags & BY_KEYBOARD) and running is not None,
@@ -413,9 +413,9 @@ class Slot:
         self._words[_STARTED] = self._words[_FINISHED] = self._words[_FLAGS] = self._words[_SETTLED] = 0
 
 
-def _as_given(limit: float) -> float | None:
+def as_given(limit: float | None) -> float | None:
     """Return a time limit as people wrote it, since Celery shows it: 5 and not 5.0."""
-    return (int(limit) if limit.is_integer() else limit) or None
+    return (int(limit) if limit and float(limit).is_integer() else limit) or None
 
 
 class SlotTable:

@@ -120,20 +120,23 @@ def test_two_messages_with_one_task_id_are_both_seen_and_the_end_of_one_hides_no
     assert both == [1, 2]
 
 
-def test_task_in_a_partition_that_celerys_own_request_runs_is_seen_once(
-    requests: ActiveRequests, broker: StreamBroker, crew: Crew
+@pytest.mark.parametrize("names", [("id-0", "id-1", "id-2"), ("import-5", "import-5", "import-5")])
+def test_tasks_that_celerys_own_requests_run_are_seen_once(
+    requests: ActiveRequests, broker: StreamBroker, crew: Crew, names: tuple[str, ...]
 ) -> None:
-    for number, queue in enumerate(partitions("a", 3)):
-        entry = add(broker, queue, f"id-{number}")
+    made = []
+    for number, (queue, name) in enumerate(zip(partitions("a", 3), names, strict=True)):
+        entry = add(broker, queue, name)
         read = broker.fetch(entry)
         assert read is not None
         # What runs it in a pool of one process.
         own = build_request(requests._lost.app, read, hostname="w@h", eventer=None, on_ack=print, on_reject=print)
         worker_state.task_reserved(own)
         worker_state.task_accepted(own)
+        made.append((entry, own))
         crew.children.append(Child(pid=number + 1, running=entry))
 
-        requests.sync()
+    requests.sync()
 
-        assert requests.known[entry] is own
-    assert sorted(request.id for request in worker_state.active_requests) == ["id-0", "id-1", "id-2"]
+    assert [requests.known[entry] is own for entry, own in made] == [True, True, True]
+    assert sorted(request.id for request in worker_state.active_requests) == list(names)

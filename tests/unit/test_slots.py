@@ -16,6 +16,7 @@ import pytest
 
 from celery_streams.entries import Entry, StreamRef
 from celery_streams.message import Message
+from celery_streams.worker.runner import Record
 from celery_streams.worker.slots import MAX_BATCH, Slot, SlotTable, Snapshot
 
 FIRST = StreamRef("a", 0, "celery-streams:{a}")
@@ -570,3 +571,13 @@ def test_snapshot_never_mixes_two_batches(table: SlotTable, parent: Slot) -> Non
 
     assert (process.exitcode, mixed) == (0, [])
     assert looks > 0
+
+
+@pytest.mark.parametrize(("limit", "shown"), [(5.0, "5"), (0.5, "0.5"), (None, "None")])
+def test_time_limit_is_shown_as_it_was_written_by_a_thread_too(limit: float | None, shown: str) -> None:
+    record = Record("w@h/1.aa")
+
+    record.limit(soft=limit, hard=limit)
+
+    shot = record.snapshot()
+    assert (repr(shot.soft), repr(shot.hard)) == (shown, shown)
