@@ -107,9 +107,9 @@ faults: $(call stamp,test)
 fault-tests: $(call stamp,test)
 	@$(PYTEST) -m faults -n $(TEST_PROCESSES) --dist worksteal tests/faults $(ARGS)
 
-# What else is about queues and workers, wherever they are, and so must hold on a Redis Cluster.
-ON_CLUSTER := tests/acceptance tests/faults $(patsubst %,tests/integration/test_%.py,broker_publish broker_settle \
-	broker_recover fronts inspect handovers one_message dead_search forget_command replay_obstacles)
+# What else is about queues and workers, wherever they are, and so must hold on a Redis Cluster; tests/support/on_cluster.py
+# says which of the integration tests do, and why the others cannot.
+ON_CLUSTER := tests/acceptance tests/faults tests/integration
 
 .PHONY: test-cluster
 test-cluster: $(call stamp,test)

@@ -27,6 +27,7 @@ from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
 from tests.support.cluster import Cluster, cluster
 from tests.support.eventually import eventually
+from tests.support.on_cluster import HOLDS, LEFT_OUT
 from tests.support.processes import ROOT
 from tests.support.threads import own_threads
 
@@ -98,11 +99,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--on-cluster"):
-        for item in items:
-            marker = item.get_closest_marker("one_server")
-            if marker is not None:
-                item.add_marker(pytest.mark.skip(reason=f"one server: {marker.args[0]}"))
+    if not config.getoption("--on-cluster"):
+        return
+    chosen = []
+    for item in items:
+        if item.path.parent.name == "integration":
+            if item.path.stem not in HOLDS:
+                continue
+            if why := LEFT_OUT.get(f"{item.path.stem}::{getattr(item, 'originalname', item.name)}"):
+                item.add_marker(pytest.mark.skip(reason=f"one server: {why}"))
+        marker = item.get_closest_marker("one_server")
+        if marker is not None:
+            item.add_marker(pytest.mark.skip(reason=f"one server: {marker.args[0]}"))
+        chosen.append(item)
+    items[:] = chosen
 
 
 @pytest.fixture(scope="session")

@@ -81,7 +81,15 @@ def published(broker: StreamBroker, count: int, *, chance: random.Random | None 
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("way", ["released", "let go", "lists", "purged"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "released",
+        "let go",
+        pytest.param("lists", marks=pytest.mark.one_server("a cluster holds no lists")),
+        "purged",
+    ],
+)
 def test_what_waits_in_a_line_goes_in_the_order_of_publishing_however_it_came_there(
     line: Line, way: str, seed: int
 ) -> None:

@@ -69,7 +69,7 @@ class Reading:
         eventually(self.is_blocked)
 
     def is_blocked(self) -> bool:
-        return b"cmd=xreadgroup " in self.broker.client.call("CLIENT", "LIST")
+        return any(b"cmd=xreadgroup " in node.call("CLIENT", "LIST") for node in self.broker.client.nodes)
 
     def ended(self) -> bool:
         assert self._thread is not None
@@ -193,7 +193,7 @@ def test_blocked_reader_starts_a_message_at_once(broker: StreamBroker, reading: 
 
 
 def commands_sent(broker: StreamBroker) -> dict[str, int]:
-    found = broker.client.call("INFO", "commandstats").decode()
+    found = "".join(node.call("INFO", "commandstats").decode() for node in broker.client.nodes)
     return {
         line.partition(":")[0].removeprefix("cmdstat_"): int(line.partition("calls=")[2].partition(",")[0])
         for line in found.splitlines()

@@ -27,6 +27,7 @@ from celery_streams.recovery import recover
 from celery_streams.worker.executor import Executor
 from celery_streams.worker.settle import Settler
 from tests.support.bench import QUEUE, ActionError, Notes
+from tests.support.redis_state import flush
 
 #: What a message tells of a start with each body.
 TOLD = {"error": "failed", "retry": "retried", "retry later": "retried", "requeue": "put back", "reject": "rejected"}
@@ -68,7 +69,7 @@ class States(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.client = type(self).broker.client
-        self.client.call("FLUSHALL")
+        flush(self.client)
         worker_state.reset_state()
         self.app.set_current()
         self.known: dict[str, Known] = {}

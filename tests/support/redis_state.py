@@ -104,6 +104,12 @@ def make_idle(broker: StreamBroker, stream: StreamRef, consumer: str | bytes, en
     broker.client.call("XCLAIM", stream.key, keys.GROUP, consumer, 0, entry_id, "IDLE", idle_ms, "JUSTID")
 
 
+def flush(client: RedisClient) -> None:
+    """Delete everything, on every node of a cluster."""
+    for node in client.nodes:
+        node.call("FLUSHALL")
+
+
 def redis_now_ms(client: RedisClient) -> int:
     """Return Redis' clock in milliseconds since the epoch."""
     seconds, micros = client.call("TIME")
