@@ -12,11 +12,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from .cluster_map import slot_of, split
+from .cluster_map import key_of, slot_of, split
 from .cluster_nodes import ClusterNodes, NodeClient
 from .connection import BlockingConnection
 from .exceptions import BrokerError, BrokerUnavailable, SlotElsewhere
-from .unblock_stream import UnblockStream
+from .unblock_stream import UnblockStream, unblock_client
 
 __all__ = ("ClusterReads",)
 
@@ -43,6 +43,8 @@ class _Read:
         self._stream = UnblockStream()
         #: Whether the read that is under way watches the stream.
         self._watches = False
+        #: A key beside those that it names, which nobody has.
+        self._unused = ""
 
     def may_be_ended(self) -> bool:
         """Return whether the node ends reads by CLIENT UNBLOCK, and prepare that; one round trip for each link.
@@ -79,7 +81,7 @@ class _Read:
         Raises:
             BrokerUnavailable: the node is away.
         """
-        self.in_vain, self._watches = False, bool(own)
+        self.in_vain, self._watches, self._unused = False, bool(own), f"{key_of(words)}:unblock"
         self.connection.send(*(_watching(words, own) if own else words))
 
     def watch(self, own: str) -> bool:
@@ -100,7 +102,7 @@ class _Read:
             self._stream.end(self.node)
         elif self._number >= 0:
             # Not there: its reply is on its way, or a proxy stands in between, which has clients of its own.
-            self.in_vain = self.node.call("CLIENT", "UNBLOCK", self._number) == 0
+            self.in_vain = not unblock_client(self.node, self._number, self._unused)
 
     def receive(self, *, timeout: float | None) -> Any:
         """Take the reply, without what called the read back.

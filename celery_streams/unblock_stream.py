@@ -14,9 +14,26 @@ from . import keys
 from .connection import RedisClient
 from .exceptions import BrokerError, GroupExists, NotPermitted
 
-__all__ = ("UnblockStream",)
+__all__ = ("UnblockStream", "unblock_client")
 
 logger = logging.getLogger(__name__)
+
+
+def unblock_client(client: RedisClient, number: int, key: str) -> bool:
+    """End the blocking read of a connection with CLIENT UNBLOCK; returns whether it was blocked.
+
+    Behind a write to ``key``, which nobody has: Redis 6.2 and 7.0 end themselves when they are to unblock what waits
+    for the end of a CLIENT PAUSE (of a planned failover, say), and a write waits for that end, too.
+
+    Raises:
+        BrokerError: Redis is away, or refuses.
+    """
+    before = [("UNLINK", key)] if key else []
+    replies = client.pipeline([*before, ("CLIENT", "UNBLOCK", number)])
+    if isinstance(replies[-1], BrokerError):
+        raise replies[-1]
+    return bool(replies[-1])
+
 
 #: Milliseconds for which it is kept, and seconds after which that is said anew: no read blocks for longer than the
 #: difference.

@@ -19,7 +19,7 @@ from .broker import StreamBroker
 from .connection import BlockingConnection
 from .entries import StreamRef
 from .exceptions import BrokerError, BrokerUnavailable
-from .unblock_stream import UnblockStream
+from .unblock_stream import UnblockStream, unblock_client
 
 __all__ = ("Unblocker",)
 
@@ -43,6 +43,8 @@ class Unblocker:
         self._told: tuple[BlockingConnection, Sequence[StreamRef]] | None = None
         #: Whether Redis knew nothing of a read that it was to end, and no reply to it was seen since.
         self._in_vain = False
+        #: A key beside the streams that nobody has.
+        self._unused = ""
 
     @property
     def watched(self) -> tuple[str, ...]:
@@ -67,6 +69,8 @@ class Unblocker:
                     # Of a client that there is not, nothing is ended.
                     self._by_client = self._client_id >= 0 and _ask_number(connection, "CLIENT", "UNBLOCK", 0) == 0
                 self._link = connection.link
+            if self._by_client and streams:
+                self._unused = f"{streams[0].key}:unblock"
             if self._by_client:
                 return True
         if not streams:
@@ -94,7 +98,7 @@ class Unblocker:
         try:
             if self._by_client:
                 # Not there: its reply is on its way, or a proxy stands in between, which has clients of its own.
-                self._in_vain = client.call("CLIENT", "UNBLOCK", self._client_id) == 0
+                self._in_vain = not unblock_client(client, self._client_id, self._unused)
                 return True
             if not self._stream.key:
                 return False

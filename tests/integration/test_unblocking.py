@@ -11,11 +11,13 @@ import pytest
 
 from celery_streams import keys
 from celery_streams.broker import StreamBroker
-from celery_streams.connection import RedisClient
+from celery_streams.connection import BlockingConnection, RedisClient
 from celery_streams.embedded import EmbeddedRedis
 from celery_streams.exceptions import BrokerError
 from celery_streams.pauses import pause_queue, resume_queue
 from celery_streams.probes import server_info
+from celery_streams.reads import receive_blocking_read, send_blocking_read
+from celery_streams.unblocking import Unblocker
 from tests.integration.test_reader import Reading
 from tests.support.eventually import eventually
 from tests.support.redis_state import message, number_of, redis_state
@@ -197,3 +199,28 @@ def _errors(broker: StreamBroker) -> int:
     """Return how many commands the server has refused."""
     said = broker.client.call("INFO", "stats").decode()
     return int(said.partition("total_error_replies:")[2].partition("\r")[0])
+
+
+def test_read_that_waits_for_the_end_of_a_pause_is_ended_after_it_and_redis_lives_on(
+    broker: StreamBroker, client: RedisClient, redis_url: str
+) -> None:
+    broker.ensure_groups(["q"])
+    mine = StreamBroker(RedisClient(redis_url))
+    streams, unblocker, blocking = mine.streams(["q"]), Unblocker(mine, "me"), mine.client.open()
+    blocking.connect(lasting=5.0)
+    assert unblocker.prepare(blocking, streams)
+    number = b"id=%d " % client_id(blocking)
+
+    client.call("CLIENT", "PAUSE", 400, "WRITE")
+    send_blocking_read(blocking, streams, "me", block_ms=5_000)
+    eventually(lambda: any(number in one and b" flags=b" in one for one in client.call("CLIENT", "LIST").splitlines()))
+    assert unblocker.unblock()
+
+    assert receive_blocking_read(blocking, streams, timeout=5.0) == []
+    assert client.call("PING") in (b"PONG", "PONG")
+    blocking.close()
+
+
+def client_id(blocking: BlockingConnection) -> int:
+    blocking.send("CLIENT", "ID")
+    return int(blocking.receive())
