@@ -25,6 +25,7 @@ from celery_streams.broker import StreamBroker
 from celery_streams.cluster import connect
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
+from tests.support import template
 from tests.support.cluster import Cluster, cluster
 from tests.support.eventually import eventually
 from tests.support.on_cluster import HOLDS, LEFT_OUT
@@ -52,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     A worker would else compile the whole package when it starts, which is almost half of its start, a thousand times.
     """
+    template.from_nothing |= config.getoption("--from-nothing")
     if sys.dont_write_bytecode and not hasattr(config, "workerinput"):
         for folder in _STARTED:
             compileall.compile_dir(ROOT / folder, quiet=2)
@@ -91,6 +93,11 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--from-nothing",
+        action="store_true",
+        help="start each worker as its users do, and fork none from a process that has imported it already",
+    )
     parser.addoption(
         "--on-cluster",
         action="store_true",

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.proj import settings
+from tests.support import template
 from tests.support.eventually import eventually
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = template.ROOT
 
 #: The two programs under comparison.
 PROGRAMS = {"lists": (sys.executable, "-m", "celery"), "streams": (sys.executable, "-m", "celery_streams")}
@@ -34,7 +35,7 @@ def project_environment(
     **more: Any,
 ) -> dict[str, str]:
     """Return the environment in which the sample project runs; ``more`` are Celery settings."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "PROJ_"))}
+    environment = template.inherited()
     environment.update(
         {
             settings.BROKER: broker,
@@ -45,9 +46,6 @@ def project_environment(
             settings.WATCHED: "1" if watched else "0",
             settings.WORKER: worker,
             settings.SETTINGS: json.dumps(more),
-            "C_FORCE_ROOT": "1",
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
-            "PYTHONUNBUFFERED": "1",
         }
     )
     if enabled is not None:
@@ -89,18 +87,16 @@ class Program:
         self.directory = directory
         self.log_path = log
         self.environment = dict(environment)
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | template.Forked | None = None
 
     def start(self) -> None:
         with self.log_path.open("ab") as output:
-            self.process = subprocess.Popen(
+            self.process = template.start(
                 self.command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=self.environment,
-                cwd=self.directory,
-                start_new_session=True,
+                environment=self.environment,
+                directory=self.directory,
+                output=output.fileno(),
+                errors=output.fileno(),
             )
 
     @property
