@@ -1,4 +1,4 @@
-"""``call``: Celery's own command, which answers times that no clock can show with a stack trace."""
+"""``call``: Celery's own command, which answers odd times, and a result backend that is away, with a stack trace."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import click
+from celery.backends.asynchronous import E_RETRY_LIMIT_EXCEEDED
 from celery.bin.call import call as celery_call
+from celery.exceptions import CeleryCommandException
+
+from .terminal import EXIT_UNAVAILABLE, one_line_errors
 
 __all__ = ("call",)
 
@@ -31,5 +35,20 @@ def _our_param(param: click.Parameter) -> click.Parameter:
     return param
 
 
+@one_line_errors
+def _run(*args: Any, **options: Any) -> Any:
+    assert celery_call.callback is not None
+    try:
+        return celery_call.callback(*args, **options)
+    except RuntimeError as exc:
+        if str(exc) != E_RETRY_LIMIT_EXCEEDED:
+            raise
+        # It is asked for the result before the task is published.
+        raise CeleryCommandException(
+            f"The result backend cannot be reached, and the task was not published: {exc.__cause__}", EXIT_UNAVAILABLE
+        ) from exc
+
+
 call: click.Command = copy.copy(celery_call)
+call.callback = _run
 call.params = [_our_param(param) for param in celery_call.params]

@@ -121,8 +121,11 @@ def one_line_errors(function: F) -> F:
 
 
 def _escape_what_cannot_be_encoded() -> None:
-    """Have stdout escape what its encoding (ascii, latin-1) has no letters for, as stderr does, instead of raising."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    """Have stdout escape what its encoding (ascii, latin-1) has no letters for, as stderr does, instead of raising.
+
+    In the locale C Python would let pass undecoded bytes alone; what we print has none, for it is escaped.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 

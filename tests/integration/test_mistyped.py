@@ -351,3 +351,16 @@ def test_worker_is_not_started_on_a_replica(client: RedisClient) -> None:
     finally:
         client.call("REPLICAOF", "NO", "ONE")
     client.greet()
+
+
+def test_call_says_in_one_line_that_the_result_backend_is_away(app: MakeApp) -> None:
+    policy = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "timeout": 0.1}
+    project: Any = app(
+        result_backend="redis://127.0.0.1:1/0", result_backend_transport_options={"retry_policy": policy}
+    )
+
+    result = run(call, project, "t")
+
+    assert result.exit_code == EXIT_UNAVAILABLE
+    assert last_line(result).startswith("Error: The result backend cannot be reached, and the task was not published: ")
+    assert queue_status(streams_of(project).broker, "celery").length == 0
