@@ -9,7 +9,8 @@
 -- Returns  1: it may start, and has its places; 2: it may start, and has none to give back; -1: it was no longer ours;
 --          a text: it was moved aside, to this field of what is held
 -- Needs    barred, came, clock, comes_before, fade, first_of, follow, lane_in, leave_place, line_up, make_room, movable
--- Needs    numbered, open_full, outline, pack, queue_of, settle, shelf, since, split, take_place, taken, vacate
+-- Needs    next_turn, numbered, outline, pack, queue_of, settle, shelf, since, split, take_place, take_token, taken
+-- Needs    token, vacate
 -- What others of its lane wait for it waits for, too: in the order in which they were published, whatever was put back
 -- in the meantime. It may start where it comes before all of them.
 -- An entry that was released has what it needs, unless nobody read it for so long that its token is stale. A task that
@@ -28,14 +29,13 @@ if place then
     local since = fine and type(taken_for) == 'table' and tonumber(taken_for[2]) or 0
     if wanted.interval == 0 or now - since <= math.max(wanted.interval, 1000) then
         if lasting then return 1 end
-        leave_place(at, entry)
+        leave_place(at, entry, place)
         return 2
     end
     vacate(at, queue, entry, now)
     new = false
 end
-open_full(at.held)
-movable(at)
+movable(at, now)
 local before = lane_in(redis.call('HGET', at.lanes, lane))
 local leads = not before
 if before and not new and not penalty then
@@ -49,14 +49,16 @@ if not penalty then
     if leads and not barrier and new and wanted.interval > 0 and lane ~= wanted.rate then
         -- Others wait for the next token, and have not been looked at yet: it is theirs.
         local limit = 'R' .. wanted.rate
-        local turn = redis.call('ZRANGEBYLEX', at.ring, '[' .. limit .. '\0', '(' .. limit .. '\1', 'LIMIT', 0, 1)[1]
+        local turn = next_turn(at, limit)
         local ahead = turn and string.sub(turn, #limit + 2, #limit + 2) <= step
         if ahead or redis.call('ZSCORE', at.ready, wanted.rate) then barrier, till = limit, now end
     end
     if leads and not barrier then
-        take_place(at, entry, lane, wanted, now)
-        if lasting then return 1 end
-        leave_place(at, entry)
+        if lasting then
+            take_place(at, entry, lane, wanted, now)
+            return 1
+        end
+        take_token(at, wanted, now)
         return 2
     end
 end
@@ -81,8 +83,7 @@ follow(named.headers, stream, id, at.held, field)
 redis.call('HSET', at.lanes, lane, cjson.encode(known))
 settle(stream, group, id)
 if penalty then
-    redis.call('ZADD', at.rates, now + penalty, '!' .. (ARGV[12] ~= '' and ARGV[12] or wanted.rate))
-    fade(at, now)
+    fade(at, now, token(at, '!' .. (ARGV[12] ~= '' and ARGV[12] or wanted.rate), now + penalty))
     barrier, till = 'R', now + penalty
 end
 if not before then line_up(at, lane, barrier, till) end

@@ -4,12 +4,17 @@
 -- ARGV     group, number of task streams of a queue, greatest number of messages in all, limits that the caller knows
 --          of (JSON: task -> interval in ms, limit, key_limit), '1' = look at all lanes, for limits have changed
 -- Returns  {messages released, ms until the next look (-1 = nothing waits for a time)}
--- Needs    clock, lane_in, line_up, movable, open_full, queue_of, release_lane, release_next, shelf
+-- Needs    clock, lane_in, line_up, movable, next_turn, queue_of, release_lane, release_next, shelf
 -- A lane that may go on comes behind the others of its priority that may.
 local group, steps, left = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local limits, all = cjson.decode(ARGV[4]), ARGV[5] == '1'
 local now = clock()
 local count, nearest = 0, -1
+
+-- Returns when (ms) the next lane is looked at; nothing where none waits for a time.
+local function next_time(at)
+    return tonumber(redis.call('ZRANGE', at.ready, 0, 0, 'WITHSCORES')[2])
+end
 
 -- Has a lane know the limits that are in force, for those who release of it and know none; returns what it says.
 local function told(at, lane)
@@ -39,12 +44,11 @@ end
 local function release_rate(at, queue, name)
     local limit = 'R' .. string.sub(name, 2)
     while left > 0 do
-        local turn = redis.call('ZRANGEBYLEX', at.ring, '[' .. limit .. '\0', '(' .. limit .. '\1', 'LIMIT', 0, 1)[1]
+        local turn, lane = next_turn(at, limit)
         if not turn then
             redis.call('ZREM', at.ready, name)
             return
         end
-        local lane = string.sub(turn, #limit + 19)
         local barrier, till = release_lane(at, queue, lane, now)
         if barrier == limit then -- it keeps its turn
             redis.call('ZADD', at.ready, string.format('%.3f', till), name)
@@ -61,8 +65,7 @@ local function look(base)
     at.wake = nil -- whoever releases is told when to look again
     queue.more = {} -- tasks of which more may wait for places, which goes on as all that does
     if all then
-        open_full(at.held)
-        movable(at)
+        movable(at, now)
         for _, lane in ipairs(redis.call('ZRANGE', at.ready, 0, 9999)) do
             told(at, lane)
             if tonumber(redis.call('ZSCORE', at.ready, lane)) < 9e15 then redis.call('ZADD', at.ready, now, lane) end
@@ -79,11 +82,10 @@ local function look(base)
         end
         for task in pairs(limits) do count = count + release_next(at, queue, task, now) end
     end
-    while left > 0 do
+    local head = next_time(at)
+    while left > 0 and head and head <= now do
+        movable(at, now)
         local lanes = redis.call('ZRANGEBYSCORE', at.ready, '-inf', now, 'LIMIT', 0, math.min(left, 100))
-        if #lanes == 0 then break end
-        open_full(at.held)
-        movable(at)
         for _, lane in ipairs(lanes) do
             if string.byte(lane) == 255 then
                 release_rate(at, queue, lane)
@@ -91,11 +93,14 @@ local function look(base)
                 went(at, queue, lane, release_lane(at, queue, lane, now))
             end
         end
+        head = next_time(at)
     end
-    for task in pairs(queue.more) do count = count + release_next(at, queue, task, now) end
-    local head = redis.call('ZRANGE', at.ready, 0, 0, 'WITHSCORES')[2]
+    for task in pairs(queue.more) do
+        count = count + release_next(at, queue, task, now)
+        head = next_time(at)
+    end
     if head then
-        local wait = math.max(math.ceil(tonumber(head) - now), 0)
+        local wait = math.max(math.ceil(head - now), 0)
         if nearest < 0 or wait < nearest then nearest = wait end
     end
 end

@@ -3,14 +3,13 @@
 -- KEYS     what the queue holds back (see prelude/shelf), then its streams, fronts and marks
 -- ARGV     number of task streams of a queue, greatest number of messages, and of their bytes
 -- Returns  number of messages put back; 0: nothing is held any more
--- Needs    first_of, follow, lane_in, movable, open_full, queue_of, shelf, take_first, unpacked
+-- Needs    first_of, follow, lane_in, movable, queue_of, shelf, take_first, unpacked
 -- Lane after lane, each in its order. What was released and waits on a stream keeps its place until it is settled.
 -- Stored first, removed then: a store that is refused (a key of another type, a missing permission) loses nothing.
 local at, steps, left, bytes = shelf(1), tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local queue = queue_of(9, steps, '', {})
 local count = 0
 if redis.call('EXISTS', at.held) == 0 then return 0 end
-open_full(at.held)
 movable(at)
 
 local function put(field, packed)

@@ -86,6 +86,48 @@ def test_release_wakes_no_other_worker_and_whoever_releases_is_told_when_to_look
     assert redis_state(bench.broker.client)[f"{STREAM}:wake"] == wake
 
 
+def rests(bench: Bench, slow: Any, options: dict[str, Any]) -> Callable[[], Any]:
+    """Have one message run and six wait in line; returns what has the first of those be released."""
+    bench.executor.prepare()
+    slow.delay(0, "x")
+    first = bench.read()
+    key = "x" if "streams_concurrency_key" in options else None
+    assert bench.settler.admit(first, *lane_of_all(bench, slow, key), ahead=False).placed
+    for number in range(6):
+        slow.delay(number, "x")
+    run_all(bench)
+    assert held(bench) == 6
+    return lambda: (bench.settler.settle(first, Outcome(Action.ACK)), bench.settler.flush())
+
+
+NUMBERS: dict[str, dict[str, Any]] = {
+    "number": {"streams_concurrency": 1},
+    "number of a key": {"streams_concurrency_key": "customer", "streams_concurrency_per_key": 1},
+    "both numbers": {"streams_concurrency": 2, "streams_concurrency_key": "customer", "streams_concurrency_per_key": 1},
+}
+
+
+@pytest.mark.parametrize("options", NUMBERS.values(), ids=list(NUMBERS))
+def test_message_that_ends_releases_the_next_one_for_a_few_commands(bench: Bench, options: dict[str, Any]) -> None:
+    slow = limited(bench, ignore_result=True, **options)
+
+    assert count(bench.broker, rests(bench, slow, options)) <= 37  # four of them acknowledge it
+
+    assert (held(bench), len(bench.left())) == (5, len(NOTHING))
+
+
+@rates
+def test_message_whose_time_has_come_is_released_for_a_few_commands(
+    make: Callable[..., Bench], options: dict[str, Any]
+) -> None:
+    bench = in_line(make, options, each=4)
+    its_time_comes(bench)
+
+    assert count(bench.broker, lambda: release(bench.broker, [QUEUE], {})) <= (41 if len(options) > 2 else 30)
+
+    assert held(bench) == 2
+
+
 @rates
 def test_message_that_was_released_starts_and_ends_for_a_few_commands(
     make: Callable[..., Bench], options: dict[str, Any]

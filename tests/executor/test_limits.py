@@ -425,7 +425,7 @@ def test_tokens_and_penalties_go_by_themselves(bench: Bench, way: str) -> None:
     if way == "absurd penalty":
         assert left_ms > 3_600_000 or left_ms == -1
     else:
-        assert left_ms // 1000 in range(int(seconds or 3_600) - 60, int(seconds or 3_600) + 2)
+        assert left_ms // 1000 in range(int(seconds or 3_600) - 60, int(seconds or 3_600) + 12)
     # Another key's token, an hour later, is not forgotten with this one.
     calls.delay(2)
     run_all(bench)

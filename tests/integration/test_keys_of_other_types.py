@@ -20,7 +20,7 @@ from celery_streams.connection import RedisClient
 from celery_streams.consumers import forget_idle_consumers
 from celery_streams.exceptions import BrokerError, KeyOfOtherType
 from celery_streams.inspect import odd_keys, queue_status
-from celery_streams.lanes import admit, release
+from celery_streams.lanes import admit, release, vacating
 from celery_streams.limits import Limits, lane_of
 from celery_streams.migration import Migration
 from celery_streams.monitoring.doctor import diagnose
@@ -269,3 +269,34 @@ def test_places_are_given_back_though_those_of_another_queue_cannot_be_read(app:
         held.run_once()
 
     assert (queue_status(broker, "fine").held, queue_status(broker, "fine").waiting) == (0, 1)
+
+
+@pytest.mark.parametrize("limits", [Limits(concurrency=1), Limits(concurrency_key="k", concurrency_per_key=1)])
+def test_place_whose_next_message_is_refused_is_taken_by_it_once_it_is_not(
+    broker: StreamBroker, limits: Limits
+) -> None:
+    # Given one that runs, one that waits for its place, and one that would stand before it on the stream
+    lane = lane_of("t", limits, (None, "x" if limits.concurrency_key else None), node="")
+    first, second = delivered(broker, "odd", "me", message(1), message(2))
+    assert admit(broker, "me", first.entry, lane).admitted
+    assert not admit(broker, "me", second.entry, lane).admitted
+    broker.publish("odd", message(3))
+    replace_by_another(broker, NAMES[":front"])
+
+    # When the first ends
+    with pytest.raises(BrokerError):
+        vacating(broker, [first.entry], {}).ack("me", [first.entry])
+    assert (queue_status(broker, "odd").held, release_refused(broker)) == (1, True)
+
+    # Then the second follows as soon as Redis takes it, though nobody gives a place back any more
+    broker.client.call("DEL", NAMES[":front"])
+    assert release(broker, ["odd"], {}).count == 1
+    assert queue_status(broker, "odd").held == 0
+
+
+def release_refused(broker: StreamBroker) -> bool:
+    try:
+        release(broker, ["odd"], {})
+    except BrokerError:
+        return True
+    return False

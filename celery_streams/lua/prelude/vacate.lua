@@ -1,18 +1,21 @@
--- Needs    leave_place, line_up, movable, release_next
+-- Needs    leave_place, line_up, movable, next_turn, release_next, release_turn
 -- Gives back the places of an entry, and releases who waited for them: other keys come before the next of this one.
 -- Where somebody waits nothing is given back before he may be released: nobody else would ever do it.
 local function vacate(at, queue, entry, now)
-    if not redis.call('HGET', at.places, entry) then return false end
+    local said = redis.call('HGET', at.places, entry)
+    if not said then return false end
     local waits = redis.call('EXISTS', at.ring) == 1
-    if waits then movable(at) end
-    local place = leave_place(at, entry)
+    if waits then movable(at, now) end
+    local place = leave_place(at, entry, said)
     if not place then return false end
     if not waits then return true end
-    local limit = 'K' .. place[4]
-    local turn = redis.call('ZRANGEBYLEX', at.ring, '[' .. limit .. '\0', '(' .. limit .. '\1', 'LIMIT', 0, 1)[1]
-    if turn then
+    local key, task = 'K' .. place[4], 'T' .. place[3]
+    local turn, lane = next_turn(at, key)
+    if turn and next_turn(at, task) then
         redis.call('ZREM', at.ring, turn)
-        line_up(at, string.sub(turn, #limit + 19), 'T' .. place[3])
+        line_up(at, lane, task)
+    elseif turn and not release_turn(at, queue, turn, lane, now) then
+        return true
     end
     release_next(at, queue, place[3], now)
     return true
