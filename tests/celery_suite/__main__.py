@@ -14,7 +14,7 @@ import click
 from celery_streams.connection import RedisClient
 from celery_streams.embedded import EmbeddedRedis
 from tests.celery_suite import chunks, summary
-from tests.celery_suite.preparation import ROOT, Prepared, copy_tests, prepare
+from tests.celery_suite.preparation import CELERY, ROOT, Prepared, copy_tests, prepare
 from tests.support.cluster import cluster
 
 HERE = Path(__file__).resolve().parent
@@ -45,6 +45,10 @@ _PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-p", "no:pytest-celery", "
 @click.option("--worker", type=click.Choice(["streams", "stock", "inprocess"]), default="streams", show_default=True,
               help="stock: Celery's worker, as a process; inprocess: Celery's own harness.")  # fmt: skip
 @click.option("--on-cluster", is_flag=True, help="Broker and results on a Redis Cluster; for streams only.")
+@click.option("--celery", default=CELERY, metavar="VERSION", show_default=True,
+              help="Another release of Celery, with its own tests, in an environment of its own.")  # fmt: skip
+@click.option("--beside-stock", is_flag=True,
+              help="Run each chunk with Celery's worker first, and compare with that, test by test.")  # fmt: skip
 @click.option("--list", "listing", is_flag=True, help="List the chunks of the whole suite and end.")
 @click.option("--home", type=click.Path(path_type=Path), default=ROOT / ".celery-suite", envvar="CELERY_SUITE_HOME",
               help="Where the virtual environment and Celery's archive are.  [default: .celery-suite]")  # fmt: skip
@@ -55,6 +59,8 @@ def main(
     unit: bool,
     worker: str,
     on_cluster: bool,
+    celery: str,
+    beside_stock: bool,
     listing: bool,
     home: Path,
     out: Path | None,
@@ -63,7 +69,9 @@ def main(
 
     A chunk is test_inspect.py, test_tasks.py::test_task_replacement, or with @I/N a part of one.
     """
-    prepared = prepare(home.resolve(), say=click.echo)
+    if beside_stock and (worker != "streams" or on_cluster or unit):
+        raise click.UsageError("--beside-stock compares celery-streams worker on one Redis with Celery's worker.")
+    prepared = prepare(home.resolve(), celery=celery, say=click.echo)
     if unit:
         sys.exit(run_unit(prepared, out=(out or prepared.home / "out-unit").resolve(), wanted=wanted))
     everything = chunks.all_chunks(prepared.source / "t" / "integration")
@@ -73,8 +81,14 @@ def main(
     some = [chunks.parse(text) for text in (*wanted, *(chunks.QUICK if quick else ()))]
     place = out or prepared.home / f"out-{worker}{'-on-cluster' if on_cluster else ''}"
     run = Integration(prepared, worker=worker, out=place.resolve())
+    beside = Integration(prepared, worker="stock", out=place.resolve() / "beside") if beside_stock else None
+    if beside is not None:
+        beside.run(some or everything)
     run.run(some or everything, on_cluster=on_cluster)
-    sys.exit(_report(run.results, BASELINE if worker == "streams" else None, whole=not some))
+    if beside is not None:
+        sys.exit(_report(run.results, beside.results, whole=True))
+    recorded = worker == "streams" and celery == CELERY
+    sys.exit(_report(run.results, BASELINE if recorded else None, whole=not some))
 
 
 class Integration:
@@ -203,8 +217,11 @@ def _report(results: Path, baseline: Path | None, *, whole: bool) -> int:
         return 1
     if baseline is None:
         return 0
-    found = summary.worse(rows, summary.load(baseline), whole=whole)
-    click.echo(f"{len(found)} worse than {baseline.name}")
+    before = summary.load(baseline)
+    for line in summary.otherwise(rows, before):
+        click.echo(f"  {line}")
+    found = summary.worse(rows, before, whole=whole)
+    click.echo(f"{len(found)} worse than {baseline}")
     for line in found:
         click.echo(f"  worse: {line}")
     return 1 if found else 0

@@ -173,6 +173,7 @@ if MODE in PROGRAMS:
             celery_session_app.loader.import_task_module(module)
         for task in celery_class_tasks:
             celery_session_app.register_task(task)
+        import celery.app.trace  # (a worker in this process would import it, and test_tasks looks at its texts)
         import celery.contrib.testing.tasks  # noqa: F401  (registers celery.ping)
         from celery.worker import state
 

@@ -1,4 +1,4 @@
-"""preparation: a virtual environment with the pinned Celery, and Celery's released source archive, which has ``t/``."""
+"""preparation: a virtual environment with one release of Celery, and its released source archive, which has ``t/``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ("CELERY", "Prepared", "prepare", "requirements")
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: The release whose tests are run; the baseline was recorded with it.
+#: The release whose tests are run unless ``--celery`` names another; the baseline was recorded with it.
 CELERY = "5.7.0"
 
-#: What Celery's tests need, pinned so that the baseline stays comparable.
+#: What the baseline was recorded with; another release of Celery gets what it asks for itself.
+_BASELINE = ("kombu==5.7.0", "redis==8.1.0")
+
+#: What Celery's tests need, pinned so that results stay comparable.
 _PINNED = (
-    f"celery=={CELERY}",
-    "kombu==5.7.0",
-    "redis==8.1.0",
     "hiredis==3.5.0",
     "pytest==9.1.1",
     "pytest-celery==1.3.0",
@@ -39,40 +39,43 @@ _PINNED = (
 
 
 class Prepared:
-    """Where things are below ``home``."""
+    """Where one release of Celery is: below ``home``, and another than the usual one in a folder there."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.python = home / "venv" / "bin" / "python"
-        self.source = home / f"celery-{CELERY}"
+    def __init__(self, home: Path, celery: str = CELERY) -> None:
+        self.home = home if celery == CELERY else home / f"with-{celery}"
+        self.celery = celery
+        self.python = self.home / "venv" / "bin" / "python"
+        self.source = self.home / f"celery-{celery}"
 
 
-def requirements() -> list[str]:
-    """Return what is installed: the pinned packages, and what celery-streams itself depends on."""
+def requirements(celery: str = CELERY) -> list[str]:
+    """Return what is installed: Celery, the pinned packages, and what celery-streams itself depends on."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     found = re.search(r"^dependencies = \[(.*?)^\]", project, re.MULTILINE | re.DOTALL)
     assert found is not None, "pyproject.toml has no dependencies"
-    return [*_PINNED, *re.findall(r'"([^"]+)"', found[1])]
+    pinned = (f"celery=={celery}", *(_BASELINE if celery == CELERY else ()), *_PINNED)
+    return [*pinned, *re.findall(r'"([^"]+)"', found[1])]
 
 
-def prepare(home: Path, *, say: Callable[[str], object]) -> Prepared:
+def prepare(home: Path, *, celery: str = CELERY, say: Callable[[str], object]) -> Prepared:
     """Make what is missing below ``home``; a second call with the same requirements does nothing.
 
     Raises:
         subprocess.CalledProcessError: a package cannot be installed, or the archive cannot be had.
     """
-    prepared = Prepared(home)
+    prepared = Prepared(home, celery)
+    home = prepared.home
     home.mkdir(parents=True, exist_ok=True)
-    wanted = "\n".join(requirements()) + "\n"
+    wanted = "\n".join(requirements(celery)) + "\n"
     installed = home / "installed.txt"
     if not prepared.python.exists() or not installed.exists() or installed.read_text(encoding="utf-8") != wanted:
-        say(f"Installing Celery {CELERY} and what its tests need in {home / 'venv'}")
+        say(f"Installing Celery {celery} and what its tests need in {home / 'venv'}")
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(home / "venv")], check=True)
-        _pip(prepared, "install", *requirements())
+        _pip(prepared, "install", *requirements(celery))
         installed.write_text(wanted, encoding="utf-8")
     if not (prepared.source / "t" / "integration").is_dir():
-        say(f"Taking the source archive of Celery {CELERY} from the package registry")
-        _pip(prepared, "download", "--no-deps", "--no-binary", ":all:", f"celery=={CELERY}", "--dest", str(home))
+        say(f"Taking the source archive of Celery {celery} from the package registry")
+        _pip(prepared, "download", "--no-deps", "--no-binary", ":all:", f"celery=={celery}", "--dest", str(home))
         archive = next(home.glob("celery-*.tar.gz"))
         with tarfile.open(archive) as tar:
             # Older 3.10 and 3.11 have no filters.

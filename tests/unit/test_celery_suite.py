@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.celery_suite import chunks, summary
-from tests.celery_suite.preparation import requirements
+from tests.celery_suite.preparation import Prepared, requirements
 
 
 def row(outcome, message=""):
@@ -60,3 +60,31 @@ def test_part_of_a_chunk_is_read_and_a_wrong_one_refused():
 
 def test_environment_of_the_suite_has_what_celery_streams_depends_on():
     assert {"rich>=13.0", "click>=8.1.2"} <= set(requirements())
+
+
+def test_test_that_goes_by_the_clock_is_named_and_not_called_worse():
+    name = f"{next(iter(summary.BY_THE_CLOCK))}[new_style]"
+
+    assert summary.worse({name: row("failed")}, {name: row("passed")}, whole=True) == []
+    assert any("goes by the clock" in line for line in summary.describe({name: row("failed")}))
+
+
+def test_every_test_that_ended_otherwise_is_named_whichever_was_better():
+    here = {"a": row("passed"), "b": row("failed"), "c": row("passed"), "d": row("passed")}
+    there = {"a": row("failed"), "b": row("passed"), "c": row("passed")}
+
+    assert list(summary.otherwise(here, there)) == [
+        "failed there, passed here: a",
+        "passed there, failed here: b",
+        "only here: passed d",
+    ]
+
+
+def test_another_release_of_celery_has_an_environment_of_its_own_with_what_it_asks_for_itself(tmp_path):
+    usual, other = Prepared(tmp_path), Prepared(tmp_path, "5.6.3")
+
+    assert usual.python == tmp_path / "venv" / "bin" / "python"
+    assert other.python == tmp_path / "with-5.6.3" / "venv" / "bin" / "python"
+    assert other.source == tmp_path / "with-5.6.3" / "celery-5.6.3"
+    assert "celery==5.6.3" in requirements("5.6.3")
+    assert not any(one.startswith(("kombu", "redis==")) for one in requirements("5.6.3"))
