@@ -421,13 +421,20 @@ class ChildLoop:
             self.tell("kept", (*self._kept, *self.aside.entries))
             self._kept_told = True
 
-    def _count(self, name: str) -> None:
+    def _count(self, name: str, shown: str) -> None:
+        number = self._task_numbers.get(shown)
+        if number is None:
+            # What they are shown as may be as many as messages: the table keeps room for the names of tasks.
+            number = self._number(shown if len(self._task_numbers) < COUNTED // 2 else name)
+        self.slot.count(number)
+
+    def _number(self, name: str) -> int:
         number = self._task_numbers.get(name)
         if number is None:
             number = self._task_numbers[name] = min(len(self._task_numbers), COUNTED - 1)
             self._untold_names.append(name)
             self._tell_names()
-        self.slot.count(number)
+        return number
 
     def _tell_names(self) -> None:
         # Never waiting: a parent that is busy or stopped must not hold up its children.

@@ -61,13 +61,13 @@ class CountingExecutor(Executor):
         finally:
             self._delivery = None
 
-    def _on_start(self, name: str) -> None:
+    def _on_start(self, name: str, shown: str) -> None:
         self._begin(name)
-        self._started(name)
+        self._started(name, shown)
 
-    def _on_request(self, name: str) -> None:
+    def _on_request(self, name: str, shown: str) -> None:
         self._begin(name)
-        self._request_started(name)
+        self._request_started(name, shown)
 
     def _begin(self, name: str) -> None:
         delivery = self._delivery

@@ -183,10 +183,10 @@ class Surroundings:
     #: Time limits of the worker (``--time-limit``, ``--soft-time-limit``), in seconds.
     soft_limit: float | None = None
     hard_limit: float | None = None
-    #: Called with the task's name when a task starts.
-    count: Callable[[str], None] = lambda name: None
+    #: Called when a task starts, with its name and the one under which it is shown (``shadow``), as Celery counts it.
+    count: Callable[[str, str], None] = lambda name, shown: None
     #: Likewise for one that Celery's Request runs; in the worker's own process it counts for itself.
-    count_request: Callable[[str], None] = lambda name: None
+    count_request: Callable[[str, str], None] = lambda name, shown: None
     #: Content types that may be decoded, as kombu wants them.
     accept: Any = None
     #: Those of them that this package decodes as kombu would, and faster.

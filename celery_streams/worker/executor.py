@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 _UNFIT = (Event.MALFORMED, Event.NAMELESS, Event.NOT_ACCEPTED, Event.INVALID)
 
 
-def _nothing(name: str) -> None:
+def _nothing(name: str, shown: str) -> None:
     """Celery's Request counts what it runs in the worker's own process."""
 
 
@@ -66,7 +66,7 @@ class Executor:
         *,
         soft_limit: float | None = None,
         hard_limit: float | None = None,
-        count: Callable[[str], None] = lambda name: None,
+        count: Callable[[str, str], None] = lambda name, shown: None,
         in_parent: bool = False,
         on_kept: Callable[[Collection[Entry]], None] = lambda entries: None,
     ) -> None:

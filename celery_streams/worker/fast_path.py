@@ -104,7 +104,8 @@ def run_plain(execution: Execution, around: Surroundings, *, logs_receipt: bool)
         return Report(Event.INVALID, error=InvalidTaskError(f"invalid time limits {request['timelimit']!r}: {exc}"))
     if logs_receipt:
         _log_receipt(task, request, eta, around)
-    around.count(task.name)
+    shadow = request.get("shadow")
+    around.count(task.name, str(shadow) if shadow else task.name)
     if TRACK_HEADER in request:
         around.settler.note_start(delivery)
     # One by one: this runs for each message, and a call with as many arguments takes as long as all the rest of it.

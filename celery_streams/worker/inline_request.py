@@ -39,6 +39,8 @@ class Run:
     execution: Execution
     options: TaskOptions
     name: str
+    #: The name under which it is shown: its ``shadow``, if it has one.
+    shown: str
     task_id: str
     #: What the code of the task may reach of its delivery.
     task: OwnedTask
@@ -102,7 +104,7 @@ class _InlinePool:
         if run is not None:
             run.started = True
             around.settler.note_start(run.delivery, early=not run.options.acks_late)
-            around.count_request(run.name)
+            around.count_request(run.name, run.shown)
         accept_callback(os.getpid(), time.monotonic())
         name = "" if run is None else run.name
         try:

@@ -286,6 +286,6 @@ def put_back(settler: Settler, deliveries: Sequence[Delivery]) -> None:
         logger.warning("Cannot put back the messages that were read last; another worker will claim them: %s", exc)
 
 
-def _count(name: str) -> None:
-    worker_state.total_count.update({name: 1})
+def _count(name: str, shown: str) -> None:
+    worker_state.total_count.update({shown: 1})
     worker_state.all_total_count[0] += 1

@@ -94,7 +94,7 @@ class SlowPath:
             if left:
                 return Report(Event.EARLY, early_by=left, options=options)
         running = OwnedTask(delivery, self._around, task_id, said.get("retries"))
-        run = self.consumer.run = Run(execution, options, name, task_id, running)
+        run = self.consumer.run = Run(execution, options, name, str(said.get("shadow") or name), task_id, running)
         expires = self._expiry(said)
         if expires is not None:
             run.expires, said["expires"] = said["expires"], expires

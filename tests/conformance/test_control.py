@@ -253,12 +253,8 @@ def test_celery_call_publishes_to_the_worker(plain):
     assert plain.value(plain.app.AsyncResult(done.stdout.strip())) == "from the shell"
 
 
+#: What test_pairs does not count.
 ENDINGS: dict[str, Any] = {
-    "ok": (("ok",), {}, 1),
-    "error": (("error", "no"), {}, 1),
-    "reject": (("reject",), {}, 1),
-    "ignore": (("ignore",), {}, 1),
-    "retry": (("retry", "done"), {"kwargs": {"until": 2, "countdown": 0}}, 3),
     "hard limit": (("sleep",), {"kwargs": {"seconds": 30}, "time_limit": 1}, 1),
     "odd error": (("raise", "odd"), {"kwargs": {"kind": "own"}}, 1),
 }

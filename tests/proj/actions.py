@@ -18,7 +18,7 @@ import time
 import warnings
 
 from billiard.exceptions import Terminated
-from celery import Task, shared_task
+from celery import Task, group, shared_task
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 from celery.worker import state as worker_state
@@ -537,6 +537,36 @@ def _send_event(task, value):
 
 def _replace(task, value):
     raise task.replace(act.s("ok", value))
+
+
+def _replace_by_group(task, value):
+    raise task.replace(group(act.si("ok", value), act.si("ok", value)))
+
+
+def _told(task, value):
+    """Return what ``self.request`` holds of the ways to call."""
+    names = (
+        *(
+            "retries",
+            "shadow",
+            "argsrepr",
+            "kwargsrepr",
+            "ignore_result",
+            "timelimit",
+            "replaced_task_nesting",
+            "stamps",
+        ),
+        *("stamped_headers", "root_id", "parent_id", "group", "group_index", "chord", "chain", "callbacks", "errbacks"),
+        *("headers", "eta", "is_eager", "called_directly"),
+    )
+    return json.loads(json.dumps({name: getattr(task.request, name) for name in names}, default=repr))
+
+
+def _add_to_chord(task, value):
+    """Let one more task finish before the body of the chord, if this is one."""
+    if task.request.chord:
+        task.add_to_chord(act.si("ok", value))
+    return value
 
 
 def _log(task, value):
