@@ -41,7 +41,8 @@ sys.exit(7)
 
 def telling(directory: Path, how: str, **variables: str) -> Program:
     (directory / "telling.py").write_text(TELLING)
-    environment = {**template.inherited(), "PROJ_SETTINGS": how, **variables}
+    # As it was at first: other tests of this process may have changed it, and then nothing is forked.
+    environment = {**template.AT_FIRST, "PROJ_SETTINGS": how, **variables}
     command = [*PROGRAMS["streams"], "-A", "telling", "report"]
     return Program(command, log=directory / "log", environment=environment, directory=directory)
 

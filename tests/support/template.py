@@ -170,13 +170,13 @@ def inherited() -> dict[str, str]:
 from_nothing = sys.platform != "linux"
 
 #: The environment before any test has changed it.
-_AT_FIRST = inherited()
+AT_FIRST = inherited()
 
 
 @functools.cache
 def the_template() -> Template:
     """Return this test process' template, which begins when it is first asked for."""
-    return Template(_AT_FIRST)
+    return Template(AT_FIRST)
 
 
 def start(
