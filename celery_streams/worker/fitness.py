@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
 
 __all__ = ("MOST", "Fitness", "has_descriptors")
 
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 MOST = 3
 
 #: What the operating system says when a process has used up what it may have.
-_USED_UP = {errno.EMFILE, errno.ENOMEM, errno.EAGAIN}
+_USED_UP = {errno.EMFILE, errno.ENOMEM}
 
 #: How Python says that a thread cannot be started, in all its versions.
 _NO_THREAD = "can't start new thread"
@@ -65,12 +66,26 @@ def has_descriptors() -> bool:
     return True
 
 
+def _has_threads() -> bool:
+    """Return whether this process may start a thread, which counts as a process does."""
+    try:
+        thread = threading.Thread(target=int, name="celery-streams-fitness")
+        thread.start()
+    except RuntimeError:
+        return False
+    thread.join()
+    return True
+
+
 def _shortage(exc: BaseException) -> str:
     """Return what an exception says the process lacks, in a few words; '' for any other."""
     if isinstance(exc, MemoryError):
         return "no memory"
     if isinstance(exc, OSError) and exc.errno in _USED_UP and not isinstance(exc, TimeoutError):
         return os.strerror(exc.errno or 0)
+    # Whoever finds a file locked is told the same as who may not fork.
+    if isinstance(exc, OSError) and exc.errno == errno.EAGAIN and not _has_threads():
+        return os.strerror(exc.errno)
     if isinstance(exc, RuntimeError) and _NO_THREAD in str(exc):
         return _NO_THREAD
     return ""

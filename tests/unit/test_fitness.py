@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -14,10 +15,17 @@ from celery_streams.worker.fitness import MOST, Fitness
 SHORT = [
     MemoryError(),
     OSError(errno.EMFILE, "Too many open files"),
-    BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
     RuntimeError("can't start new thread"),
 ]
-OTHERS = [None, ValueError("x"), FileNotFoundError(errno.ENOENT, "x"), ConnectionRefusedError(errno.ECONNREFUSED, "x")]
+#: What a fork is told that is one too many, and whoever finds a file locked.
+AGAIN = BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+OTHERS = [
+    None,
+    ValueError("x"),
+    FileNotFoundError(errno.ENOENT, "x"),
+    ConnectionRefusedError(errno.ECONNREFUSED, "x"),
+    AGAIN,
+]
 
 
 @pytest.mark.parametrize("error", SHORT, ids=repr)
@@ -43,6 +51,19 @@ def test_tasks_that_fail_and_report_it_make_no_process_unfit(error: BaseExceptio
         fitness.ended(error)
 
     assert not fitness.reason
+
+
+def test_forks_that_fail_make_a_process_unfit_that_can_start_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    fitness = Fitness()
+
+    for _ in range(MOST):
+        fitness.ended(AGAIN)
+
+    assert "in a row" in fitness.reason
 
 
 def test_failures_that_cannot_be_reported_make_a_process_unfit() -> None:
