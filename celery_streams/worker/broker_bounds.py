@@ -7,7 +7,6 @@ control, mingle and replies use the app's pools, not only what the worker itself
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from .. import celery_private
@@ -17,9 +16,7 @@ from ..redis_url import SOCKET_TIMEOUT, wait
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ("answers", "bound_connections", "bound_open_connection", "close_unused")
-
-logger = logging.getLogger(__name__)
+__all__ = ("bound_connections", "bound_open_connection", "close_unused")
 
 
 def bound_connections(app: Celery) -> None:
@@ -60,22 +57,6 @@ def close_unused(connection: Any) -> None:
         if client is not None and client.connection is not None and not celery_private.waits_for_messages(channel):
             celery_private.stop_polling(channel, client.connection)
             client.connection.disconnect()
-
-
-def answers(connection: Any) -> bool:
-    """Return whether the broker of an open kombu connection answers, within the bound that this has; yes of others."""
-    if connection.transport.driver_type != "redis" or hasattr(connection.transport, "hasten"):
-        return True
-    for channel in list(connection.transport.channels or ()):
-        client = vars(channel).get("client")
-        if client is not None:
-            try:
-                client.ping()
-            except (*connection.connection_errors, *connection.channel_errors) as exc:
-                logger.debug("Celery's broker does not answer: %s", exc)
-                return False
-            return True
-    return True
 
 
 def bound_open_connection(connection: Any, seconds: float) -> None:

@@ -35,7 +35,7 @@ from .. import revocations
 from ..app import streams_of
 from ..exceptions import BrokerError
 from . import revoked_stamps
-from .broker_bounds import answers, bound_open_connection, close_unused
+from .broker_bounds import bound_open_connection, close_unused
 from .broker_wait import wait_beside
 from .control import Pidbox
 from .events import BackgroundEvents
@@ -366,8 +366,6 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         """Called between two waits where there is no event loop (gevent, eventlet, a transport without one)."""
         super().perform_pending_operations()
         if self.hub is None:
-            # Celery's loop waits once more for the broker, which may be silent, when it is to end already.
-            maybe_shutdown()
             self._lose()
 
     def _lose(self) -> None:
@@ -385,8 +383,6 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         """Stop all steps; a broker that is silent must not hold up the worker's end at each of them."""
         if self.connection:
             bound_open_connection(self.connection, _LEAVING)
-            if not answers(self.connection):
-                bound_open_connection(self.connection, _LETTING_GO)
         super().stop()
 
     def on_connection_error_before_connected(self, exc: BaseException) -> None:

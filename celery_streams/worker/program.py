@@ -22,7 +22,6 @@ from celery.apps.worker import safe_say
 from celery.exceptions import ImproperlyConfigured
 from celery.platforms import EX_OK
 from celery.utils.nodenames import worker_direct
-from celery.utils.timer2 import Timer as TimerThread
 from celery.worker import WorkController
 from celery.worker import state as worker_state
 from kombu.utils.imports import symbol_by_name
@@ -128,13 +127,6 @@ class StreamsWork(WorkController):  # type: ignore[misc]
         self.consumer_cls = CONSUMER
         if self.autoscaler_cls == _STOCK_AUTOSCALER:
             self.autoscaler_cls = AUTOSCALER
-
-    def on_stopped(self) -> None:
-        """Stop the timer, and say farewell to the consumer."""
-        if isinstance(self.timer, TimerThread):
-            # Else it is waited for until it has slept, for up to two seconds.
-            self.timer.running = False
-        super().on_stopped()
 
     def _select_streams(self) -> None:
         """Replace the selection of queues that Celery made for a worker of lists.

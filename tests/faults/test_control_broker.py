@@ -132,23 +132,6 @@ def test_a_worker_whose_broker_is_silent_ends_at_once_when_it_is_told_to(stage: 
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
-def test_a_worker_of_green_threads_whose_broker_is_silent_waits_for_it_once(
-    stage: Stage, proxy: Proxy, pool: str
-) -> None:
-    worker = _worker(stage, proxy, pool)
-    stage.drained(stage.send("ok"))
-    _take_away(proxy, "silent")
-    began = time.monotonic()
-
-    worker.signal(signal.SIGTERM)
-
-    assert worker.wait(15) == 0, stage.logs()
-    # Two seconds of Celery's loop, and one for the answer that does not come; it was seven.
-    assert time.monotonic() - began < 6.0
-
-
-@pytest.mark.faults
 @pytest.mark.parametrize("pool", ["prefork", "solo"])
 def test_a_question_whose_answer_the_broker_does_not_take_holds_up_neither_tasks_nor_the_end(
     stage: Stage, proxy: Proxy, asks: Callable[[FaultWorker], bool], pool: str
