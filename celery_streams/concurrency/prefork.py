@@ -31,6 +31,7 @@ from ..worker.child import ChildOptions, consumer_name
 from ..worker.counts import CountsTable
 from ..worker.dead_children import Casualty, Cause
 from ..worker.events import INTERVAL
+from ..worker.gates import all_held
 from ..worker.hand_back import Restrictable
 from ..worker.slots import SlotTable, Snapshot
 from .base import StreamsPool, parted
@@ -177,10 +178,11 @@ class TaskPool(StreamsPool):
     def _fork(self, process: Any) -> None:
         services = self.parent.services
         if services is None:
-            process.start()
+            with all_held():
+                process.start()
             return
-        with services.paused(), warnings.catch_warnings():
-            # The services' threads are between two rounds and hold nothing: see Services.paused.
+        with services.paused(), all_held(), warnings.catch_warnings():
+            # The threads are between two rounds and hold nothing: see Services.paused, and gates.
             warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
             process.start()
 

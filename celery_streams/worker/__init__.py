@@ -22,6 +22,7 @@ module               process  owns
 ``dead_children``    parent   what a child held that died
 ``lost_tasks``       parent   settles tasks whose process is gone, and reports them as lost
 ``untold``           parent   reports failures that a child could not report itself
+``gates``            both     what threads hold while they send something, so that no child is forked meanwhile
 ``later``            parent   does one thing after the other, in a thread nobody waits for
 ``services``         parent   the threads of those that follow, down to ``tallying``
 ``heartbeat``        parent   keeps what is held from being claimed

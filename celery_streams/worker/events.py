@@ -28,6 +28,7 @@ from kombu.messaging import Producer
 
 from ..redis_url import SOCKET_TIMEOUT
 from .broker_bounds import close_unused
+from .gates import Gate
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -95,6 +96,7 @@ class BackgroundEvents(EventDispatcher):  # type: ignore[misc]
         #: What is kept is on its way to the broker.
         self._sending = False
         self._thread: threading.Thread | None = None
+        self._gate = Gate()
         self._on_silence = on_silence
         self._silent = self._abandoned = self._away = False
         self._told = 0
@@ -226,7 +228,8 @@ class BackgroundEvents(EventDispatcher):  # type: ignore[misc]
             awaited = list(self._awaited)
             began = time.monotonic()
             try:
-                self._send_kept()
+                with self._gate:
+                    self._send_kept()
             except away as exc:
                 self._away = True
                 self._let_go(len(self._awaited))

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from .gates import Gate
+
 __all__ = ("Later",)
 
 #: Seconds that the end of the worker may wait for what is left.
@@ -28,6 +30,7 @@ class Later(Generic[T]):
         self.waiting: deque[T] = deque(maxlen=most)
         self._name = name
         self._do = do
+        self._gate = Gate()
         self._due = threading.Event()
         self._stop = False
         self._thread: threading.Thread | None = None
@@ -54,6 +57,7 @@ class Later(Generic[T]):
             self._due.wait()
             self._due.clear()
             while self.waiting:
-                self._do(self.waiting.popleft())
+                with self._gate:
+                    self._do(self.waiting.popleft())
             if self._stop:
                 return
