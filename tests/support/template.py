@@ -210,8 +210,10 @@ def _serve(control: socket.socket) -> dict[str, Any] | None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake)
     statuses: dict[int, int] = {}
-    while True:
-        ready, _, _ = select.select([control.fileno(), woken], [], [])
+    parent = os.getppid()
+    # What the test process has forked, and left behind, keeps its end of the socket open.
+    while os.getppid() == parent:
+        ready, _, _ = select.select([control.fileno(), woken], [], [], 5.0)
         if woken in ready:
             os.read(woken, 4096)
             _tell_ends(statuses)
@@ -229,6 +231,7 @@ def _serve(control: socket.socket) -> dict[str, Any] | None:
         output, errors, statuses[pid] = numbers
         os.close(output)
         os.close(errors)
+    return None
 
 
 def _tell_ends(statuses: dict[int, int]) -> None:
