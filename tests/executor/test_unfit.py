@@ -31,7 +31,7 @@ def test_expired_message_is_revoked_and_acknowledged(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("protocol", [2, 1])
-@pytest.mark.parametrize("task_id", ["import-5", uuid.UUID(int=77), b"import-5"])
+@pytest.mark.parametrize("task_id", ["revoked-5", uuid.UUID(int=77), b"revoked-5"])
 def test_revoked_message_is_acknowledged_whatever_kind_of_id_it_has(
     make: Callable[..., Bench], task_id: Any, protocol: int
 ) -> None:

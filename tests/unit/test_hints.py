@@ -47,6 +47,13 @@ def test_queue_that_a_shell_would_split_is_quoted() -> None:
     )
 
 
+def commands(group: click.Group) -> dict[str, click.Command]:
+    """Return the commands of a group, also those that nobody asked for yet."""
+    ctx = click.Context(group)
+    found = {name: group.get_command(ctx, name) for name in group.list_commands(ctx)}
+    return {name: one for name, one in found.items() if one is not None}
+
+
 #: A command in a text: up to what no command has, or a comment behind it.
 _COMMAND = re.compile(
     r"(?:celery-streams|manage\.py celery_streams|celery -A \w+ streams)((?: +(?:'[^'\n]*'|[^\s`'#|;()]+))+)"
@@ -59,7 +66,7 @@ def commands_of(text: str) -> Iterator[list[str]]:
         words = hoist(shlex.split(match[1].rstrip(".,:\\")), celery_streams.params)
         while words and words[0].startswith("-"):  # global options, which have all one value
             words = words[2:]
-        if words and words[0] in celery_streams.commands:
+        if words and words[0] in commands(celery_streams):
             yield words
 
 
@@ -67,8 +74,8 @@ def misunderstood(words: list[str]) -> str | None:
     """Return why a command line cannot be parsed; values are not looked at."""
     command: click.Command = celery_streams
     rest = words
-    while isinstance(command, click.Group) and rest and rest[0] in command.commands:
-        command, rest = command.commands[rest[0]], rest[1:]
+    while isinstance(command, click.Group) and rest and (found := commands(command).get(rest[0])) is not None:
+        command, rest = found, rest[1:]
     try:
         given, left, _ = command.make_parser(click.Context(command)).parse_args(list(rest))
     except click.UsageError as exc:
@@ -87,7 +94,7 @@ def test_each_command_that_the_documents_and_the_help_name_can_be_run_as_it_is_p
     while groups:
         one = groups.pop()
         texts.append(f"{one.help or ''}\n{one.epilog or ''}")
-        groups += one.commands.values() if isinstance(one, click.Group) else ()
+        groups += commands(one).values() if isinstance(one, click.Group) else ()
 
     found = [words for text in texts for words in commands_of(text)]
 
